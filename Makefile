@@ -1,0 +1,36 @@
+# make recover   set up, grow the mini splits once, run all stages on them, print one table
+# make test      set up, run the tests
+# make bench     set up, run the slow and statistical checks
+# make clean     forget the results (the grown models stay)
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN = .venv/bin/python
+SPLITS = mini_ft mini_lora_v mini_lora_f
+
+.PHONY: recover test bench clean
+
+recover: .venv/installed
+	$(RUN) -m dataset.grow --splits $(SPLITS)
+	$(RUN) get_vit_layer_statistics.py --model-graph mini_ft
+	$(RUN) clustering.py --no-lora --model-graph mini_ft
+	$(RUN) clustering.py --lora --model-graph mini_lora_v
+	$(RUN) clustering.py --lora --model-graph mini_lora_f
+	$(RUN) MoTHer_FullFT.py --model-graph mini_ft
+	$(RUN) MoTHer_LoRA.py --model-graphs mini_lora_v mini_lora_f
+	$(RUN) summarize.py --model-graphs $(SPLITS)
+
+test: .venv/installed
+	$(RUN) -m pytest
+
+bench: .venv/installed
+	$(RUN) -m benchmarks.arborescence
+	$(RUN) -m benchmarks.memory
+
+clean:
+	rm -rf results
+
+# The stamp is written last: an interrupted set-up starts again.
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch .venv/installed

@@ -1,0 +1,1 @@
+"""MoTHer: recover the family tree of neural networks from their weights."""

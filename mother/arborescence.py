@@ -1,0 +1,93 @@
+"""Minimum spanning arborescence of a dense directed graph (Edmonds' algorithm in O(n^2))."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> Int[np.ndarray, "models"]:
+    """Parent of each node in the cheapest directed spanning tree; -1 for its root, which is found as well.
+
+    `cost[i, j]` is the price of the edge i -> j; the diagonal is ignored, all else must be finite
+    (ValueError). Of equally cheap trees one is chosen, always the same for the same matrix.
+
+    Chu-Liu/Edmonds with contraction as in Tarjan, "Finding optimum branchings" (1977), dense form: grow a
+    path backwards along cheapest incoming edges; when it bites its tail, contract the cycle; when it
+    reaches what is already connected to the root, start anew. A virtual root with one dear edge to every
+    node makes exactly one of them the root.
+    """
+    cost = np.asarray(cost, dtype=np.float64)
+    n = len(cost)
+    if cost.shape != (n, n):
+        raise ValueError(f"cost must be a square matrix, not of shape {cost.shape}")
+    if n <= 1:
+        return np.full(n, -1)
+    off_diagonal = ~np.eye(n, dtype=bool)
+    if not np.isfinite(cost[off_diagonal]).all():
+        raise ValueError("every edge must have a finite cost")
+
+    # into[v, u] is the reduced cost of the best edge u -> v between two contracted nodes; row n of the
+    # virtual root is never asked. source and target are the original ends of that edge.
+    low, high = cost[off_diagonal].min(), cost[off_diagonal].max()
+    into = np.full((n + 1, n + 1), np.inf)
+    # Costs start at zero, so that the dear edges do not swallow the digits of a far-off level.
+    into[:n, :n] = np.where(off_diagonal, cost - low, np.inf).T
+    into[:n, n] = (high - low + 1) * (n + 1)
+    target, source = np.indices((n + 1, n + 1), dtype=np.int32)
+
+    # Nodes 0 .. n-1 are models, n is the virtual root, later ones are contracted cycles. A slot is a row of
+    # `into`; a contracted cycle takes over the slot of its first member.
+    node_in_slot = list(range(n + 1))
+    contracted_into = [-1] * (n + 1)
+    chosen: dict[int, tuple[int, int]] = {}  # node -> original (parent, child) of its incoming edge
+    connected = np.zeros(n + 1, dtype=bool)
+    connected[n] = True
+    gone = np.zeros(n + 1, dtype=bool)
+    for start in range(n):
+        if connected[start] or gone[start]:
+            continue
+        path, place = [start], {start: 0}  # slots, and where each stands
+        while True:
+            head = path[-1]
+            tail = int(into[head].argmin())
+            chosen[node_in_slot[head]] = (int(source[head, tail]), int(target[head, tail]))
+            into[head] -= into[head, tail]
+            if connected[tail]:
+                connected[path] = True
+                break
+            if tail not in place:
+                place[tail] = len(path)
+                path.append(tail)
+                continue
+            cycle = path[place[tail] :]
+            del path[place[tail] + 1 :]
+            for slot in cycle[1:]:
+                del place[slot]
+            _contract(into, source, target, cycle)
+            gone[cycle[1:]] = True
+            node = len(contracted_into)
+            contracted_into.append(-1)
+            for slot in cycle:
+                contracted_into[node_in_slot[slot]] = node
+            node_in_slot[tail] = node
+
+    # Expand, last contraction first: the edge that enters a cycle replaces that of the member it enters.
+    for node in range(len(contracted_into) - 1, n, -1):
+        parent, child = chosen[node]
+        member = child
+        while contracted_into[member] != node:
+            member = contracted_into[member]
+        chosen[member] = (parent, child)
+    parents = np.array([chosen[child][0] for child in range(n)])
+    return np.where(parents == n, -1, parents)
+
+
+def _contract(into: np.ndarray, source: np.ndarray, target: np.ndarray, cycle: list[int]) -> None:
+    """Make one node of a cycle, in the slot of its first member: the cheapest edge of all members counts."""
+    slot, columns = cycle[0], np.arange(len(into))
+    best = np.array(cycle)[into[cycle].argmin(axis=0)]
+    into[slot], source[slot], target[slot] = into[best, columns], source[best, columns], target[best, columns]
+    best = np.array(cycle)[into[:, cycle].argmin(axis=1)]
+    into[:, slot], source[:, slot], target[:, slot] = into[columns, best], source[columns, best], target[columns, best]
+    into[slot, cycle] = np.inf
+    into[:, cycle[1:]] = np.inf
+    into[cycle[1:]] = np.inf

@@ -1,0 +1,105 @@
+"""Distances between models: the paper's two for trees, its two for clusters.
+
+The pairwise functions take the weights of one layer of all models and return one [i, j] entry for each
+pair, so that every weight is read once and only one layer is in memory. The others put layers together.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def pairwise_max_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
+    """[i, j] = max(W_i - W_j) over the entries. The minimum of W_i - W_j is minus entry [j, i]."""
+    flat = weights.flatten(1)
+    result = flat.new_zeros(len(flat), len(flat))
+    for i in range(len(flat) - 1):
+        low, high = (flat[i] - flat[i + 1 :]).aminmax(dim=1)
+        result[i, i + 1 :], result[i + 1 :, i] = high, -low
+    return result
+
+
+def pairwise_mean_absolute_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
+    """[i, j] = mean |W_i - W_j| over the entries (paper's code: clusters of fully fine-tuned models)."""
+    flat = weights.flatten(1)
+    result = flat.new_zeros(len(flat), len(flat))
+    for i in range(len(flat) - 1):
+        result[i, i + 1 :] = result[i + 1 :, i] = (flat[i] - flat[i + 1 :]).abs().mean(dim=1)
+    return result
+
+
+def pairwise_mean_square_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
+    """[i, j] = mean (W_i - W_j)^2 over the entries, summed in float64."""
+    flat = weights.flatten(1)
+    result = flat.new_zeros(len(flat), len(flat), dtype=torch.float64)
+    for i in range(len(flat) - 1):
+        squares = (flat[i] - flat[i + 1 :]).square_()
+        result[i, i + 1 :] = result[i + 1 :, i] = squares.mean(dim=1, dtype=torch.float64)
+    return result
+
+
+def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, "models models"]:
+    """[i, j] = rank(W_i - W_j) (paper, section 4.1, LoRA).
+
+    Singular values in float32 above max(rows, columns) * eps * the largest: what `np.linalg.matrix_rank`
+    does by default, and therefore blind to the rounding noise of weights stored in half precision.
+    """
+    result = torch.zeros(len(weights), len(weights), dtype=torch.int64, device=weights.device)
+    for i in range(len(weights) - 1):
+        ranks = torch.linalg.matrix_rank(weights[i] - weights[i + 1 :])
+        result[i, i + 1 :] = result[i + 1 :, i] = ranks
+    return result
+
+
+def difference_range(
+    max_difference: Float[np.ndarray, "layers models models"], both_orders: bool = False
+) -> tuple[Float[np.ndarray, "layers"], Float[np.ndarray, "layers"]]:
+    """Smallest and largest entry of W_i - W_j over all pairs, for each layer (paper: the statistics file).
+
+    A pair counts in the order of the collection, i before j, as in the authors' code; with `both_orders`
+    it counts as W_j - W_i as well.
+    """
+    first, second = np.triu_indices(max_difference.shape[1], k=1)
+    high, low = max_difference[:, first, second], -max_difference[:, second, first]
+    if both_orders:
+        high = np.maximum(high, -low)
+        low = -high
+    return low.min(axis=1), high.max(axis=1)
+
+
+def minmax_distance(
+    max_difference: Float[np.ndarray, "layers models models"],
+    low: Float[np.ndarray, "layers"],
+    high: Float[np.ndarray, "layers"],
+    both_orders: bool = False,
+) -> Float[np.ndarray, "models models"]:
+    """d(i, j) = max over layers of max(minmax(W_i - W_j)), minmax(x) = (x - low) / (high - low).
+
+    Source: paper, section 4.1, full fine-tuning; low and high are those of the layer over all pairs. The
+    maximum has a sign, so it depends on which of the two is subtracted: i before j in the order of the
+    collection, as in the authors' code, or the larger of the two with `both_orders`. Layers in which no two
+    models differ (high = low) say nothing and are passed over. Symmetric, zero diagonal.
+    """
+    spread = high - low
+    if (spread < 0).any():
+        raise ValueError("high must not be below low")
+    informative = spread > 0
+    if both_orders:
+        signed = np.maximum(max_difference, max_difference.transpose(0, 2, 1))
+    else:
+        upper = np.triu(max_difference, k=1)
+        signed = upper + upper.transpose(0, 2, 1)
+    if not informative.any():
+        return np.zeros(max_difference.shape[1:])
+    scaled = (signed[informative] - low[informative, None, None]) / spread[informative, None, None]
+    distance = scaled.max(axis=0)
+    np.fill_diagonal(distance, 0)
+    return distance
+
+
+def sum_over_layers(
+    distances: Float[np.ndarray, "layers models models"] | Int[np.ndarray, "layers models models"],
+) -> Float[np.ndarray, "models models"]:
+    """d(i, j) = sum over layers: of ranks for LoRA trees and clusters, of mean |W_i - W_j| for FT clusters."""
+    return distances.sum(axis=0).astype(float)

@@ -1,0 +1,28 @@
+"""Errors that a user can act on. Scripts print them in one line; they never show a traceback for them."""
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used; the message says what, where and what to do."""
+
+
+class ManifestError(InputError):
+    """A manifest is not usable.
+
+    `file` is the manifest, `reason` what is wrong with which node, `remedy` what to change.
+    """
+
+    def __init__(self, file: object, reason: str, remedy: str):
+        self.file, self.reason, self.remedy = str(file), reason, remedy
+        super().__init__(f"{file}: {reason}. {remedy}")
+
+
+class CheckpointError(InputError):
+    """One model cannot be used; the others of the run go on.
+
+    `model` is its id in the manifest, `file` where the fault is, `reason` what is wrong (with the
+    tensor's name where there is one), `remedy` what to do about it.
+    """
+
+    def __init__(self, model: str, file: object, reason: str, remedy: str):
+        self.model, self.file, self.reason, self.remedy = model, str(file), reason, remedy
+        super().__init__(f"model {model}: {reason} ({file}). {remedy}")

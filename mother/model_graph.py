@@ -1,0 +1,226 @@
+"""The Model Graph: which models there are, and who was trained from whom.
+
+Two JSON formats live here. A *manifest* names a collection of models and what is known of their
+heritage; it is the input. A *Model Graph* (paper, section 3) holds the recovered edges; it is the
+output. Both are plain enough to be written by hand or read by another program.
+
+Manifest::
+
+    {"format": "mother-manifest/1",
+     "name": "my_models",
+     "nodes": [{"id": "a", "source": "models/a", "parent": null, "tree": 0, "task": null, "rank": null},
+               {"id": "b", "source": "hf://org/name@main:unet", "parent": "a", "tree": 0}]}
+
+`source` is a folder or a `.safetensors` file relative to the manifest and inside its folder, or
+`hf://owner/name[@revision][:subfolder]`. `parent` is null where it is unknown or where there is none;
+so are `tree`, `task` and `rank`.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import networkx as nx
+
+from mother.errors import ManifestError
+from mother.files import write_json, write_text
+
+MANIFEST_FORMAT = "mother-manifest/1"
+GRAPH_FORMAT = "mother-model-graph/1"
+
+HUB_SOURCE = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w.-]+(/[\w.-]+)*))?"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A model of a collection and what is known about it (None: unknown)."""
+
+    id: str
+    source: str
+    parent: str | None = None
+    tree: int | str | None = None
+    task: str | None = None
+    rank: int | None = None  # of the LoRA update that made it
+    recipe: dict[str, Any] | None = None  # how `dataset/` grows it
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A named collection of models. `folder` is what relative sources start from."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    folder: Path
+    description: str = ""
+
+    @property
+    def edges(self) -> set[tuple[str, str]]:
+        """The known (parent, child) pairs."""
+        return {(node.parent, node.id) for node in self.nodes if node.parent is not None}
+
+    def location(self, node: Node) -> str | Path:
+        """Where a node's weights are: a path, or the `hf://` source itself."""
+        return node.source if node.source.startswith("hf://") else self.folder / node.source
+
+
+def _check_source(path: Path, node: Node) -> None:
+    """Refuse a source that is neither a Hub repository nor a path inside the manifest's folder."""
+    if node.source.startswith("hf://"):
+        # ".." would pass for a name of dots, and would leave the repository's folder.
+        if HUB_SOURCE.fullmatch(node.source) and ".." not in node.source:
+            return
+        raise ManifestError(
+            path, f"node {node.id!r} has the source {node.source!r}", "Write hf://owner/name[@revision][:subfolder]."
+        )
+    pure = PurePosixPath(node.source)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in node.source or "\0" in node.source or not pure.parts:
+        raise ManifestError(
+            path,
+            f"node {node.id!r} has the source {node.source!r}, which is outside the manifest's folder",
+            "Give a path relative to the manifest, without '..', or hf://owner/name.",
+        )
+
+
+def _node(path: Path, position: int, entry: Any) -> Node:
+    """Check the types of one entry of `nodes`."""
+    if not isinstance(entry, dict):
+        raise ManifestError(path, f"node number {position} is not an object", 'Write {"id": ..., "source": ...}.')
+    for key in ("id", "source"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise ManifestError(path, f"node number {position} has no {key}", f'Give "{key}" as a non-empty string.')
+    types = {"parent": str, "tree": int | str, "task": str, "rank": int, "recipe": dict}
+    for key, kind in types.items():
+        value = entry.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ManifestError(
+                path, f"node {entry['id']!r} has {key} = {value!r}", "Write null where it is not known."
+            )
+    return Node(entry["id"], entry["source"], *(entry.get(key) for key in types))
+
+
+def check_nodes(path: Path, nodes: tuple[Node, ...]) -> None:
+    """Raise ManifestError on duplicate ids, unknown parents, cycles or unusable sources."""
+    if not nodes:
+        raise ManifestError(path, "there is no node in it", "List at least one model.")
+    parents: dict[str, str | None] = {}
+    for node in nodes:
+        if node.id in parents:
+            raise ManifestError(path, f"two nodes have the id {node.id!r}", "Give every node an id of its own.")
+        parents[node.id] = node.parent
+        _check_source(path, node)
+    for node in nodes:
+        if node.parent is not None and node.parent not in parents:
+            raise ManifestError(
+                path,
+                f"node {node.id!r} has the parent {node.parent!r}, which is not in it",
+                "Add the parent as a node, or write null if it is not in the collection.",
+            )
+    settled: set[str] = set()
+    for node in nodes:
+        line = []
+        current: str | None = node.id
+        while current is not None and current not in settled:
+            if current in line:
+                cycle = line[line.index(current) :] + [current]
+                raise ManifestError(path, f"the parents form a cycle: {' <- '.join(cycle)}", "Mend one of them.")
+            line.append(current)
+            current = parents[current]
+        settled.update(line)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and check a manifest; raises ManifestError with the reason and the remedy."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(path, "there is no such file", "Give the path of a manifest.") from None
+    except OSError as error:
+        raise ManifestError(path, f"cannot be read: {error.strerror}", "Give the path of a manifest.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ManifestError(path, f"is not JSON: {error}", "Mend the file.") from None
+    if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
+        raise ManifestError(
+            path, f'does not say "format": "{MANIFEST_FORMAT}"', "See mother/model_graph.py for the format."
+        )
+    entries = content.get("nodes")
+    if not isinstance(entries, list):
+        raise ManifestError(path, "has no list of nodes", 'Write "nodes": [...].')
+    nodes = tuple(_node(path, position, entry) for position, entry in enumerate(entries))
+    check_nodes(path, nodes)
+    name = content.get("name", path.stem)
+    # The name becomes a folder under results/.
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
+        raise ManifestError(path, f"has the name {name!r}", "Use letters, digits, '_', '-', '.' and spaces.")
+    return Manifest(name, nodes, path.parent, str(content.get("description", "")))
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Check a manifest and write it atomically."""
+    check_nodes(path, manifest.nodes)
+    nodes = [{key: value for key, value in asdict(node).items() if key != "recipe" or value} for node in manifest.nodes]
+    content = {"format": MANIFEST_FORMAT, "name": manifest.name, "description": manifest.description}
+    lines = ",\n  ".join(json.dumps(node, ensure_ascii=False) for node in nodes)
+    head = json.dumps(content, indent=1, ensure_ascii=False)[:-2]
+    write_text(path, f'{head},\n "nodes": [\n  {lines}\n ]\n}}\n')
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`child` was trained from `parent`; `attributes` are JSON values such as the distance."""
+
+    parent: str
+    child: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """Recovered heritage of a collection: a set of Model Trees (paper, section 3)."""
+
+    name: str
+    nodes: dict[str, dict[str, Any]]  # id -> JSON attributes, such as the cluster
+    edges: tuple[Edge, ...]
+    left_out: dict[str, str] = field(default_factory=dict)  # id -> why it has no place in the graph
+    notes: tuple[str, ...] = ()
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The same graph with the same attributes, edges pointing from parent to child."""
+        graph = nx.DiGraph(name=self.name)
+        graph.add_nodes_from(self.nodes.items())
+        graph.add_edges_from((edge.parent, edge.child, edge.attributes) for edge in self.edges)
+        return graph
+
+    def write(self, path: Path) -> None:
+        """Write `model_graph.json` atomically."""
+        write_json(
+            path,
+            {
+                "format": GRAPH_FORMAT,
+                "name": self.name,
+                "nodes": [{"id": key, **attributes} for key, attributes in self.nodes.items()],
+                "edges": [{"parent": edge.parent, "child": edge.child, **edge.attributes} for edge in self.edges],
+                "left_out": self.left_out,
+                "notes": list(self.notes),
+            },
+        )
+
+
+def read_model_graph(path: Path) -> ModelGraph:
+    """Read what `ModelGraph.write` wrote; raises ManifestError if it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != GRAPH_FORMAT:
+            raise ValueError(f'does not say "format": "{GRAPH_FORMAT}"')
+        nodes = {entry["id"]: {k: v for k, v in entry.items() if k != "id"} for entry in content["nodes"]}
+        edges = tuple(
+            Edge(entry["parent"], entry["child"], {k: v for k, v in entry.items() if k not in ("parent", "child")})
+            for entry in content["edges"]
+        )
+        return ModelGraph(content["name"], nodes, edges, content["left_out"], tuple(content["notes"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ManifestError(path, f"is not a Model Graph: {error}", "Run the script that writes it again.") from None

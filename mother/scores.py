@@ -1,0 +1,39 @@
+"""How well a recovered graph agrees with the truth."""
+
+import numpy as np
+from jaxtyping import Int
+from scipy.optimize import linear_sum_assignment
+
+EdgeSet = set[tuple[str, str]]
+
+
+def directed_accuracy(recovered: EdgeSet, truth: EdgeSet) -> float | None:
+    """Share of the true (parent, child) edges that were recovered: the paper's score. None without edges."""
+    return len(recovered & truth) / len(truth) if truth else None
+
+
+def undirected_accuracy(recovered: EdgeSet, truth: EdgeSet) -> float | None:
+    """The same without regard to the arrows."""
+    either = recovered | {(child, parent) for parent, child in recovered}
+    return len(either & truth) / len(truth) if truth else None
+
+
+def match_labels(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "models"]) -> Int[np.ndarray, "models"]:
+    """Rename cluster labels to those of the true classes, one to one, so that most models agree.
+
+    A cluster that is left without a class gets -1. The best of all permutations, which the authors' code
+    tries one by one; found by the Hungarian method, it also works for many clusters.
+    """
+    names, columns = np.unique(truth, return_inverse=True)
+    clusters, rows = np.unique(labels, return_inverse=True)
+    agreement = np.zeros((len(clusters), len(names)), dtype=np.int64)
+    np.add.at(agreement, (rows, columns), 1)
+    renamed = np.full(len(clusters), -1)
+    row, column = linear_sum_assignment(agreement, maximize=True)
+    renamed[row] = names[column]
+    return renamed[rows]
+
+
+def cluster_accuracy(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "models"]) -> float:
+    """Share of models in the right cluster under the best naming of the clusters (paper, section 5)."""
+    return float((match_labels(labels, truth) == truth).mean())

@@ -1,0 +1,76 @@
+"""Shared by the tests: shapes and types of `mother/` are checked at run time, and a small forest is grown."""
+
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook("mother", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from mother.model_graph import Manifest, Node, write_manifest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+KINDS = {"query": "attention.query", "key": "attention.key", "value": "attention.value", "output": "output.dense"}
+
+
+def vit_weights(seed: int, blocks: int = 2, width: int = 12, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Random attention weights under the names of a ViT file, with a bias and a non-square weight."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {f"{prefix}embeddings.cls_token": torch.zeros(1, 1, width)}
+    for block in range(blocks):
+        stem = f"{prefix}encoder.layer.{block}"
+        for name in KINDS.values():
+            weights[f"{stem}.attention.{name}.weight"] = torch.randn(width, width, generator=generator)
+        weights[f"{stem}.attention.output.dense.bias"] = torch.zeros(width)
+        weights[f"{stem}.output.dense.weight"] = torch.randn(width, 2 * width, generator=generator)
+    return weights
+
+
+def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """Save weights as an ordinary model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def save_family(folder: Path, size: int = 5, rank: int | None = None, name: str = "family") -> Manifest:
+    """A chain of models, each a small step from the one before, with its manifest in `folder`."""
+    weights = vit_weights(0)
+    nodes = []
+    for step in range(size):
+        if step:
+            generator = torch.Generator().manual_seed(100 + step)
+            for key, weight in weights.items():
+                if weight.ndim == 2:
+                    rows, columns = weight.shape
+                    inner = rank or rows
+                    move = torch.randn(rows, inner, generator=generator) @ torch.randn(inner, columns, generator=generator)
+                    weights[key] = weight + 0.01 * move / inner**0.5
+        save_model(folder / f"m{step}", weights)
+        nodes.append(Node(f"m{step}", f"m{step}", f"m{step - 1}" if step else None, 0))
+    manifest = Manifest(name, tuple(nodes), folder)
+    write_manifest(folder / f"{name}.json", manifest)
+    return manifest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
+    """Two quick splits, really trained: 2 trees of 7 models each, fully fine-tuned and by LoRA."""
+    from dataset.grow import grow_manifest
+    from dataset.plan import QUICK, plan
+
+    folder = tmp_path_factory.mktemp("forest")
+    manifests = {}
+    for split in ("mini_ft", "mini_lora_v"):
+        manifests[split] = plan(split, folder, QUICK)
+        assert not grow_manifest(manifests[split])
+    return manifests

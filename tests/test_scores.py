@@ -1,0 +1,60 @@
+"""Scores, direction and clusters against the definitions written out."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from mother.clusters import ward_clusters
+from mother.direction import kurtosis_direction
+from mother.scores import cluster_accuracy, directed_accuracy, match_labels, undirected_accuracy
+
+
+def test_direction_is_one_where_kurtosis_contradicts() -> None:
+    kurtosis = np.array([3.0, 1.0, 1.0])
+    falls = kurtosis_direction(kurtosis, "specialization")
+    assert falls.tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert kurtosis_direction(kurtosis, "generalization").tolist() == falls.T.tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_direction_refuses_what_is_not_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        kurtosis_direction(np.array([0.0, value]), "specialization")
+
+
+def test_edge_accuracy() -> None:
+    truth = {("a", "b"), ("b", "c"), ("a", "d"), ("d", "e")}
+    recovered = {("a", "b"), ("c", "b"), ("a", "d"), ("a", "e")}
+    assert directed_accuracy(recovered, truth) == 0.5
+    assert undirected_accuracy(recovered, truth) == 0.75
+    assert directed_accuracy(set(), set()) is None and undirected_accuracy(set(), set()) is None
+
+
+def test_cluster_accuracy_is_that_of_the_best_permutation(rng: np.random.Generator) -> None:
+    for _ in range(50):
+        truth, labels = rng.integers(0, 4, 15), rng.integers(0, 4, 15)
+        best = max((np.array(names)[labels] == truth).mean() for names in permutations(range(4)))
+        assert cluster_accuracy(labels, truth) == pytest.approx(best)
+
+
+def test_match_labels_with_too_many_clusters() -> None:
+    matched = match_labels(np.array([0, 0, 1, 2]), np.array([7, 7, 7, 9]))
+    assert matched.tolist() == [7, 7, -1, 9]
+
+
+def test_ward_finds_separate_groups(rng: np.random.Generator) -> None:
+    truth = np.repeat(np.arange(4), 6)
+    distance = np.where(truth[:, None] == truth[None], rng.uniform(0.1, 0.4, (24, 24)), 3.0)
+    distance = np.triu(distance, 1) + np.triu(distance, 1).T
+    assert cluster_accuracy(ward_clusters(distance, 4), truth) == 1
+    assert set(ward_clusters(distance, 1).tolist()) == {0}
+
+
+def test_ward_with_few_models() -> None:
+    assert ward_clusters(np.zeros((1, 1)), 5).tolist() == [0]
+    assert sorted(ward_clusters(np.array([[0.0, 1.0], [1.0, 0.0]]), 5).tolist()) == [0, 1]
+    with pytest.raises(ValueError, match="at least 1"):
+        ward_clusters(np.zeros((2, 2)), 0)
+    with pytest.raises(ValueError, match="finite"):
+        ward_clusters(np.array([[0.0, np.nan], [np.nan, 0.0]]), 1)
