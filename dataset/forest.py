@@ -1,0 +1,162 @@
+"""Grow models along a family tree: parents before children, in parallel, and never half a model.
+
+A model is grown in a temporary folder that is moved into place when it is complete. `training.json`
+in it records the recipe, the parent's digest and the digest of every file, so that a truncated,
+edited or outdated model is found and grown again, and so are its descendants if its weights changed.
+The same recipe on the same machine gives the same bytes.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mother.errors import InputError
+from mother.files import sha256, write_json
+
+RECORD = "training.json"
+
+
+class GrowError(InputError):
+    """A model could not be grown: it did not learn its task, or its recipe is wrong."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to grow into `folder` by `recipe["grower"]`, a "module:function" of this package."""
+
+    id: str
+    folder: Path
+    recipe: dict[str, Any]
+    parent: str | None = None
+    parent_folder: Path | None = None
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The training record of a grown model, or None where there is no complete one."""
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def is_intact(job: Job) -> bool:
+    """Whether the model is complete, unchanged, and grown by this recipe from this parent."""
+    record = read_record(job.folder)
+    if record is None or record.get("recipe") != job.recipe:
+        return False
+    if job.parent_folder is not None:
+        parent = read_record(job.parent_folder)
+        if parent is None or record.get("parent_digests") != parent.get("digests"):
+            return False
+    digests = record.get("digests", {})
+    try:
+        return bool(digests) and all(sha256(job.folder / name) == digest for name, digest in digests.items())
+    except OSError:
+        return False
+
+
+def _start_worker() -> None:
+    """One thread in each process: small models do not profit from more, and results do not depend on it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import warnings
+
+    import torch
+    import transformers
+
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft 0.21
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def grow_one(job: Job) -> float:
+    """Grow one model, or leave it alone if it is intact; returns the seconds it took."""
+    started = time.perf_counter()
+    if is_intact(job):
+        return 0.0
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{job.folder.name}.", suffix=".tmp", dir=job.folder.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        module, function = job.recipe["grower"].split(":")
+        grower = getattr(importlib.import_module(f"dataset.{module}"), function)
+        measured = grower(job.recipe, job.parent_folder, new)
+        record = {"recipe": job.recipe, **measured, "digests": {f.name: sha256(f) for f in sorted(new.iterdir())}}
+        if job.parent_folder is not None:
+            record["parent_digests"] = read_record(job.parent_folder)["digests"]
+        write_json(new / RECORD, record)
+        # A folder cannot be moved onto one that is not empty: the old one steps aside first.
+        if job.folder.exists():
+            os.rename(job.folder, Path(scratch) / "old")
+        os.rename(new, job.folder)
+    return time.perf_counter() - started
+
+
+def _sweep(folders: set[Path]) -> None:
+    """Remove what a killed run left half-way."""
+    for folder in folders:
+        for leftover in folder.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def grow(jobs: list[Job], workers: int | None = None) -> Iterator[tuple[Job, float | Exception]]:
+    """Grow all jobs, parents first; yields each with its seconds (0.0: was there), or what went wrong.
+
+    A job whose parent failed yields a GrowError; the others go on. `workers` defaults to the number of
+    CPUs. Only one process grows in a folder at a time: a second one waits.
+    """
+    by_id = {job.id: job for job in jobs}
+    folders = {job.folder.parent for job in jobs}
+    locks = [FileLock(folder / ".lock") for folder in sorted(folders)]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for lock in locks:
+        lock.acquire()
+    executor: ProcessPoolExecutor | None = None
+    try:
+        _sweep(folders)
+        outcome: dict[str, float | Exception] = {}
+        running: dict[Future, Job] = {}
+        waiting = dict(by_id)
+        while waiting or running:
+            for job in list(waiting.values()):
+                if job.parent is not None and job.parent in by_id and job.parent not in outcome:
+                    continue
+                del waiting[job.id]
+                if isinstance(outcome.get(job.parent), Exception):
+                    outcome[job.id] = GrowError(f"model {job.id}: its parent {job.parent} could not be grown.")
+                elif is_intact(job):
+                    outcome[job.id] = 0.0
+                else:
+                    if executor is None:  # Nothing to grow, no processes to start.
+                        executor = ProcessPoolExecutor(
+                            workers or os.cpu_count(), mp_context=get_context("spawn"), initializer=_start_worker
+                        )
+                    running[executor.submit(grow_one, job)] = job
+                    continue
+                yield job, outcome[job.id]
+                break  # Its children, earlier in the list or not, may be ready now.
+            else:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = running.pop(future)
+                    error = future.exception()
+                    outcome[job.id] = error if isinstance(error, Exception) else future.result()
+                    yield job, outcome[job.id]
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
+        for lock in locks:
+            lock.release()

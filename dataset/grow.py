@@ -1,0 +1,78 @@
+"""Grow the mini splits into dataset/models/ (once; what is there and intact stays).
+
+    python -m dataset.grow
+    python -m dataset.grow --splits mini_ft --workers 4
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from dataset.forest import Job, grow
+from dataset.plan import FAMILIES, SPLITS, plan, plan_family
+from mother.errors import InputError
+from mother.model_graph import Manifest, write_manifest
+
+
+@dataclass
+class Args:
+    """Grow the mini splits: 105 small ViTs each, really trained."""
+
+    splits: tuple[str, ...] = tuple(SPLITS)
+    """which to grow: mini_ft, mini_lora_v, mini_lora_f; also the families mini_llama, mini_sd"""
+    workers: int = os.cpu_count() or 1
+    """processes, one thread each"""
+
+
+def jobs_of(manifest: Manifest) -> list[Job]:
+    """The models of a manifest that have a recipe, as jobs."""
+    folders = {node.id: manifest.folder / node.source for node in manifest.nodes}
+    return [
+        Job(node.id, folders[node.id], node.recipe, node.parent, folders.get(node.parent))
+        for node in manifest.nodes
+        if node.recipe is not None
+    ]
+
+
+def grow_manifest(manifest: Manifest, workers: int | None = None) -> list[Exception]:
+    """Write the manifest, grow its models with a progress bar, and return what went wrong."""
+    write_manifest(manifest.folder / f"{manifest.name}.json", manifest)
+    jobs = jobs_of(manifest)
+    errors, grown, started = [], 0, time.perf_counter()
+    with tqdm(total=len(jobs), desc=f"growing {manifest.name}", unit="model") as bar:
+        for job, outcome in grow(jobs, workers):
+            bar.update()
+            if isinstance(outcome, Exception):
+                errors.append(outcome)
+                bar.write(f"{job.id}: {outcome}", file=sys.stderr)
+            else:
+                grown += outcome > 0
+    print(f"{manifest.name}: {len(jobs)} models, {grown} grown now, {time.perf_counter() - started:.0f} s")
+    return errors
+
+
+def main(args: Args) -> None:
+    """Grow the splits one after the other."""
+    known = [*SPLITS, *FAMILIES]
+    unknown = [split for split in args.splits if split not in known]
+    if unknown:
+        raise InputError(f"there is no split {', '.join(unknown)}. Choose from {', '.join(known)}.")
+    folder = Path(__file__).parent
+    errors = []
+    for split in args.splits:
+        manifest = plan_family(split, folder) if split in FAMILIES else plan(split, folder)
+        errors += grow_manifest(manifest, args.workers)
+    if errors:
+        raise InputError(f"{len(errors)} models could not be grown; see above.")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except InputError as error:
+        sys.exit(f"error: {error}")
