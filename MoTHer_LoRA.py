@@ -1,0 +1,75 @@
+"""Stage 3b: recover the Model Trees of models that were fine-tuned with LoRA.
+
+Paper, section 4: distance by the rank of weight differences, direction by kurtosis, both over the `value`
+layers, minimum spanning arborescence of the merged cost. Needs no statistics.
+
+    python MoTHer_LoRA.py
+    python MoTHer_LoRA.py --model-graphs mini_lora_v
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from console import announce_device, progress, report_trees, run
+from mother.direction import Stage
+from mother.distances import pairwise_rank, sum_over_layers
+from mother.measurements import Measured
+from mother.results import find_manifest
+from mother.statistics import kurtosis
+from mother.tree_recovery import Method, overall, recover_model_graph
+
+
+@dataclass
+class Args:
+    """Recover Model Trees of models fine-tuned with LoRA."""
+
+    model_graphs: tuple[str, ...] = ("mini_lora_v", "mini_lora_f")
+    """names of splits in dataset/, or paths of manifests"""
+    clusters: Literal["truth", "ward"] = "truth"
+    """models of a tree: as the manifest says, or as clustering.py found"""
+    stage: Stage = "specialization"
+    """whether kurtosis falls (fine-tuning) or rises (continued pre-training) from parent to child"""
+    direction_weight: float = 0.3
+    """c in the paper: weight of the direction against the distance"""
+    kind: str = "value"
+    """kind of layers for distance and kurtosis, of which the square ones are read"""
+    show_trees: bool = False
+    """print the recovered trees as text"""
+    results: Path = Path("results")
+    """results go to a folder of the model graph's name in it"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    overwrite: bool = False
+    """measure again instead of reusing results"""
+
+
+def distance(measured: Measured, group: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of ranks over the layers; it is zero where two models do not differ."""
+    ranks = sum_over_layers(measured.arrays["pair_rank"])
+    return ranks, ranks
+
+
+def main(args: Args) -> None:
+    """Measure, recover, score and draw every tree of each split."""
+    device = announce_device(args.device)
+    for model_graph in args.model_graphs:
+        manifest = find_manifest(model_graph)
+        folder = args.results / manifest.name
+        method = Method(
+            name=Path(__file__).stem,
+            kinds=(args.kind,),
+            direction_kind=args.kind,
+            statistics={"pair_rank": pairwise_rank, "kurtosis": kurtosis},
+            distance=distance,
+            distance_label="sum of ranks",
+        )
+        flags = asdict(args) | {"results": str(args.results)}
+        trees = recover_model_graph(manifest, method, folder, flags, device, progress)
+        report_trees(manifest.name, trees, overall(manifest, trees), folder, args.show_trees)
+
+
+if __name__ == "__main__":
+    run(main, Args)

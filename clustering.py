@@ -1,0 +1,141 @@
+"""Stage 2: which models share a tree.
+
+Paper, section 4.4: Ward's clusters on pairwise distances over all square layers; the sum of ranks for LoRA,
+the sum of mean absolute differences for full fine-tuning. Ends with the accuracy over random subsets of
+100 % to 10 % of the models, as in the paper. `--lora` (the default) and `--no-lora` choose the split.
+
+    python clustering.py
+    python clustering.py --no-lora
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+from console import announce_device, progress, report_left_out, run
+from mother import plots
+from mother.clusters import ward_clusters
+from mother.distances import pairwise_mean_absolute_difference, pairwise_rank, sum_over_layers
+from mother.errors import InputError
+from mother.files import write_atomically, write_figure
+from mother.layers import ATTENTION
+from mother.measurements import measure
+from mother.results import (
+    find_manifest,
+    format_table,
+    measure_once,
+    open_models,
+    read_digest,
+    run_facts,
+    write_result,
+)
+from mother.scores import cluster_accuracy, match_labels
+
+
+@dataclass
+class Args:
+    """Cluster a Model Graph into its trees."""
+
+    lora: bool = True
+    """distance by ranks, on mini_lora_v; otherwise by mean absolute differences, on mini_ft"""
+    model_graph: str | None = None
+    """name of a split in dataset/, or path of a manifest; by default the one that goes with --lora"""
+    clusters: int = 5
+    """K, the number of trees"""
+    kinds: tuple[str, ...] = ATTENTION
+    """kinds of layers, of which the square ones are read"""
+    iterations: int = 100
+    """random subsets for each share of the models"""
+    seed: int = 0
+    """of the random subsets"""
+    results: Path = Path("results")
+    """results go to a folder of the model graph's name in it"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    overwrite: bool = False
+    """measure again instead of reusing results"""
+
+
+def subset_accuracies(
+    distance: np.ndarray, truth: np.ndarray, clusters: int, share: float, iterations: int, rng: np.random.Generator
+) -> list[float]:
+    """Accuracy on random subsets of a share of the models, drawn without replacement."""
+    size = max(1, int(len(distance) * share))
+    accuracies = []
+    for _ in range(iterations):
+        chosen = np.sort(rng.choice(len(distance), size, replace=False))
+        labels = ward_clusters(distance[np.ix_(chosen, chosen)], clusters)
+        accuracies.append(cluster_accuracy(labels, truth[chosen]))
+    return accuracies
+
+
+def main(args: Args) -> None:
+    """Measure all pairs, cluster, score and draw."""
+    if args.clusters < 1 or args.iterations < 1:
+        raise InputError("clusters and iterations must be at least 1.")
+    manifest = find_manifest(args.model_graph or ("mini_lora_v" if args.lora else "mini_ft"))
+    folder = args.results / manifest.name
+    device = announce_device(args.device)
+    checkpoints, left_out = open_models(manifest)
+    name, pairwise = (
+        ("pair_rank", pairwise_rank) if args.lora else ("pair_difference", pairwise_mean_absolute_difference)
+    )
+    digest = read_digest(checkpoints)
+    measured, seconds, _ = measure_once(
+        folder / "measurements" / f"clustering_{name}.npz",
+        {"read": digest, "kinds": list(args.kinds)},
+        lambda: measure(checkpoints, args.kinds, {name: pairwise}, device, progress(f"{manifest.name} all pairs")),
+        args.overwrite,
+    )
+    left_out |= measured.left_out
+    if not measured.models:
+        raise InputError(f"no model of {manifest.name} can be clustered. {next(iter(left_out.values()))}")
+    started = time.perf_counter()
+    distance = sum_over_layers(measured.arrays[name])
+    labels = ward_clusters(distance, args.clusters)
+    seconds += time.perf_counter() - started
+
+    trees = {node.id: node.tree for node in manifest.nodes}
+    known = all(trees[model] is not None for model in measured.models)
+    rows, scores = [], {}
+    if known:
+        names = sorted({str(trees[model]) for model in measured.models})
+        truth = np.array([names.index(str(trees[model])) for model in measured.models])
+        matched = match_labels(labels, truth)
+        scores["accuracy"] = cluster_accuracy(labels, truth)
+        scores["by_tree"] = {tree: float((matched == k)[truth == k].mean()) for k, tree in enumerate(names)}
+        rng = np.random.default_rng(args.seed)
+        for share in tqdm(np.linspace(1, 0.1, 10).round(1), desc="random subsets", unit="share", leave=False):
+            drawn = subset_accuracies(distance, truth, args.clusters, share, args.iterations, rng)
+            rows.append([float(share), int(len(distance) * share), float(np.mean(drawn)), float(np.std(drawn))])
+        scores["subsets"] = [dict(zip(("share", "models", "mean", "deviation"), row)) for row in rows]
+
+    edges = {(parent, child) for parent, child in manifest.edges if {parent, child} <= set(measured.models)}
+    label = "sum of ranks" if args.lora else "sum of mean |difference|"
+    figure = plots.draw_matrices({f"{manifest.name}, all models": (distance, measured.models, edges)}, label)
+    write_figure(folder / "figures" / "clusters.png", figure, dpi=200)
+    plt.close(figure)
+    if known:
+        figure = plots.draw_cluster_accuracy(*np.array(rows).T[[0, 2, 3]], manifest.name)
+        write_figure(folder / "figures" / "cluster_accuracy.png", figure, dpi=200)
+        plt.close(figure)
+    models = np.array(measured.models)
+    write_atomically(folder / "cluster_distances.npz", lambda file: np.savez(file, distance=distance, models=models))
+    flags = asdict(args) | {"results": str(args.results)}
+    content = {"clusters": {model: int(value) for model, value in zip(measured.models, labels)}, **scores}
+    content |= {"seconds": round(seconds, 2), "left_out": left_out}
+    write_result(folder / "clusters.json", run_facts(Path(__file__).name, flags, digest), content)
+
+    print(f"{manifest.name}: {len(models)} models in {len(set(labels.tolist()))} clusters, {seconds:.1f} s")
+    if known:
+        print(format_table(("share", "models", "accuracy", "deviation"), rows))
+    report_left_out(left_out)
+    print(f"results: {folder}/\n")
+
+
+if __name__ == "__main__":
+    run(main, Args)

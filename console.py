@@ -1,0 +1,80 @@
+"""What the scripts have in common on the terminal: progress bars, tables, one line for a user's mistake."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from mother.errors import InputError
+from mother.measurements import choose_device
+from mother.plots import tree_text
+from mother.results import format_table
+from mother.tree_recovery import Recovered
+
+
+def run(main: Callable[[Any], None], arguments: type) -> None:
+    """Parse the flags, run `main`, and turn what a user can mend into one line and exit code 2."""
+    try:
+        main(tyro.cli(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, and the next run goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def progress(title: str) -> Callable[[int], Callable[[], object]]:
+    """A progress bar over tensors, in the form that `mother.measurements.measure` takes."""
+
+    def start(total: int) -> Callable[[], object]:
+        bar = tqdm(total=total, desc=title, unit="tensor", leave=False)
+
+        def step() -> None:
+            bar.update()
+            if bar.n >= total:
+                bar.close()
+
+        return step
+
+    return start
+
+
+def announce_device(device: str) -> torch.device:
+    """Choose the device and say which and why."""
+    chosen, reason = choose_device(device)
+    print(f"device: {chosen} ({reason})")
+    return chosen
+
+
+def report_left_out(left_out: dict[str, str], notes: Iterable[str] = ()) -> None:
+    """Say which models have no place in the result and why, and what else a reader should know."""
+    if left_out:
+        print(f"left out: {len(left_out)} models")
+        for reason in left_out.values():
+            print(f"  {reason}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def report_trees(name: str, trees: list[Recovered], total: dict[str, Any], folder: Path, show_trees: bool) -> None:
+    """Print the recovered trees if asked for, then the paper's figures: accuracy for each tree and overall."""
+    if show_trees:
+        for tree in trees:
+            print(f"\n{name}, tree {tree.group}\n{tree_text(tree.models, tree.pairs, tree.truth)}")
+    keys = ("models", "true_edges", "undirected_accuracy", "directed_accuracy", "seconds")
+    rows = [[name, tree.group, *(tree.row()[key] for key in keys)] for tree in trees]
+    rows.append([name, "all", *(total[key] for key in keys)])
+    print("\n" + format_table(("model graph", "tree", "models", "edges", "undirected", "directed", "seconds"), rows))
+    report_left_out(
+        {model: reason for tree in trees for model, reason in tree.left_out.items()},
+        [note for tree in trees for note in tree.notes],
+    )
+    print(f"results: {folder}/\n")

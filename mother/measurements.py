@@ -1,0 +1,191 @@
+"""Stream a collection layer by layer through statistics: every weight is read once, one layer is in memory."""
+
+import platform
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mother.checkpoints import Checkpoint
+from mother.errors import CheckpointError
+from mother.layers import Layer, sort_key
+
+Statistic = Callable[[Tensor], Tensor]  # weights of one layer (models, rows, columns) -> (models,) or (models, models)
+
+
+def choose_device(device: str = "auto") -> tuple[torch.device, str]:
+    """The device to compute on and why: a GPU when there is one, unless another is asked for."""
+    if device != "auto":
+        return torch.device(device), "as asked"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), f"auto: no CUDA device; {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    import safetensors
+    import scipy
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+def square_layers(checkpoint: Checkpoint, kinds: Iterable[str] | None) -> dict[Layer, tuple[int, ...]]:
+    """Shapes of the square 2-D weights of the given kinds, or of all kinds (None).
+
+    Paper: only square matrices are used. Without `kinds`, weights outside the blocks are left out where
+    they belong to a head or an embedding, which are resized, tied or new in each model.
+    """
+    wanted = None if kinds is None else set(kinds)
+    found = {}
+    for layer in checkpoint.layers:
+        shape = checkpoint.shape(layer)
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
+            continue
+        if layer.kind in wanted if wanted is not None else not _outside_backbone(layer):
+            found[layer] = shape
+    return found
+
+
+_OUTSIDE = re.compile(
+    r"(.*\.)?(embed_tokens|(word|position|patch|token_type)_embeddings?|wte|wpe|pooler|classifier|score|(\w+_)?head)(\..*)?"
+)
+
+
+def _outside_backbone(layer: Layer) -> bool:
+    return layer.block == "" and _OUTSIDE.fullmatch(layer.kind) is not None
+
+
+def comparable(
+    checkpoints: Sequence[Checkpoint], kinds: Iterable[str] | None
+) -> tuple[list[Checkpoint], list[Layer], dict[str, str]]:
+    """The largest group of models with equal square layers of these kinds, and why the others are left out.
+
+    Returns (models in their order, layers in theirs, reason by id of each model left out). Of two groups
+    of one size the one whose first model comes first is taken.
+    """
+    left_out: dict[str, str] = {}
+    groups: dict[frozenset, list[Checkpoint]] = {}
+    shapes: dict[frozenset, dict[Layer, tuple[int, ...]]] = {}
+    for checkpoint in checkpoints:
+        layers = square_layers(checkpoint, kinds)
+        if not layers:
+            asked = ", ".join(kinds) if kinds is not None else "any kind"
+            some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
+            left_out[checkpoint.model] = str(
+                CheckpointError(
+                    checkpoint.model,
+                    next((file for file, _ in checkpoint.tensors.values()), "no file"),
+                    f"has no square layers of {asked}; its tensors are {some}, ...",
+                    "Name its layers in mother/layers.py, or leave it out of the manifest.",
+                )
+            )
+            continue
+        signature = frozenset(layers.items())
+        groups.setdefault(signature, []).append(checkpoint)
+        shapes[signature] = layers
+    if not groups:
+        return [], [], left_out
+    chosen = max(groups, key=lambda signature: len(groups[signature]))
+    reference = shapes[chosen]
+    for signature, members in groups.items():
+        if signature == chosen:
+            continue
+        layer = min(
+            (layer for layer in {**reference, **shapes[signature]} if reference.get(layer) != shapes[signature].get(layer)),
+            key=sort_key,
+        )
+        here, there = shapes[signature].get(layer, "missing"), reference.get(layer, "missing")
+        for member in members:
+            left_out[member.model] = (
+                f"model {member.model}: layer {layer} is {here} here and {there} in the {len(groups[chosen])} models "
+                "compared. Only models of one shape can be compared: give it a collection of its own."
+            )
+    return groups[chosen], sorted(reference, key=sort_key), left_out
+
+
+@dataclass
+class Measured:
+    """Statistics of a collection: `arrays[name]` has shape (layers, models[, models])."""
+
+    models: list[str]
+    layers: list[Layer]
+    arrays: dict[str, np.ndarray]
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def keep(self, models: Sequence[str]) -> "Measured":
+        """The same for some of the models."""
+        chosen = [self.models.index(model) for model in models]
+        arrays = {}
+        for name, array in self.arrays.items():
+            array = array[:, chosen]
+            arrays[name] = array[:, :, chosen] if name.startswith("pair_") else array
+        return Measured(list(models), self.layers, arrays, self.left_out, self.notes)
+
+
+def stream(
+    checkpoints: Sequence[Checkpoint],
+    layers: Sequence[Layer],
+    device: torch.device,
+    failed: dict[str, CheckpointError],
+    read: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[Layer, Tensor]]:
+    """Yield each layer with the weights of all models, float32 (models, rows, columns), on `device`.
+
+    A model that cannot be read goes into `failed` with its error, and its weights are zeros from there on.
+    `read()` is called after each tensor. The tensor yielded is overwritten by the next layer of its shape.
+    """
+    buffer: Tensor | None = None
+    for layer in layers:
+        shape = (len(checkpoints), *checkpoints[0].shape(layer))
+        if buffer is None or buffer.shape != shape:
+            buffer = torch.zeros(shape)
+        for row, checkpoint in enumerate(checkpoints):
+            if checkpoint.model in failed:
+                buffer[row] = 0
+            else:
+                try:
+                    buffer[row] = checkpoint.read(layer)
+                except CheckpointError as error:
+                    failed[checkpoint.model] = error
+                    buffer[row] = 0
+            read()
+        yield layer, buffer.to(device)
+
+
+def measure(
+    checkpoints: Sequence[Checkpoint],
+    kinds: Iterable[str] | None,
+    statistics: dict[str, Statistic],
+    device: torch.device,
+    progress: Callable[[int], Any] = lambda total: lambda: None,
+) -> Measured:
+    """Read the square layers of these kinds once and compute all statistics of each.
+
+    Models of another shape, without such layers, or that turn out broken are left out with the reason.
+    Names of pairwise statistics begin with "pair_". `progress(total)` returns a function that is called
+    once for each of the `total` tensors read.
+    """
+    group, layers, left_out = comparable(checkpoints, kinds)
+    if not group:
+        return Measured([], [], {}, left_out)
+    failed: dict[str, CheckpointError] = {}
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    for _, weights in stream(group, layers, device, failed, progress(len(group) * len(layers))):
+        for name, statistic in statistics.items():
+            collected[name].append(statistic(weights).cpu().numpy())
+    arrays = {name: np.stack(rows) for name, rows in collected.items()}
+    left_out |= {model: str(error) for model, error in failed.items()}
+    measured = Measured([checkpoint.model for checkpoint in group], layers, arrays, left_out)
+    return measured.keep([model for model in measured.models if model not in failed])

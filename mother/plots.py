@@ -1,0 +1,177 @@
+"""Figures: recovered trees beside the truth, distance matrices, clustering accuracy."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+
+EdgeSet = set[tuple[str, str]]
+
+# Okabe and Ito's palette: told apart by people who do not see all colours. Line style says the same again.
+RIGHT, REVERSED, WRONG = ("#5b6770", "-"), ("#e69f00", "--"), ("#d62f2f", ":")
+LEVELS = ["#0072b2", "#56b4e9", "#c9e4f5", "#eef6fb"]
+
+plt.rcParams.update({"font.size": 8, "font.family": "DejaVu Sans", "axes.titlesize": 9, "svg.fonttype": "none"})
+
+
+def depths(models: Sequence[str], edges: EdgeSet) -> dict[str, int]:
+    """Number of edges between each model and its root."""
+    parent = {child: parent for parent, child in edges}
+    depth: dict[str, int] = {}
+    for model in models:
+        line = [model]
+        while line[-1] in parent:
+            line.append(parent[line[-1]])
+        depth[model] = len(line) - 1
+    return depth
+
+
+def tree_order(models: Sequence[str], edges: EdgeSet) -> list[str]:
+    """Models depth first, children by name: relatives stand together."""
+    children: dict[str, list[str]] = {}
+    for parent, child in sorted(edges):
+        children.setdefault(parent, []).append(child)
+    has_parent = {child for _, child in edges}
+    order: list[str] = []
+    stack = sorted((model for model in models if model not in has_parent), reverse=True)
+    while stack:
+        order.append(stack.pop())
+        stack.extend(reversed(children.get(order[-1], [])))
+    return order
+
+
+def tree_layout(models: Sequence[str], edges: EdgeSet) -> dict[str, tuple[float, float]]:
+    """Positions (depth, height): leaves at equal distances, parents in the middle of their children."""
+    order, depth = tree_order(models, edges), depths(models, edges)
+    height: dict[str, float] = {}
+    parents = {parent for parent, _ in edges}
+    leaves = iter(range(len(order)))
+    height = {model: float(next(leaves)) for model in order if model not in parents}
+    for model in reversed(order):
+        if model not in height:
+            height[model] = float(np.mean([height[child] for parent, child in edges if parent == model]))
+    return {model: (float(depth[model]), height[model]) for model in order}
+
+
+def edge_verdict(edge: tuple[str, str], truth: EdgeSet) -> tuple[str, str]:
+    """Colour and line style of a recovered edge: right, reversed, or between the wrong two."""
+    if edge in truth:
+        return RIGHT
+    return REVERSED if edge[::-1] in truth else WRONG
+
+
+def _draw_tree(axes: Axes, models: Sequence[str], edges: EdgeSet, truth: EdgeSet, title: str) -> None:
+    place = tree_layout(models, edges)
+    level = depths(models, truth)
+    inner_nodes = {parent for parent, _ in edges}
+    for parent, child in sorted(edges):
+        colour, style = edge_verdict((parent, child), truth)
+        (x0, y0), (x1, y1) = place[parent], place[child]
+        axes.plot([x0, x0 + 0.35, x1], [y0, y1, y1], color=colour, linestyle=style, lw=1.4, zorder=1)
+    for model, (x, y) in place.items():
+        axes.scatter(x, y, s=34, color=LEVELS[min(level[model], 3)], edgecolor="#333333", lw=0.7, zorder=2)
+        # Inner nodes are named above the edge that leads to them, leaves to their right.
+        inner = model in inner_nodes
+        offset, align = ((0, 4), "right") if inner else ((6, -2.5), "left")
+        axes.annotate(model, (x, y), offset, textcoords="offset points", fontsize=7, ha=align)
+    axes.set_title(title, loc="left")
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.03)
+    right = max(x for x, _ in place.values())
+    axes.set_xlim(-0.3, right + 0.55)
+    axes.axis("off")
+
+
+def draw_trees(name: str, models: Sequence[str], truth: EdgeSet, recovered: EdgeSet) -> Figure:
+    """The true tree beside the recovered one; wrong edges are dotted red, reversed ones dashed orange.
+
+    Nodes are coloured by their true depth in both, so that a model in the wrong generation stands out.
+    """
+    leaves = max(len(models) - len({parent for parent, _ in edges}) for edges in (truth, recovered))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 0.22 * leaves + 1.0), layout="constrained")
+    _draw_tree(left, models, truth, truth, f"{name}: truth")
+    correct = len(truth & recovered)
+    _draw_tree(right, models, recovered, truth, f"recovered: {correct} of {len(truth)} edges right")
+    styles = [("right", RIGHT), ("reversed", REVERSED), ("wrong", WRONG)]
+    handles = [Line2D([], [], color=colour, linestyle=style, lw=1.4, label=label) for label, (colour, style) in styles]
+    handles += [
+        Line2D([], [], marker="o", lw=0, color=LEVELS[depth], markeredgecolor="#333333", label=f"true depth {depth}")
+        for depth in range(min(4, 1 + max(depths(models, truth).values(), default=0)))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=7)
+    return figure
+
+
+def draw_matrices(matrices: dict[str, tuple[np.ndarray, Sequence[str], EdgeSet]], label: str) -> Figure:
+    """Distance matrices side by side, models ordered by their true tree; rings mark true parent and child.
+
+    `matrices[title]` is (distance, models, true edges). One colour scale for all; the diagonal is blank.
+    """
+    count = len(matrices)
+    figure, axes = plt.subplots(1, count, figsize=(2.1 * count + 0.9, 2.5), layout="constrained", squeeze=False)
+    off = [matrix[~np.eye(len(matrix), dtype=bool)] for matrix, _, _ in matrices.values()]
+    rings = False
+    values = np.concatenate(off) if any(len(part) for part in off) else np.zeros(1)
+    for panel, (title, (matrix, models, truth)) in zip(axes[0], matrices.items()):
+        order = [list(models).index(model) for model in tree_order(models, truth)]
+        shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)[np.ix_(order, order)]
+        image = panel.imshow(shown, cmap="viridis", vmin=values.min(), vmax=values.max())
+        place = {models[row]: position for position, row in enumerate(order)}
+        ends = [(place[parent], place[child]) for parent, child in truth]
+        if ends and len(models) <= 40:
+            rings = True
+            rows, columns = zip(*ends)
+            panel.scatter(columns, rows, s=9, facecolor="none", edgecolor="white", lw=0.8)
+        panel.set_title(title)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    axes[0][0].set_ylabel("parent")
+    figure.supxlabel("child" + (" (order: true tree; rings: true edges)" if rings else " (order: true tree)"), fontsize=8)
+    figure.colorbar(image, ax=axes[0], shrink=0.8, label=label)
+    return figure
+
+
+def draw_cluster_accuracy(shares: Sequence[float], mean: Sequence[float], deviation: Sequence[float], name: str) -> Figure:
+    """Accuracy of clustering random subsets of the models: mean and standard deviation."""
+    figure, axes = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
+    percent = 100 * np.asarray(shares)
+    axes.errorbar(percent, mean, yerr=deviation, marker="o", ms=4, lw=1.2, capsize=2.5, color="#0072b2")
+    axes.set_xlabel("models used (%)")
+    axes.set_ylabel("cluster accuracy")
+    axes.set_ylim(0, 1.05)
+    axes.set_title(name, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def tree_text(models: Sequence[str], edges: EdgeSet, truth: EdgeSet) -> str:
+    """The recovered trees as indented text; a wrong edge is followed by what is wrong with it."""
+    children: dict[str, list[str]] = {}
+    for parent, child in sorted(edges):
+        children.setdefault(parent, []).append(child)
+    true_parent = {child: parent for parent, child in truth}
+
+    def verdict(parent: str | None, child: str) -> str:
+        if not truth or true_parent.get(child) == parent:
+            return ""
+        if parent is not None and true_parent.get(parent) == child:
+            return f"   <- reversed: {child} is the parent of {parent}"
+        return f"   <- wrong: {f'child of {true_parent[child]}' if child in true_parent else 'a root'}"
+
+    lines: list[str] = []
+    has_parent = {child for _, child in edges}
+    stack = [(model, None, "", "") for model in sorted(set(models) - has_parent, reverse=True)]
+    while stack:
+        model, parent, lead, branch = stack.pop()
+        lines.append(f"{lead}{branch}{model}{verdict(parent, model)}")
+        lead += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+        offspring = children.get(model, [])
+        for child in reversed(offspring):
+            stack.append((child, model, lead, "└─ " if child == offspring[-1] else "├─ "))
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Where results live, what may be reused, and what a run must say about itself.
+
+`results/<model graph>/` holds the measurements (one .npz a tree, so that an interrupted run goes on),
+matrices, `model_graph.json`, `accuracy.json` and figures. Each file is written atomically and carries the
+flags, the versions and a digest of the files that were read; measurements are reused while these agree.
+"""
+
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mother.checkpoints import Checkpoint, open_checkpoint
+from mother.errors import CheckpointError, InputError, ManifestError
+from mother.files import write_atomically, write_json
+from mother.layers import Layer
+from mother.measurements import Measured, versions
+from mother.model_graph import Manifest, read_manifest
+
+DATASETS = Path(__file__).parent.parent / "dataset"
+
+
+def find_manifest(model_graph: str) -> Manifest:
+    """The manifest of a split by its name in `dataset/`, or by its path."""
+    path = Path(model_graph)
+    if path.suffix != ".json":
+        path = DATASETS / f"{model_graph}.json"
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in DATASETS.glob("*.json"))) or "none yet"
+            raise ManifestError(
+                model_graph,
+                f"there is no such model graph in dataset/ (there: {known})",
+                "Grow the mini splits with `python -m dataset.grow`, or give the path of a manifest.",
+            )
+    return read_manifest(path)
+
+
+def open_models(manifest: Manifest) -> tuple[list[Checkpoint], dict[str, str]]:
+    """Open every model of a manifest; returns those that can be read and why the others cannot."""
+    opened, left_out = [], {}
+    for node in manifest.nodes:
+        try:
+            opened.append(open_checkpoint(node.id, manifest.location(node)))
+        except CheckpointError as error:
+            left_out[node.id] = str(error)
+    if not opened:
+        reasons = "; ".join(list(left_out.values())[:2])
+        raise InputError(
+            f"none of the {len(left_out)} models of {manifest.name} can be read: {reasons} "
+            "(The mini splits are grown with `python -m dataset.grow`.)"
+        )
+    return opened, left_out
+
+
+def known_trees(manifest: Manifest) -> dict[str, list[str]]:
+    """Ids of the models of each tree, as the manifest tells; raises ManifestError where it does not."""
+    trees: dict[str, list[str]] = {}
+    for node in manifest.nodes:
+        if node.tree is None:
+            raise ManifestError(
+                manifest.name,
+                f"it is not known to which tree node {node.id!r} belongs",
+                "Give its tree, or run `python clustering.py` and then this with --clusters ward.",
+            )
+        trees.setdefault(str(node.tree), []).append(node.id)
+    return trees
+
+
+def found_clusters(folder: Path) -> dict[str, list[str]]:
+    """Ids of the models of each cluster that `clustering.py` found."""
+    path = folder / "clusters.json"
+    try:
+        labels = json.loads(path.read_text())["clusters"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be used ({error}). Run `python clustering.py` first.") from None
+    clusters: dict[str, list[str]] = {}
+    for model, label in labels.items():
+        clusters.setdefault(str(label), []).append(model)
+    return dict(sorted(clusters.items()))
+
+
+def read_digest(checkpoints: Sequence[Checkpoint]) -> str:
+    """Digest of the paths, sizes and modification times of all files of these models, in their order."""
+    facts = [(checkpoint.model, checkpoint.fingerprint()) for checkpoint in checkpoints]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def run_facts(script: str, flags: dict[str, Any], digest: str) -> dict[str, Any]:
+    """What every result says about the run that made it."""
+    return {"script": script, "flags": flags, "versions": versions(), "read": digest}
+
+
+def measure_once(
+    path: Path, key: dict[str, Any], compute: Callable[[], Measured], overwrite: bool = False
+) -> tuple[Measured, float, bool]:
+    """Load the measurements in `path` if they were made with the same key, else compute and keep them.
+
+    Returns (measurements, seconds that computing took, whether they were reused).
+    """
+    if not overwrite:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
+                if about["key"] == key:
+                    arrays = {name: stored[name] for name in stored.files if name != "about"}
+                    layers = [Layer(*layer) for layer in about["layers"]]
+                    measured = Measured(about["models"], layers, arrays, about["left_out"], about["notes"])
+                    return measured, about["seconds"], True
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # not there, damaged, or of another version: measure again
+    started = time.perf_counter()
+    measured = compute()
+    seconds = time.perf_counter() - started
+    about = {
+        "key": key,
+        "models": measured.models,
+        "layers": measured.layers,
+        "left_out": measured.left_out,
+        "notes": measured.notes,
+        "seconds": seconds,
+    }
+    write_atomically(path, lambda file: np.savez(file, about=np.array(json.dumps(about)), **measured.arrays))
+    return measured, seconds, False
+
+
+def write_result(path: Path, run: dict[str, Any], content: dict[str, Any]) -> None:
+    """Write a JSON result with the facts of its run beside it."""
+    write_json(path, {**content, "run": run})
+
+
+def format_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Plain text table; shares with three decimals, None as a dash, numbers to the right."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    lines = [list(map(str, head)), *([cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in lines]
+    return "\n".join([texts[0], "  ".join("-" * width for width in widths), *texts[1:]])
