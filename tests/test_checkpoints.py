@@ -1,0 +1,226 @@
+"""Opening and reading checkpoints: every form a collection may come in, and every way it may be broken."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_model, vit_weights
+from safetensors.torch import save_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from mother.checkpoints import open_checkpoint
+from mother.errors import CheckpointError
+from mother.layers import Layer
+from mother.measurements import square_layers
+
+
+def shard(folder: Path, weights: dict[str, torch.Tensor], names: tuple[str, str] = ("a", "b")) -> Path:
+    """Save a checkpoint in two shards with an index."""
+    folder.mkdir(parents=True)
+    parts = [dict(list(weights.items())[k::2]) for k in range(2)]
+    files = [f"model-{name}.safetensors" for name in names]
+    for part, file in zip(parts, files):
+        save_file(part, folder / file)
+    weight_map = {name: file for part, file in zip(parts, files) for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def read_all(source: Path) -> dict[Layer, torch.Tensor]:
+    checkpoint = open_checkpoint("m", source)
+    return {layer: checkpoint.read(layer) for layer in checkpoint.layers}
+
+
+def assert_same(first: dict[Layer, torch.Tensor], second: dict[Layer, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[layer], second[layer]) for layer in first)
+
+
+def test_folder_file_shards_and_prefixes_are_the_same(tmp_path: Path) -> None:
+    expected = read_all(save_model(tmp_path / "folder", vit_weights(1)))
+    assert len(expected) == 10
+    assert_same(expected, read_all(tmp_path / "folder" / "model.safetensors"))
+    assert_same(expected, read_all(save_model(tmp_path / "vit", vit_weights(1, prefix="vit."))))
+    assert_same(expected, read_all(save_model(tmp_path / "model", vit_weights(1, prefix="model.vit."))))
+    assert_same(expected, read_all(shard(tmp_path / "shards", vit_weights(1))))
+    (tmp_path / "other").mkdir()
+    os.rename(tmp_path / "model" / "model.safetensors", tmp_path / "other" / "anything.safetensors")
+    assert_same(expected, read_all(tmp_path / "other"))
+
+
+def test_names_as_transformers_writes_and_loads_them(tmp_path: Path) -> None:
+    """What save_pretrained writes, with and without a head, and the names of the loaded module."""
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=4, patch_size=2
+    )
+    model = ViTForImageClassification(config)
+    model.save_pretrained(tmp_path / "head")
+    model.vit.save_pretrained(tmp_path / "bare")
+    save_model(tmp_path / "module", dict(model.vit.state_dict()))
+    layers = [open_checkpoint("m", tmp_path / name).layers for name in ("head", "bare", "module")]
+    raw = {names[Layer("1", "value")] for names in layers}
+    assert len(raw) > 1, "transformers no longer renames on load; this test has lost its point"
+    for kind in ("query", "key", "value", "output", "mlp_up", "mlp_down"):
+        weights = [open_checkpoint("m", tmp_path / name).read(Layer("1", kind)) for name in ("head", "bare", "module")]
+        assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+    assert isinstance(model.vit, ViTModel)
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    weights = {name: weight.bfloat16() for name, weight in vit_weights(1).items()}
+    for layer, weight in read_all(save_model(tmp_path / "m", weights)).items():
+        assert weight.dtype == torch.float32
+        assert weight.bfloat16().float().equal(weight), layer
+
+
+def test_only_square_layers_of_the_kinds_asked_for(tmp_path: Path) -> None:
+    weights = vit_weights(1) | {"classifier.weight": torch.zeros(4, 4), "time_embedding.linear_2.weight": torch.ones(4, 4)}
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
+    assert set(square_layers(checkpoint, ("value",))) == {Layer("0", "value"), Layer("1", "value")}
+    everything = square_layers(checkpoint, None)
+    assert len(everything) == 9 and Layer("", "time_embedding.linear_2") in everything
+
+
+BROKEN = {
+    "missing": "no such file",
+    "empty": "no weights, only nothing",
+    "pickled": "pickled",
+    "adapter": "adapter",
+    "several": "2 safetensors files",
+    "text": "not a safetensors file",
+    "missing_shard": "no such file",
+    "escaping_shard": "outside its folder",
+    "absolute_shard": "outside its folder",
+    "index_without_map": "weight_map",
+    "index_not_json": "weight_map",
+    "twice": "two shards",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_models_get_one_clear_error(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / kind
+    if kind == "text":
+        source.write_text("hello")
+    elif kind != "missing":
+        source.mkdir()
+    if kind == "pickled":
+        (source / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    elif kind == "adapter":
+        (source / "adapter_config.json").write_text("{}")
+        save_file({"x": torch.zeros(1)}, source / "adapter_model.safetensors")
+    elif kind == "several":
+        for name in "ab":
+            save_file({"x": torch.zeros(1)}, source / f"{name}.safetensors")
+    elif kind == "twice":
+        for name in "ab":
+            save_file({"x.weight": torch.zeros(1)}, source / f"{name}.safetensors")
+        index = {"weight_map": {"x.weight": "a.safetensors", "y": "b.safetensors"}}
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif "shard" in kind or "index" in kind:
+        name = {"escaping_shard": "../x.safetensors", "absolute_shard": "/etc/passwd"}.get(kind, "gone.safetensors")
+        text = json.dumps({} if kind == "index_without_map" else {"weight_map": {"w": name}})
+        (source / "model.safetensors.index.json").write_text("{" if kind == "index_not_json" else text)
+    with pytest.raises(CheckpointError, match=BROKEN[kind]) as error:
+        open_checkpoint("victim", source)
+    assert "model victim" in str(error.value) and str(source) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value, words", [(float("nan"), "holds NaN"), (float("-inf"), "holds infinity")])
+def test_nan_and_infinity_name_the_tensor(value: float, words: str, tmp_path: Path) -> None:
+    weights = vit_weights(1)
+    name = "encoder.layer.1.attention.attention.value.weight"
+    weights[name][3, 3] = value
+    checkpoint = open_checkpoint("victim", save_model(tmp_path / "m", weights))
+    checkpoint.read(Layer("0", "value"))
+    with pytest.raises(CheckpointError, match=f"tensor {name} {words}"):
+        checkpoint.read(Layer("1", "value"))
+
+
+def test_integers_are_refused_by_name(tmp_path: Path) -> None:
+    weights = {"blocks.0.attn.proj.weight": torch.ones(4, 4, dtype=torch.int8)}
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
+    with pytest.raises(CheckpointError, match="blocks.0.attn.proj.weight is stored as I8"):
+        checkpoint.read(Layer("0", "output"))
+
+
+def test_a_file_that_shrinks_after_opening(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", vit_weights(1))
+    checkpoint = open_checkpoint("m", folder)
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="ends inside tensor"):
+        for layer in checkpoint.layers:
+            checkpoint.read(layer)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint.read(next(iter(checkpoint.layers)))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Just enough of a Hub to resolve the files of public repositories below `folder`."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        owner, name, _, revision, *rest = self.path.strip("/").split("/")
+        repository, file = self.folder / owner / name, self.folder / owner / name / "/".join(rest)
+        known = repository.is_dir() and revision == "main"
+        content = file.read_bytes() if known and file.is_file() else b""
+        self.send_response(200 if content else 404)
+        if not content:
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{abs(hash(content)):x}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A local Hub that the real client talks to; yields the folder of its repositories."""
+    from huggingface_hub import constants
+
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "hub"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield tmp_path / "hub"
+        server.shutdown()
+
+
+def test_hub_repositories_are_fetched(hub: Path, tmp_path: Path) -> None:
+    save_model(hub / "org" / "plain", vit_weights(1))
+    shard(hub / "org" / "sharded", vit_weights(1))
+    save_model(hub / "org" / "nested" / "unet", vit_weights(1))
+    expected = read_all(hub / "org" / "plain")
+    for source in ("hf://org/plain", "hf://org/sharded@main", "hf://org/nested:unet"):
+        checkpoint = open_checkpoint("m", source)
+        assert_same(expected, {layer: checkpoint.read(layer) for layer in checkpoint.layers})
+
+
+@pytest.mark.parametrize("source", ["hf://org/absent", "hf://org/empty", "hf://org/empty@other"])
+def test_hub_errors_name_model_and_source(source: str, hub: Path) -> None:
+    (hub / "org" / "empty").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint("victim", source)
+    assert "model victim" in str(error.value) and source in str(error.value) and "\n" not in str(error.value)

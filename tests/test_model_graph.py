@@ -1,0 +1,105 @@
+"""Manifests and Model Graphs: what is accepted, what is refused and with which words."""
+
+import json
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+from mother.errors import ManifestError
+from mother.model_graph import Edge, Manifest, ModelGraph, Node, read_manifest, read_model_graph, write_manifest
+
+
+def write(folder: Path, nodes: object, **changes: object) -> Path:
+    path = folder / "m.json"
+    path.write_text(json.dumps({"format": "mother-manifest/1", "name": "m", "nodes": nodes} | changes))
+    return path
+
+
+def node(name: str, **fields: object) -> dict:
+    return {"id": name, "source": f"models/{name}"} | fields
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    nodes = (
+        Node("a", "models/a", None, 0, "pets", None, {"grower": "x:y"}),
+        Node("b ü", "hf://org/name@v1.0/x:unet", "a", "tree", None, 8),
+    )
+    write_manifest(tmp_path / "m.json", Manifest("m", nodes, tmp_path, "two models"))
+    manifest = read_manifest(tmp_path / "m.json")
+    assert manifest == Manifest("m", nodes, tmp_path, "two models")
+    assert manifest.edges == {("a", "b ü")}
+    assert manifest.location(nodes[0]) == tmp_path / "models/a"
+    assert manifest.location(nodes[1]) == nodes[1].source
+
+
+def test_what_is_not_known_is_null(tmp_path: Path) -> None:
+    manifest = read_manifest(write(tmp_path, [node("a"), node("b", parent=None, tree=None, task=None, rank=None)]))
+    assert manifest.edges == set()
+    assert all(entry.parent is entry.tree is entry.task is entry.rank is None for entry in manifest.nodes)
+
+
+@pytest.mark.parametrize(
+    "nodes, words",
+    [
+        ([], "no node"),
+        ("x", "no list of nodes"),
+        ([7], "not an object"),
+        ([{"id": "a"}], "no source"),
+        ([{"source": "a"}], "no id"),
+        ([node("a"), node("a")], "two nodes have the id 'a'"),
+        ([node("a", parent="z")], "'z', which is not in it"),
+        ([node("a", parent="a")], "cycle: a <- a"),
+        ([node("a", parent="c"), node("b", parent="a"), node("c", parent="b")], "cycle"),
+        ([node("a", source="../a")], "outside"),
+        ([node("a", source="models/../../a")], "outside"),
+        ([node("a", source="/etc")], "outside"),
+        ([node("a", source="..\\a")], "outside"),
+        ([node("a", source="hf://org")], "hf://owner/name"),
+        ([node("a", source="hf://../name")], "hf://owner/name"),
+        ([node("a", source="hf://org/name:../x")], "hf://owner/name"),
+        ([node("a", parent=3)], "parent = 3"),
+        ([node("a", rank="8")], "rank = '8'"),
+        ([node("a", rank=True)], "rank = True"),
+    ],
+)
+def test_bad_manifests_get_one_clear_error(nodes: object, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path, nodes)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    assert words in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "other/1"}', b"[" * 100_000])
+def test_what_is_no_manifest(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_bytes(content)
+    with pytest.raises(ManifestError):
+        read_manifest(tmp_path / "m.json")
+
+
+def test_missing_manifest_and_unusable_name(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no such file"):
+        read_manifest(tmp_path / "m.json")
+    with pytest.raises(ManifestError, match="cannot be read"):
+        read_manifest(tmp_path)
+    with pytest.raises(ManifestError, match="name"):
+        read_manifest(write(tmp_path, [node("a")], name="../x"))
+
+
+def test_model_graph_round_trip(tmp_path: Path) -> None:
+    graph = ModelGraph(
+        "g", {"a": {"tree": "0"}, "b": {}}, (Edge("a", "b", {"distance": 0.5}),), {"c": "broken"}, ("a note",)
+    )
+    graph.write(tmp_path / "model_graph.json")
+    assert read_model_graph(tmp_path / "model_graph.json") == graph
+    directed = graph.to_networkx()
+    assert nx.is_arborescence(directed)
+    assert directed.edges["a", "b"] == {"distance": 0.5} and directed.nodes["a"] == {"tree": "0"}
+
+
+def test_what_is_no_model_graph(tmp_path: Path) -> None:
+    for content in ("", "[]", "{}", '{"format": "mother-model-graph/1"}'):
+        (tmp_path / "g.json").write_text(content)
+        with pytest.raises(ManifestError, match="not a Model Graph"):
+            read_model_graph(tmp_path / "g.json")
