@@ -80,6 +80,8 @@ class LayerStatistics:
         difference = np.maximum(largest, largest.transpose(0, 2, 1)).max(axis=0)
         if len(measured.models) < 2:
             return np.zeros((len(measured.models),) * 2), difference
+        if self.read.get(group) != measured.read or self.models.get(group) != len(measured.models):
+            raise InputError(f"{self.path} was made from other models or files than tree {group} has now. {self.remedy}")
         try:
             ranges = [self.ranges[group, layer.block, layer.kind] for layer in measured.layers]
         except KeyError as error:

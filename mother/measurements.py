@@ -3,7 +3,7 @@
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,7 @@ class Measured:
     arrays: dict[str, np.ndarray]
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    read: str = ""  # digest of the files that were read, once they are kept as results
 
     def keep(self, models: Sequence[str]) -> "Measured":
         """The same for some of the models."""
@@ -131,7 +132,7 @@ class Measured:
         for name, array in self.arrays.items():
             array = array[:, chosen]
             arrays[name] = array[:, :, chosen] if name.startswith("pair_") else array
-        return Measured(list(models), self.layers, arrays, self.left_out, self.notes)
+        return replace(self, models=list(models), arrays=arrays)
 
 
 def stream(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -137,11 +138,12 @@ def draw_matrices(matrices: dict[str, tuple[np.ndarray, Sequence[str], EdgeSet]]
     return figure
 
 
-def draw_cluster_accuracy(shares: Sequence[float], mean: Sequence[float], deviation: Sequence[float], name: str) -> Figure:
+def draw_cluster_accuracy(
+    shares: Float[np.ndarray, "sizes"], mean: Float[np.ndarray, "sizes"], deviation: Float[np.ndarray, "sizes"], name: str
+) -> Figure:
     """Accuracy of clustering random subsets of the models: mean and standard deviation."""
     figure, axes = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
-    percent = 100 * np.asarray(shares)
-    axes.errorbar(percent, mean, yerr=deviation, marker="o", ms=4, lw=1.2, capsize=2.5, color="#0072b2")
+    axes.errorbar(100 * shares, mean, yerr=deviation, marker="o", ms=4, lw=1.2, capsize=2.5, color="#0072b2")
     axes.set_xlabel("models used (%)")
     axes.set_ylabel("cluster accuracy")
     axes.set_ylim(0, 1.05)

@@ -1,6 +1,7 @@
 """From matrices to a Model Graph: the paper's recovery of one Model Tree (section 4)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -56,8 +57,7 @@ def direction_kurtosis(measured: Measured, kind: str | None) -> tuple[Measured, 
                 f"layer {measured.layers[chosen[place]]} is left out of the direction: all its entries are equal in "
                 f"{', '.join(models)}"
             )
-    kept_measured = Measured(measured.models, measured.layers, measured.arrays, left_out, notes)
-    return kept_measured, kurtosis[whole].sum(axis=0)
+    return replace(measured, left_out=left_out, notes=notes), kurtosis[whole].sum(axis=0)
 
 
 def identical_models(difference: Float[np.ndarray, "models models"], models: Sequence[str]) -> list[str]:

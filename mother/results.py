@@ -109,12 +109,14 @@ def measure_once(
                 if about["key"] == key:
                     arrays = {name: stored[name] for name in stored.files if name != "about"}
                     layers = [Layer(*layer) for layer in about["layers"]]
-                    measured = Measured(about["models"], layers, arrays, about["left_out"], about["notes"])
+                    kept = about["models"], layers, arrays, about["left_out"], about["notes"], key["read"]
+                    measured = Measured(*kept)
                     return measured, about["seconds"], True
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # not there, damaged, or of another version: measure again
     started = time.perf_counter()
     measured = compute()
+    measured.read = key["read"]
     seconds = time.perf_counter() - started
     about = {
         "key": key,
