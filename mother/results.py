@@ -104,7 +104,7 @@ def measure_once(
     """
     if not overwrite:
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 about = json.loads(str(stored["about"]))
                 if about["key"] == key:
                     arrays = {name: stored[name] for name in stored.files if name != "about"}
