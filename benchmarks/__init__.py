@@ -1,0 +1,1 @@
+"""Slow checks with thresholds of their own, run by `make bench`."""
