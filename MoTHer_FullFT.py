@@ -8,7 +8,6 @@ Paper, section 4: distance by min-max normalised weight differences, direction b
 """
 
 import csv
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,15 +61,15 @@ class LayerStatistics:
         self.path = folder / "layer_statistics.csv"
         names = {"differences": ("min", "max"), "weights": ("weight_min", "weight_max")}[minmax_over]
         self.ranges: dict[tuple[str, str, str], tuple[float, float]] = {}
-        self.models: dict[str, int] = {}
+        self.read: dict[str, str] = {}
+        self.both_orders = False
         try:
-            about = json.loads((folder / "layer_statistics.json").read_text())
-            self.read, self.both_orders = about["read"], about["both_orders"]
             with open(self.path, newline="") as file:
                 for row in csv.DictReader(file):
                     low, high = (float(row[name]) for name in names)
                     self.ranges[row["tree"], row["block"], row["kind"]] = low, high
-                    self.models[row["tree"]] = int(row["models"])
+                    self.read[row["tree"]] = row["read"]
+                    self.both_orders = row["both_orders"] == "True"
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"there are no statistics of {model_graph} ({error}). {self.remedy}") from None
 
@@ -80,8 +79,10 @@ class LayerStatistics:
         difference = np.maximum(largest, largest.transpose(0, 2, 1)).max(axis=0)
         if len(measured.models) < 2:
             return np.zeros((len(measured.models),) * 2), difference
-        if self.read.get(group) != measured.read or self.models.get(group) != len(measured.models):
-            raise InputError(f"{self.path} was made from other models or files than tree {group} has now. {self.remedy}")
+        if self.read.get(group) != measured.read:
+            raise InputError(
+                f"{self.path} was made from other models or files than tree {group} has now. {self.remedy}"
+            )
         try:
             ranges = [self.ranges[group, layer.block, layer.kind] for layer in measured.layers]
         except KeyError as error:

@@ -60,11 +60,16 @@ class Args:
     """measure again instead of reusing results"""
 
 
+def subset_size(models: int, share: float) -> int:
+    """Number of models in a random subset: rounded down, as in the authors' code, but at least one."""
+    return max(1, int(models * share))
+
+
 def subset_accuracies(
     distance: np.ndarray, truth: np.ndarray, clusters: int, share: float, iterations: int, rng: np.random.Generator
 ) -> list[float]:
     """Accuracy on random subsets of a share of the models, drawn without replacement."""
-    size = max(1, int(len(distance) * share))
+    size = subset_size(len(distance), share)
     accuracies = []
     for _ in range(iterations):
         chosen = np.sort(rng.choice(len(distance), size, replace=False))
@@ -75,8 +80,8 @@ def subset_accuracies(
 
 def main(args: Args) -> None:
     """Measure all pairs, cluster, score and draw."""
-    if args.clusters < 1 or args.iterations < 1:
-        raise InputError("clusters and iterations must be at least 1.")
+    if args.clusters < 1 or args.iterations < 1 or args.seed < 0:
+        raise InputError("clusters and iterations must be at least 1, seed at least 0.")
     manifest = find_manifest(args.model_graph or ("mini_lora_v" if args.lora else "mini_ft"))
     folder = args.results / manifest.name
     device = announce_device(args.device)
@@ -111,7 +116,7 @@ def main(args: Args) -> None:
         rng = np.random.default_rng(args.seed)
         for share in tqdm(np.linspace(1, 0.1, 10).round(1), desc="random subsets", unit="share", leave=False):
             drawn = subset_accuracies(distance, truth, args.clusters, share, args.iterations, rng)
-            rows.append([float(share), int(len(distance) * share), float(np.mean(drawn)), float(np.std(drawn))])
+            rows.append([float(share), subset_size(len(distance), share), float(np.mean(drawn)), float(np.std(drawn))])
         scores["subsets"] = [dict(zip(("share", "models", "mean", "deviation"), row)) for row in rows]
 
     edges = {(parent, child) for parent, child in manifest.edges if {parent, child} <= set(measured.models)}
@@ -133,6 +138,8 @@ def main(args: Args) -> None:
     print(f"{manifest.name}: {len(models)} models in {len(set(labels.tolist()))} clusters, {seconds:.1f} s")
     if known:
         print(format_table(("share", "models", "accuracy", "deviation"), rows))
+    else:
+        print("the manifest does not say to which tree every model belongs, so there is nothing to score against")
     report_left_out(left_out)
     print(f"results: {folder}/\n")
 

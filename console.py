@@ -24,11 +24,16 @@ def run(main: Callable[[Any], None], arguments: type) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'a result'}: {error.strerror or error}. Check path and space.", file=sys.stderr
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the next run goes on from there", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(title: str) -> Callable[[int], Callable[[], object]]:

@@ -46,6 +46,10 @@ class Args:
     """measure again instead of reusing results"""
 
 
+COLUMNS = ("tree", "block", "kind", "models", "mean", "std", "min", "max")
+COLUMNS += ("weight_mean", "weight_std", "weight_min", "weight_max", "both_orders", "read")
+
+
 def layer_rows(group: str, measured: Measured, both_orders: bool) -> list[dict[str, object]]:
     """One row of statistics for each layer of a tree: of the pairs' differences, and of the weights themselves."""
     n = len(measured.models)
@@ -64,6 +68,7 @@ def layer_rows(group: str, measured: Measured, both_orders: bool) -> list[dict[s
             | {"min": float(low[place]), "max": float(high[place])}
             | {"weight_mean": mean.mean(), "weight_std": (square.mean() - mean.mean() ** 2) ** 0.5}
             | {"weight_min": least.min(), "weight_max": most.max()}
+            | {"both_orders": both_orders, "read": measured.read}
         )
     return rows
 
@@ -83,7 +88,10 @@ def main(args: Args) -> None:
     checkpoints, left_out = open_models(manifest)
     rows: list[dict[str, object]] = []
     digests: dict[str, str] = {}
-    for group, members in group_models(manifest, args.clusters, folder).items():
+    usable = 0
+    groups, unclustered = group_models(manifest, args.clusters, folder)
+    left_out |= unclustered
+    for group, members in groups.items():
         opened = [checkpoint for checkpoint in checkpoints if checkpoint.model in set(members)]
         if not opened:
             continue
@@ -96,17 +104,18 @@ def main(args: Args) -> None:
         )
         left_out |= measured.left_out
         rows += layer_rows(group, measured, args.both_orders)
-    if not rows:
-        raise InputError(f"{manifest.name} has no tree of two models that can be compared. {next(iter(left_out.values()), '')}")
+        usable += len(measured.models)
+    if not usable:
+        raise InputError(f"no model of {manifest.name} can be used. {next(iter(left_out.values()))}")
 
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "layer_statistics.csv", text.getvalue())
     flags = asdict(args) | {"results": str(args.results)}
     run_of_it = run_facts(Path(__file__).name, flags, " ".join(digests.values()))
-    write_result(folder / "layer_statistics.json", run_of_it, {"read": digests, "both_orders": args.both_orders})
+    write_result(folder / "layer_statistics.json", run_of_it, {"left_out": left_out})
 
     summary = []
     for group in digests:
@@ -115,7 +124,8 @@ def main(args: Args) -> None:
             low, high = min(row["min"] for row in of_group), max(row["max"] for row in of_group)
             summary.append([group, of_group[0]["models"], len(of_group), f"{low:.4g}", f"{high:.4g}"])
     print(format_table(("tree", "models", "layers", "smallest difference", "largest difference"), summary))
-    report_left_out(left_out)
+    single = [group for group in digests if group not in {row[0] for row in summary}]
+    report_left_out(left_out, [f"tree {group} has no two models to compare, so no statistics" for group in single])
     print(f"results: {folder / 'layer_statistics.csv'}\n")
 
 

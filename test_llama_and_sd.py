@@ -47,7 +47,10 @@ def recover(
     for c in (0.3, 0.0):
         tree = recover_tree(measured.models, distance, k, stage, c)
         edges[c] = {(edge.parent, edge.child) for edge in tree}
-    directed, undirected = directed_accuracy(edges[0.3], manifest.edges), undirected_accuracy(edges[0.3], manifest.edges)
+    directed, undirected = (
+        directed_accuracy(edges[0.3], manifest.edges),
+        undirected_accuracy(edges[0.3], manifest.edges),
+    )
     print(f"\n{manifest.name}: directed accuracy {directed:.2f}, undirected {undirected:.2f}")
     print(tree_text(measured.models, edges[0.3], manifest.edges))
     return manifest, measured, edges

@@ -11,9 +11,12 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,9 +48,10 @@ class Job:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The training record of a grown model, or None where there is no complete one."""
     try:
-        return json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return None
+    return record if isinstance(record, dict) and isinstance(record.get("digests"), dict) else None
 
 
 def is_intact(job: Job) -> bool:
@@ -59,7 +63,7 @@ def is_intact(job: Job) -> bool:
         parent = read_record(job.parent_folder)
         if parent is None or record.get("parent_digests") != parent.get("digests"):
             return False
-    digests = record.get("digests", {})
+    digests = record["digests"]
     try:
         return bool(digests) and all(sha256(job.folder / name) == digest for name, digest in digests.items())
     except OSError:
@@ -68,6 +72,14 @@ def is_intact(job: Job) -> bool:
 
 def _start_worker() -> None:
     """One thread in each process: small models do not profit from more, and results do not depend on it."""
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the run was killed; going on would disturb the next one
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import warnings
 
@@ -129,6 +141,7 @@ def grow(jobs: list[Job], workers: int | None = None) -> Iterator[tuple[Job, flo
         _sweep(folders)
         outcome: dict[str, float | Exception] = {}
         running: dict[Future, Job] = {}
+        deaths: Counter[str] = Counter()  # how often a process died while the job was in its pool
         waiting = dict(by_id)
         while waiting or running:
             for job in list(waiting.values()):
@@ -144,7 +157,11 @@ def grow(jobs: list[Job], workers: int | None = None) -> Iterator[tuple[Job, flo
                         executor = ProcessPoolExecutor(
                             workers or os.cpu_count(), mp_context=get_context("spawn"), initializer=_start_worker
                         )
-                    running[executor.submit(grow_one, job)] = job
+                    try:
+                        running[executor.submit(grow_one, job)] = job
+                    except BrokenProcessPool:
+                        waiting[job.id], executor = job, None
+                        break
                     continue
                 yield job, outcome[job.id]
                 break  # Its children, earlier in the list or not, may be ready now.
@@ -153,6 +170,14 @@ def grow(jobs: list[Job], workers: int | None = None) -> Iterator[tuple[Job, flo
                 for future in done:
                     job = running.pop(future)
                     error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        # One process was killed, and the pool takes all others with it: try again in a new one.
+                        executor = None
+                        deaths[job.id] += 1
+                        if deaths[job.id] < 3:
+                            waiting[job.id] = job
+                            continue
+                        error = GrowError(f"model {job.id}: its process was killed three times. Try fewer workers.")
                     outcome[job.id] = error if isinstance(error, Exception) else future.result()
                     yield job, outcome[job.id]
     finally:

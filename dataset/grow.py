@@ -1,7 +1,7 @@
 """Grow the mini splits into dataset/models/ (once; what is there and intact stays).
 
-    python -m dataset.grow
-    python -m dataset.grow --splits mini_ft --workers 4
+python -m dataset.grow
+python -m dataset.grow --splits mini_ft --workers 4
 """
 
 import os
@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from tqdm import tqdm
 
+from console import run
 from dataset.forest import Job, grow
 from dataset.plan import FAMILIES, SPLITS, plan, plan_family
 from mother.errors import InputError
@@ -72,7 +72,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main, Args)

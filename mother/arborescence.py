@@ -28,10 +28,12 @@ def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> I
     # into[v, u] is the reduced cost of the best edge u -> v between two contracted nodes; row n of the
     # virtual root is never asked. source and target are the original ends of that edge.
     low, high = cost[off_diagonal].min(), cost[off_diagonal].max()
+    cost = np.where(off_diagonal, cost, 0)
     into = np.full((n + 1, n + 1), np.inf)
-    # Costs start at zero, so that the dear edges do not swallow the digits of a far-off level.
-    into[:n, :n] = np.where(off_diagonal, cost - low, np.inf).T
-    into[:n, n] = (high - low + 1) * (n + 1)
+    # Scaled to 0 .. 1, so that the dear edges swallow no digits. Halved first: a difference may overflow.
+    spread = (high / 2 - low / 2) or 1.0
+    into[:n, :n] = np.where(off_diagonal, (cost / 2 - low / 2) / spread, np.inf).T
+    into[:n, n] = 2 * (n + 1)
     target, source = np.indices((n + 1, n + 1), dtype=np.int32)
 
     # Nodes 0 .. n-1 are models, n is the virtual root, later ones are contracted cycles. A slot is a row of

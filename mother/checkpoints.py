@@ -4,6 +4,7 @@ Nothing of a checkpoint is executed, and nothing of it stays in memory: a tensor
 in its file and returned in float32.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
 )
+
+ENDS = 65536  # bytes of a file that its fingerprint reads at either end
+LARGEST = torch.finfo(torch.float32).max / 4  # differences of two weights, and their ranges, stay finite
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,32 @@ class Checkpoint:
             raise CheckpointError(
                 self.model, file, f"tensor {name} holds {bad}", "The model is broken: take another snapshot of it."
             )
+        if weight.abs().max() > LARGEST:
+            raise CheckpointError(
+                self.model,
+                file,
+                f"tensor {name} holds values above {LARGEST:.1e}, whose differences overflow",
+                "The model is broken: take another snapshot of it.",
+            )
         return weight
 
-    def fingerprint(self) -> list[tuple[str, int, int]]:
-        """(path, size, modification time in ns) of each file: changes whenever a file does."""
-        files = sorted({file for file, _ in self.tensors.values()})
-        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    def fingerprint(self) -> list[tuple[str, int, int, str]]:
+        """(path, size, modification time in ns, digest of both ends) of each file: changes whenever a file does.
+
+        Raises CheckpointError where a file has gone.
+        """
+        facts = []
+        for file in sorted({file for file, _ in self.tensors.values()}):
+            try:
+                with open(file, "rb") as stream:
+                    status = os.fstat(stream.fileno())
+                    ends = stream.read(ENDS)
+                    stream.seek(max(0, status.st_size - ENDS))
+                    digest = hashlib.sha256(ends + stream.read(ENDS)).hexdigest()
+            except OSError as error:
+                raise _unreadable(self.model, file, error) from None
+            facts.append((str(file), status.st_size, status.st_mtime_ns, digest))
+        return facts
 
 
 def _unreadable(model: str, file: Path, error: OSError) -> CheckpointError:
@@ -107,7 +131,12 @@ def _shards(model: str, index: Path) -> list[Path]:
             model, index, "the index has no weight_map of file names", "Fetch or save the model again."
         ) from None
     for name in names:
-        if not isinstance(name, str) or name in ("", ".", "..") or any(part in name for part in ("/", "\\", "\0")):
+        if (
+            not isinstance(name, str)
+            or not name.isprintable()
+            or name in ("", ".", "..")
+            or any(part in name for part in ("/", "\\", "\0"))
+        ):
             raise CheckpointError(
                 model, index, f"the index names the shard {name!r}, outside its folder", "Do not trust this checkpoint."
             )
@@ -116,6 +145,13 @@ def _shards(model: str, index: Path) -> list[Path]:
 
 def _find_weights(model: str, location: Path) -> Path:
     """The weight file or index of a local model."""
+    try:
+        return _look_for_weights(model, location)
+    except OSError as error:  # no permission, or a name that no file can have
+        raise _unreadable(model, location, error) from None
+
+
+def _look_for_weights(model: str, location: Path) -> Path:
     if location.is_file():
         if location.suffix == ".safetensors" or location.name.endswith(".safetensors.index.json"):
             return location
@@ -128,7 +164,10 @@ def _find_weights(model: str, location: Path) -> Path:
     names = sorted(entry.name for entry in location.iterdir())
     if "adapter_config.json" in names:
         raise CheckpointError(
-            model, location, "is a PEFT adapter, not a model", "Merge it into its base (merge_and_unload) and save that."
+            model,
+            location,
+            "is a PEFT adapter, not a model",
+            "Merge it into its base (merge_and_unload) and save that.",
         )
     files = [name for name in names if name.endswith(".safetensors")]
     if len(files) == 1:
@@ -165,7 +204,10 @@ def _download(model: str, source: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            model, source, f"could not be fetched: {reason}", "Check the name, your access (`hf auth login`) and the network."
+            model,
+            source,
+            f"could not be fetched: {reason}",
+            "Check the name, your access (`hf auth login`) and the network.",
         ) from None
     raise CheckpointError(model, source, "has no safetensors weights", "Name another revision, or a ':subfolder'.")
 

@@ -1,5 +1,6 @@
 """Write results so that a killed run leaves either the whole file or none."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,7 +21,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it must not hide the first error
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,8 @@ import torch
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
+MAX_NAME = 300  # characters of a tensor's name; the longest in use have about a hundred
+
 # Floating-point types that weights come in. Others (integers, fp8, packed formats) are listed but not read.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
@@ -59,12 +61,18 @@ def parse_header(content: bytes, file_size: int) -> dict[str, TensorInfo]:
         raise ValueError("the header is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"the header is not JSON: {error}") from None
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        raise ValueError(f"the header is not usable: {error}") from None
     if not isinstance(entries, dict):
         raise ValueError("the header is not a JSON object")
     entries.pop("__metadata__", None)
     base = 8 + len(content)
     tensors = {}
     for name, entry in entries.items():
+        if not name.isprintable():  # also lone surrogates, which no result could be written with
+            raise ValueError(f"the name {ascii(name)[:MAX_NAME]} of a tensor is not printable")
+        if len(name) > MAX_NAME:
+            raise ValueError(f"the name {name[:MAX_NAME]}... of a tensor has {len(name)} characters")
         tensors[name] = _tensor(name, entry, base, file_size)
     position = base
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -85,7 +93,7 @@ def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise ValueError(f"the entry of tensor {name} is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"tensor {name} has the unknown type {dtype!r}")
     if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
         raise ValueError(f"tensor {name} has the shape {shape!r}")

@@ -40,7 +40,7 @@ KINDS = [
 ]
 _KINDS = [(re.compile(pattern), kind) for pattern, kind in KINDS]
 
-_BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>\d+)\.(?P<rest>.+)\.weight$")
+_BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>[0-9]{1,6})\.(?P<rest>.+)\.weight$")
 
 # Wrappers that tell nothing about the place of a layer. A decoder keeps its name.
 _WRAPPERS = {"model", "base_model", "module", "vit", "deit", "beit", "dinov2", "bert", "roberta", "transformer"}
@@ -79,4 +79,4 @@ def sort_key(layer: Layer) -> tuple:
     stack, _, number = layer.block.rpartition(".")
     kinds = [*ATTENTION, "mlp_gate", "mlp_up", "mlp_down"]
     place = kinds.index(layer.kind) if layer.kind in kinds else len(kinds)
-    return (stack, int(number) if number.isdigit() else -1, place, layer.kind)
+    return (stack, int(number) if re.fullmatch("[0-9]{1,6}", number) else -1, place, layer.kind)

@@ -11,15 +11,23 @@ import torch
 from torch import Tensor
 
 from mother.checkpoints import Checkpoint
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, InputError
 from mother.layers import Layer, sort_key
 
 Statistic = Callable[[Tensor], Tensor]  # weights of one layer (models, rows, columns) -> (models,) or (models, models)
 
 
 def choose_device(device: str = "auto") -> tuple[torch.device, str]:
-    """The device to compute on and why: a GPU when there is one, unless another is asked for."""
+    """The device to compute on and why: a GPU when there is one, unless another is asked for.
+
+    Raises InputError for a device that is not there.
+    """
     if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"the device {device!r} cannot be used: {reason} Use auto or cpu.") from None
         return torch.device(device), "as asked"
     if torch.cuda.is_available():
         return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
@@ -102,7 +110,11 @@ def comparable(
         if signature == chosen:
             continue
         layer = min(
-            (layer for layer in {**reference, **shapes[signature]} if reference.get(layer) != shapes[signature].get(layer)),
+            (
+                layer
+                for layer in {**reference, **shapes[signature]}
+                if reference.get(layer) != shapes[signature].get(layer)
+            ),
             key=sort_key,
         )
         here, there = shapes[signature].get(layer, "missing"), reference.get(layer, "missing")

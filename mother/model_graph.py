@@ -30,6 +30,9 @@ from mother.files import write_json, write_text
 MANIFEST_FORMAT = "mother-manifest/1"
 GRAPH_FORMAT = "mother-model-graph/1"
 
+NAME = r"\w[\w. -]{0,63}"
+NAME_REMEDY = "Use at most 64 letters, digits, '_', '-', '.' and spaces."
+
 HUB_SOURCE = re.compile(
     r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w.-]+(/[\w.-]+)*))?"
 )
@@ -92,6 +95,10 @@ def _node(path: Path, position: int, entry: Any) -> Node:
     for key in ("id", "source"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise ManifestError(path, f"node number {position} has no {key}", f'Give "{key}" as a non-empty string.')
+        if not entry[key].isprintable():
+            raise ManifestError(
+                path, f"node number {position} has the {key} {ascii(entry[key])[:100]}", "Use printable characters."
+            )
     types = {"parent": str, "tree": int | str, "task": str, "rank": int, "recipe": dict}
     for key, kind in types.items():
         value = entry.get(key)
@@ -99,6 +106,12 @@ def _node(path: Path, position: int, entry: Any) -> Node:
             raise ManifestError(
                 path, f"node {entry['id']!r} has {key} = {value!r}", "Write null where it is not known."
             )
+    tree = entry.get("tree")
+    # A tree's name becomes part of the names of its results.
+    if isinstance(tree, str) and not re.fullmatch(NAME, tree):
+        raise ManifestError(path, f"node {entry['id']!r} has the tree {ascii(tree)[:100]}", NAME_REMEDY)
+    if isinstance(tree, int) and not 0 <= tree < 1 << 31:
+        raise ManifestError(path, f"node {entry['id']!r} has the tree number {tree}", "Count trees from 0.")
     return Node(entry["id"], entry["source"], *(entry.get(key) for key in types))
 
 
@@ -141,7 +154,7 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ManifestError(path, "there is no such file", "Give the path of a manifest.") from None
     except OSError as error:
         raise ManifestError(path, f"cannot be read: {error.strerror}", "Give the path of a manifest.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(path, f"is not JSON: {error}", "Mend the file.") from None
     if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
         raise ManifestError(
@@ -154,8 +167,11 @@ def read_manifest(path: str | Path) -> Manifest:
     check_nodes(path, nodes)
     name = content.get("name", path.stem)
     # The name becomes a folder under results/.
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
-        raise ManifestError(path, f"has the name {name!r}", "Use letters, digits, '_', '-', '.' and spaces.")
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise ManifestError(path, f"has the name {ascii(name)[:100]}", NAME_REMEDY)
+    names = {node.tree for node in nodes if node.tree is not None}
+    if len({str(tree) for tree in names}) < len(names):
+        raise ManifestError(path, "has a tree whose number is another tree's name", "Use numbers or names, not both.")
     return Manifest(name, nodes, path.parent, str(content.get("description", "")))
 
 

@@ -18,7 +18,7 @@ EdgeSet = set[tuple[str, str]]
 RIGHT, REVERSED, WRONG = ("#5b6770", "-"), ("#e69f00", "--"), ("#d62f2f", ":")
 LEVELS = ["#0072b2", "#56b4e9", "#c9e4f5", "#eef6fb"]
 
-plt.rcParams.update({"font.size": 8, "font.family": "DejaVu Sans", "axes.titlesize": 9, "svg.fonttype": "none"})
+plt.rcParams.update({"font.size": 8, "font.family": "DejaVu Sans", "axes.titlesize": 9, "text.parse_math": False})
 
 
 def depths(models: Sequence[str], edges: EdgeSet) -> dict[str, int]:
@@ -133,13 +133,18 @@ def draw_matrices(matrices: dict[str, tuple[np.ndarray, Sequence[str], EdgeSet]]
         panel.set_xticks([])
         panel.set_yticks([])
     axes[0][0].set_ylabel("parent")
-    figure.supxlabel("child" + (" (order: true tree; rings: true edges)" if rings else " (order: true tree)"), fontsize=8)
+    figure.supxlabel(
+        "child" + (" (order: true tree; rings: true edges)" if rings else " (order: true tree)"), fontsize=8
+    )
     figure.colorbar(image, ax=axes[0], shrink=0.8, label=label)
     return figure
 
 
 def draw_cluster_accuracy(
-    shares: Float[np.ndarray, "sizes"], mean: Float[np.ndarray, "sizes"], deviation: Float[np.ndarray, "sizes"], name: str
+    shares: Float[np.ndarray, "sizes"],
+    mean: Float[np.ndarray, "sizes"],
+    deviation: Float[np.ndarray, "sizes"],
+    name: str,
 ) -> Figure:
     """Accuracy of clustering random subsets of the models: mean and standard deviation."""
     figure, axes = plt.subplots(figsize=(3.4, 2.4), layout="constrained")

@@ -8,7 +8,6 @@ from jaxtyping import Float
 
 from mother.arborescence import minimum_spanning_arborescence
 from mother.direction import Stage, kurtosis_direction
-from mother.layers import Layer
 from mother.measurements import Measured
 from mother.model_graph import Edge
 
@@ -39,9 +38,11 @@ def direction_kurtosis(measured: Measured, kind: str | None) -> tuple[Measured, 
     usable = np.isfinite(kurtosis)
     notes, left_out = list(measured.notes), dict(measured.left_out)
     whole = usable.all(axis=1)
-    if len(chosen) and not whole.any():
+    if not chosen:
+        notes.append(f"no square layers of kind {kind} were read: nothing tells the arrows, only the distance counts")
+    elif not whole.any():
         kept = [model for model, fine in zip(measured.models, usable.all(axis=0)) if fine]
-        for model in set(measured.models) - set(kept):
+        for model in (model for model in measured.models if model not in kept):
             layer = measured.layers[chosen[int(np.flatnonzero(~usable[:, measured.models.index(model)])[0])]]
             left_out[model] = (
                 f"model {model}: all entries of layer {layer} are equal, so it has no kurtosis, and no layer is left "

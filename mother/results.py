@@ -8,7 +8,6 @@ flags, the versions and a digest of the files that were read; measurements are r
 import hashlib
 import json
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mother.layers import Layer
 from mother.measurements import Measured, versions
 from mother.model_graph import Manifest, read_manifest
 
+SCHEMA = 1  # raise it when a statistic changes its meaning: what was measured before is measured again
 DATASETS = Path(__file__).parent.parent / "dataset"
 
 
@@ -30,7 +30,7 @@ def find_manifest(model_graph: str) -> Manifest:
     path = Path(model_graph)
     if path.suffix != ".json":
         path = DATASETS / f"{model_graph}.json"
-        if not path.exists():
+        if path.name not in {file.name for file in DATASETS.glob("*.json")}:
             known = ", ".join(sorted(file.stem for file in DATASETS.glob("*.json"))) or "none yet"
             raise ManifestError(
                 model_graph,
@@ -71,17 +71,23 @@ def known_trees(manifest: Manifest) -> dict[str, list[str]]:
     return trees
 
 
-def found_clusters(folder: Path) -> dict[str, list[str]]:
-    """Ids of the models of each cluster that `clustering.py` found."""
+def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Ids of the models of each cluster that `clustering.py` found, and why models are in none.
+
+    Raises InputError where there are no clusters, or not those of this manifest.
+    """
     path = folder / "clusters.json"
     try:
-        labels = json.loads(path.read_text())["clusters"]
-    except (OSError, ValueError, KeyError) as error:
+        content = json.loads(path.read_text())
+        labels, left_out = dict(content["clusters"]), dict(content["left_out"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be used ({error}). Run `python clustering.py` first.") from None
+    if labels.keys() | left_out.keys() != {node.id for node in manifest.nodes}:
+        raise InputError(f"{path} is of other models than the manifest has now. Run `python clustering.py` again.")
     clusters: dict[str, list[str]] = {}
     for model, label in labels.items():
         clusters.setdefault(str(label), []).append(model)
-    return dict(sorted(clusters.items()))
+    return dict(sorted(clusters.items())), left_out
 
 
 def read_digest(checkpoints: Sequence[Checkpoint]) -> str:
@@ -102,6 +108,7 @@ def measure_once(
 
     Returns (measurements, seconds that computing took, whether they were reused).
     """
+    key = key | {"versions": versions(), "schema": SCHEMA}
     if not overwrite:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -112,8 +119,8 @@ def measure_once(
                     kept = about["models"], layers, arrays, about["left_out"], about["notes"], key["read"]
                     measured = Measured(*kept)
                     return measured, about["seconds"], True
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # not there, damaged, or of another version: measure again
+        except Exception:  # noqa: BLE001  A damaged archive raises nearly anything; then we measure again.
+            pass
     started = time.perf_counter()
     measured = compute()
     measured.read = key["read"]

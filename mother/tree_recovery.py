@@ -12,6 +12,7 @@ import torch
 
 from mother import plots
 from mother.direction import Stage
+from mother.errors import InputError
 from mother.files import write_atomically, write_figure
 from mother.measurements import Measured, Statistic, measure
 from mother.model_graph import Edge, Manifest, ModelGraph
@@ -72,9 +73,12 @@ class Recovered:
         }
 
 
-def group_models(manifest: Manifest, clusters: str, folder: Path) -> dict[str, list[str]]:
-    """Which models are taken for one tree: known ("truth") or found by `clustering.py` ("ward")."""
-    return known_trees(manifest) if clusters == "truth" else found_clusters(folder)
+def group_models(manifest: Manifest, clusters: str, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Which models are taken for one tree: known ("truth") or found by `clustering.py` ("ward").
+
+    Also returns why `clustering.py` left models out.
+    """
+    return (known_trees(manifest), {}) if clusters == "truth" else found_clusters(manifest, folder)
 
 
 def recover_model_graph(
@@ -88,20 +92,25 @@ def recover_model_graph(
     """Recover every tree of a collection and write all results into `folder`.
 
     `flags` are those of the script: clusters, stage, direction_weight and overwrite are used here, all are
-    recorded. `progress(title)` is given to `measure`.
+    recorded. `progress(title)` is given to `measure`. Raises InputError where nothing can be recovered.
     """
+    if not np.isfinite(flags["direction_weight"]) or flags["direction_weight"] < 0:
+        raise InputError(f"the direction weight must be at least 0 and finite, not {flags['direction_weight']}.")
     checkpoints, unreadable = open_models(manifest)
     by_id = {checkpoint.model: checkpoint for checkpoint in checkpoints}
     trees = []
     digests = {}
-    for group, members in group_models(manifest, flags["clusters"], folder).items():
+    groups, unclustered = group_models(manifest, flags["clusters"], folder)
+    if unclustered:
+        trees.append(Recovered("-", [], np.zeros((0, 0)), [], set(), 0.0, unclustered))
+    for group, members in groups.items():
         opened = [by_id[model] for model in members if model in by_id]
         if not opened:
             trees.append(Recovered(group, [], np.zeros((0, 0)), [], set(), 0.0, {m: unreadable[m] for m in members}))
             continue
         digests[group] = read_digest(opened)
-        key = {"read": digests[group], "kinds": method.kinds, "statistics": sorted(method.statistics)}
-        key["kinds"] = list(method.kinds) if method.kinds else None
+        kinds = list(method.kinds) if method.kinds else None
+        key = {"read": digests[group], "kinds": kinds, "statistics": sorted(method.statistics)}
         measured, seconds, _ = measure_once(
             folder / "measurements" / f"{method.name}_{group}.npz",
             key,
@@ -110,6 +119,9 @@ def recover_model_graph(
         )
         measured.left_out |= {model: unreadable[model] for model in members if model in unreadable}
         trees.append(_recover_one(manifest, method, group, measured, seconds, flags))
+    if not any(tree.models for tree in trees):
+        reason = next(iter(trees[0].left_out.values()))
+        raise InputError(f"no model of {manifest.name} can be used. {reason}")
     write_results(manifest, method, folder, flags, trees, digests)
     return trees
 

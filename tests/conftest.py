@@ -48,7 +48,9 @@ def save_family(folder: Path, size: int = 5, rank: int | None = None, name: str 
                 if weight.ndim == 2:
                     rows, columns = weight.shape
                     inner = rank or rows
-                    move = torch.randn(rows, inner, generator=generator) @ torch.randn(inner, columns, generator=generator)
+                    move = torch.randn(rows, inner, generator=generator) @ torch.randn(
+                        inner, columns, generator=generator
+                    )
                     weights[key] = weight + 0.01 * move / inner**0.5
         save_model(folder / f"m{step}", weights)
         nodes.append(Node(f"m{step}", f"m{step}", f"m{step - 1}" if step else None, 0))

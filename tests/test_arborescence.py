@@ -47,6 +47,13 @@ def test_a_constant_changes_nothing(cost: np.ndarray, constant: float) -> None:
     assert shifted == pytest.approx(networkx_price(cost), abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-12, 1e12, 1e300])
+def test_any_scale(scale: float, rng: np.random.Generator) -> None:
+    for _ in range(20):
+        cost = rng.normal(size=(9, 9))
+        np.testing.assert_array_equal(minimum_spanning_arborescence(cost * scale), minimum_spanning_arborescence(cost))
+
+
 def test_planted_tree_is_found(rng: np.random.Generator) -> None:
     n = 60
     order = rng.permutation(n)

@@ -79,7 +79,10 @@ def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
 
 
 def test_only_square_layers_of_the_kinds_asked_for(tmp_path: Path) -> None:
-    weights = vit_weights(1) | {"classifier.weight": torch.zeros(4, 4), "time_embedding.linear_2.weight": torch.ones(4, 4)}
+    weights = vit_weights(1) | {
+        "classifier.weight": torch.zeros(4, 4),
+        "time_embedding.linear_2.weight": torch.ones(4, 4),
+    }
     checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
     assert set(square_layers(checkpoint, ("value",))) == {Layer("0", "value"), Layer("1", "value")}
     everything = square_layers(checkpoint, None)
@@ -142,6 +145,27 @@ def test_nan_and_infinity_name_the_tensor(value: float, words: str, tmp_path: Pa
         checkpoint.read(Layer("1", "value"))
 
 
+def test_values_whose_differences_overflow_are_refused(tmp_path: Path) -> None:
+    weights = {"blocks.0.attn.proj.weight": torch.full((4, 4), 3e38)}
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
+    with pytest.raises(CheckpointError, match="blocks.0.attn.proj.weight holds values above"):
+        checkpoint.read(Layer("0", "output"))
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        open_checkpoint("m", "x" * 300)
+
+
+def test_fingerprint_tells_equal_sizes_and_times_apart(tmp_path: Path) -> None:
+    prints = set()
+    for seed in range(2):
+        folder = save_model(tmp_path / "m", vit_weights(seed))
+        os.utime(folder / "model.safetensors", ns=(10**18, 10**18))
+        prints.add(str(open_checkpoint("m", folder).fingerprint()))
+    assert len(prints) == 2
+
+
 def test_integers_are_refused_by_name(tmp_path: Path) -> None:
     weights = {"blocks.0.attn.proj.weight": torch.ones(4, 4, dtype=torch.int8)}
     checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
@@ -202,7 +226,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield tmp_path / "hub"
         server.shutdown()

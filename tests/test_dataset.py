@@ -68,7 +68,9 @@ def test_factors_are_independent() -> None:
 def test_held_out_digits_are_not_trained_on() -> None:
     from dataset.tasks import _digits
 
-    train, test = (set(np.flatnonzero((np.arange(len(_digits()[1])) % 5 == 0) == held_out)) for held_out in (False, True))
+    train, test = (
+        set(np.flatnonzero((np.arange(len(_digits()[1])) % 5 == 0) == held_out)) for held_out in (False, True)
+    )
     assert not train & test and len(test) > 300
 
 
@@ -103,6 +105,13 @@ def test_deleted_and_truncated_models_are_grown_again_to_the_same_bytes(forest: 
     assert {name for name, outcome in seconds.items() if outcome} == {child.id, grandchild.id, other.id}
     assert snapshot(manifest) == before
     assert not list(other.folder.parent.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("content", ["[]", "1", '{"digests": []}'])
+def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text(content)
+    assert read_record(tmp_path) is None
+    assert not is_intact(Job("a", tmp_path, {}))
 
 
 def test_another_recipe_grows_again(forest: dict[str, Manifest]) -> None:

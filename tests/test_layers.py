@@ -31,6 +31,7 @@ from mother.layers import Layer, layer_of, name_layers, sort_key
         ),
         ("vit.encoder.layer.3.attention.attention.query.bias", None),
         ("vit.embeddings.cls_token", None),
+        (f"layer.{'9' * 5000}.attention.value.weight", Layer("", f"layer.{'9' * 5000}.attention.value")),
     ],
 )
 def test_names(name: str, layer: Layer | None) -> None:
@@ -38,8 +39,16 @@ def test_names(name: str, layer: Layer | None) -> None:
 
 
 def test_two_names_for_one_layer_keep_their_own() -> None:
-    names = ["model.layers.0.self_attn.q_proj.weight", "vit.layers.0.self_attn.q_proj.weight", "h.1.self_attn.q_proj.weight"]
-    assert name_layers(names) == {Layer("", names[0]): names[0], Layer("", names[1]): names[1], Layer("1", "query"): names[2]}
+    names = [
+        "model.layers.0.self_attn.q_proj.weight",
+        "vit.layers.0.self_attn.q_proj.weight",
+        "h.1.self_attn.q_proj.weight",
+    ]
+    assert name_layers(names) == {
+        Layer("", names[0]): names[0],
+        Layer("", names[1]): names[1],
+        Layer("1", "query"): names[2],
+    }
 
 
 def test_order_is_by_number() -> None:

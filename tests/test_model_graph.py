@@ -61,6 +61,12 @@ def test_what_is_not_known_is_null(tmp_path: Path) -> None:
         ([node("a", parent=3)], "parent = 3"),
         ([node("a", rank="8")], "rank = '8'"),
         ([node("a", rank=True)], "rank = True"),
+        ([node("a", tree="../../x")], "the tree"),
+        ([node("a", tree="x" * 65)], "the tree"),
+        ([node("a", tree=-1)], "tree number -1"),
+        ([node("a", tree=0), node("b", tree="0")], "another tree's name"),
+        ([node("a\ud800")], "the id"),
+        ([node("a\n")], "the id"),
     ],
 )
 def test_bad_manifests_get_one_clear_error(nodes: object, words: str, tmp_path: Path) -> None:
@@ -71,7 +77,9 @@ def test_bad_manifests_get_one_clear_error(nodes: object, words: str, tmp_path: 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "other/1"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "other/1"}', b"[" * 100_000, b"9" * 5000]
+)
 def test_what_is_no_manifest(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_bytes(content)
     with pytest.raises(ManifestError):

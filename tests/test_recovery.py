@@ -52,7 +52,10 @@ def test_lora_recovery_equals_the_plain_recipe(tmp_path: Path) -> None:
         for j in range(n):
             if i != j:
                 graph.add_edge(i, j, weight=d[i, j] + 0.3 * d.mean() * (k[names[j]] > k[names[i]]))
-    expected = sum(nx.minimum_spanning_arborescence(graph).edges[edge]["weight"] for edge in nx.minimum_spanning_arborescence(graph).edges)
+    expected = sum(
+        nx.minimum_spanning_arborescence(graph).edges[edge]["weight"]
+        for edge in nx.minimum_spanning_arborescence(graph).edges
+    )
 
     measured, found = direction_kurtosis(measure(checkpoints, ("value",), STATISTICS, CPU), "value")
     np.testing.assert_allclose(found, [k[name] for name in measured.models], rtol=1e-9)
@@ -83,7 +86,9 @@ def test_every_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     checkpoints = open_all(save_family(tmp_path))
     reads: list[tuple[str, Layer]] = []
     original = Checkpoint.read
-    monkeypatch.setattr(Checkpoint, "read", lambda self, layer: reads.append((self.model, layer)) or original(self, layer))
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, layer: reads.append((self.model, layer)) or original(self, layer)
+    )
     ticks: list[int] = []
     measure(checkpoints, ATTENTION, STATISTICS, CPU, lambda total: lambda: ticks.append(total))
     assert len(reads) == len(set(reads)) == 5 * 2 * 4

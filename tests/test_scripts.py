@@ -24,7 +24,9 @@ SCRIPTS = ["get_vit_layer_statistics.py", "clustering.py", "MoTHer_FullFT.py", "
 
 def run_process(script: str, *flags: object) -> str:
     """Run a script as a process of its own; returns what it printed."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -187,16 +189,18 @@ def test_twins_and_a_single_model_with_lora(tmp_path: Path) -> None:
         assert "left out: 1 models" in text
     graph = read_model_graph(tmp_path / "results" / "family" / "model_graph.json")
     assert set(graph.nodes) == {"m0"} and graph.edges == ()
-    text = run(
-        "get_vit_layer_statistics.py", "--model-graph", tmp_path / "family.json", "--results", tmp_path / "results", code=2
-    )
-    assert "no tree of two models" in text
+    where = ("--model-graph", tmp_path / "family.json", "--results", tmp_path / "results")
+    assert "tree 0 has no two models to compare" in run("get_vit_layer_statistics.py", *where)
+    assert "family     0       1" in run("MoTHer_FullFT.py", *where)
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:4])
 @pytest.mark.parametrize("mistake", ["name", "path", "cycle", "models"])
 def test_mistakes_get_one_line(script: str, mistake: str, tmp_path: Path) -> None:
-    nodes = [{"id": "a", "source": "a", "parent": "b", "tree": 0}, {"id": "b", "source": "b", "parent": None, "tree": 0}]
+    nodes = [
+        {"id": "a", "source": "a", "parent": "b", "tree": 0},
+        {"id": "b", "source": "b", "parent": None, "tree": 0},
+    ]
     if mistake == "cycle":
         nodes[1]["parent"] = "a"
     (tmp_path / "m.json").write_text(json.dumps({"format": "mother-manifest/1", "name": "m", "nodes": nodes}))
@@ -225,6 +229,68 @@ def test_unknown_trees_and_missing_clusters(tmp_path: Path) -> None:
     assert "-         -" in text  # nothing is known to score against
     assert len(read_model_graph(tmp_path / "results" / "family" / "model_graph.json").edges) == 2
     assert read_manifest(tmp_path / "family.json").edges == set()
+
+
+def test_found_clusters_account_for_every_model(tmp_path: Path) -> None:
+    """What clustering left out stays left out with its reason; clusters of another manifest are refused."""
+    save_family(tmp_path, size=5, rank=1)
+    (tmp_path / "m4" / "model.safetensors").write_bytes(b"")
+    where = ("--results", tmp_path / "results")
+    run("clustering.py", "--clusters", 1, "--model-graph", tmp_path / "family.json", *where)
+    text = run("MoTHer_LoRA.py", "--model-graphs", tmp_path / "family.json", "--clusters", "ward", *where)
+    assert "left out: 1 models" in text and "model m4: the file is truncated" in text
+    assert json.loads((tmp_path / "results/family/accuracy.json").read_text())["left_out"].keys() == {"m4"}
+    assert "family     -         -" in run("summarize.py", "--model-graphs", "family", *where)
+    content = json.loads((tmp_path / "family.json").read_text())
+    del content["nodes"][0], content["nodes"][0]["parent"]
+    (tmp_path / "family.json").write_text(json.dumps(content))
+    flags = ("--model-graphs", tmp_path / "family.json", "--clusters", "ward", *where)
+    assert "of other models than the manifest has now" in run("MoTHer_LoRA.py", *flags, code=2)
+    (tmp_path / "results/family/clusters.json").write_text("[]")
+    assert "cannot be used" in run("MoTHer_LoRA.py", *flags, code=2)
+
+
+def test_constant_direction_layers_end_no_run(tmp_path: Path) -> None:
+    save_family(tmp_path, size=4)
+    weights = load_file(tmp_path / "m2" / "model.safetensors")
+    for block in range(2):
+        weights[f"encoder.layer.{block}.attention.output.dense.weight"].fill_(1)
+    save_model(tmp_path / "m2", weights)
+    text = full_ft(tmp_path / "family.json", tmp_path / "results")
+    assert "left out: 1 models" in text and "model m2: all entries of layer 0.output are equal" in text
+
+
+def test_models_without_the_direction_layer(tmp_path: Path) -> None:
+    for seed in range(3):
+        weights = {name: weight for name, weight in vit_weights(seed).items() if "output.dense" not in name}
+        save_model(tmp_path / f"m{seed}", weights)
+    nodes = [{"id": f"m{seed}", "source": f"m{seed}", "tree": 0} for seed in range(3)]
+    manifest = {"format": "mother-manifest/1", "name": "family", "nodes": nodes}
+    (tmp_path / "family.json").write_text(json.dumps(manifest))
+    assert "nothing tells the arrows" in full_ft(tmp_path / "family.json", tmp_path / "results")
+
+
+def test_a_node_name_is_text_in_figures(tmp_path: Path) -> None:
+    save_family(tmp_path, size=3)
+    content = json.loads((tmp_path / "family.json").read_text())
+    content["nodes"][1]["id"] = content["nodes"][2]["parent"] = r"x$\q$<b>"
+    (tmp_path / "family.json").write_text(json.dumps(content))
+    full_ft(tmp_path / "family.json", tmp_path / "results")
+    assert (tmp_path / "results/family/figures/tree_0.png").exists()
+
+
+def test_unusable_flags(tmp_path: Path) -> None:
+    save_family(tmp_path, size=3, rank=1)
+    lora = ("--model-graphs", tmp_path / "family.json", "--results", tmp_path / "results")
+    assert "device 'cud' cannot be used" in run("MoTHer_LoRA.py", *lora, "--device", "cud", code=2)
+    assert "finite, not nan" in run("MoTHer_LoRA.py", *lora, "--direction-weight", "nan", code=2)
+    assert "no model of family can be used" in run("MoTHer_LoRA.py", *lora, "--kind", "nosuch", code=2)
+    flags = ("--model-graph", tmp_path / "family.json", "--results", tmp_path / "results")
+    assert "at least 0" in run("clustering.py", *flags, "--seed", -1, code=2)
+    assert "is not among the kinds" in run("MoTHer_FullFT.py", *flags, "--direction-kind", "mlp_up", code=2)
+    (tmp_path / "file").write_text("")
+    assert "error: " in run("clustering.py", *flags[:2], "--results", tmp_path / "file", code=2)
+    assert "no such model graph" in run("clustering.py", "--model-graph", "x" * 400, code=2)
 
 
 def test_summary_without_results(tmp_path: Path) -> None:
