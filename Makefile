@@ -1,13 +1,14 @@
 # make recover   set up, grow the mini splits once, run all stages on them, print one table
 # make test      set up, run the tests
 # make bench     set up, run the slow and statistical checks
+# make imgs      copy the figures that README.md shows from the results
 # make clean     forget the results (the grown models stay)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
 SPLITS = mini_ft mini_lora_v mini_lora_f
 
-.PHONY: recover test bench clean
+.PHONY: recover test bench imgs clean
 
 recover: .venv/installed
 	$(RUN) -m dataset.grow --splits $(SPLITS)
@@ -25,6 +26,12 @@ test: .venv/installed
 bench: .venv/installed
 	$(RUN) -m benchmarks.arborescence
 	$(RUN) -m benchmarks.memory
+
+# The figures that README.md shows, from the results.
+imgs: recover
+	cp results/mini_ft/figures/tree_1.png imgs/mini_ft_tree_1.png
+	cp results/mini_lora_v/figures/distances.png imgs/mini_lora_v_distances.png
+	cp results/mini_lora_v/figures/cluster_accuracy.png imgs/mini_lora_v_cluster_accuracy.png
 
 clean:
 	rm -rf results

@@ -1,6 +1,6 @@
 """Stage 3a: recover the Model Trees of fully fine-tuned models.
 
-Paper, section 4: distance by min-max normalised weight differences, direction by the kurtosis of
+The paper's method: distance by min-max normalised weight differences, direction by the kurtosis of
 `output.dense`, minimum spanning arborescence of the merged cost. Needs the statistics of stage 1.
 
     python get_vit_layer_statistics.py && python MoTHer_FullFT.py

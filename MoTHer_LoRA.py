@@ -1,6 +1,6 @@
 """Stage 3b: recover the Model Trees of models that were fine-tuned with LoRA.
 
-Paper, section 4: distance by the rank of weight differences, direction by kurtosis, both over the `value`
+The paper's method: distance by the rank of weight differences, direction by kurtosis, both over the `value`
 layers, minimum spanning arborescence of the merged cost. Needs no statistics.
 
     python MoTHer_LoRA.py

@@ -1,6 +1,6 @@
 """Stage 2: which models share a tree.
 
-Paper, section 4.4: Ward's clusters on pairwise distances over all square layers; the sum of ranks for LoRA,
+As in the paper: Ward's clusters on pairwise distances over all square layers; the sum of ranks for LoRA,
 the sum of mean absolute differences for full fine-tuning. Ends with the accuracy over random subsets of
 100 % to 10 % of the models, as in the paper. `--lora` (the default) and `--no-lora` choose the split.
 

@@ -1,6 +1,6 @@
 """Stage 1: the range of weight differences in each layer, which the distance of fully fine-tuned models needs.
 
-Paper, section 4.1: the difference of two models is min-max normalised with the smallest and largest
+As in the paper: the difference of two models is min-max normalised with the smallest and largest
 difference that occurs in that layer anywhere in the tree.
 
     python get_vit_layer_statistics.py

@@ -1,4 +1,4 @@
-"""In the wild: the Model Trees of Llama 2 and Stable Diffusion (paper, section 5.4), run by pytest.
+"""In the wild: the Model Trees of Llama 2 and Stable Diffusion (the paper's examples), run by pytest.
 
 The families here are miniatures with the same trees, really trained by `dataset/families.py` the first
 time (about a minute): a Llama saved in bfloat16 shards, and a denoising UNet.

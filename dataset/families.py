@@ -1,6 +1,6 @@
 """Miniatures of two families in the wild: a Llama (chat, code -> instruct, python) and a UNet (continued training).
 
-The trees are those of the paper's section 5.4. Growers take (recipe, parent's folder or None, output
+The trees are those of the paper's examples. Growers take (recipe, parent's folder or None, output
 folder), as in `vit.py`; the figure recorded as accuracy is the one that training improves.
 """
 

@@ -1,6 +1,6 @@
 """Plan the mini splits: which models there are, and how each is trained. Seeds in, manifest out.
 
-The structure is that of VTHR (paper, section 5): five Model Trees of a root, four children and sixteen
+The structure is that of VTHR, the paper's data set: five Model Trees of a root, four children and sixteen
 grandchildren. Tasks, learning rates, decay, lengths and ranks are drawn for each model. Ids are random
 names, so that no method can read heritage, or break ties, by them.
 """
@@ -137,7 +137,7 @@ FAMILIES = {"mini_llama": ("families:train_llama", _LLAMAS), "mini_sd": ("famili
 
 
 def plan_family(name: str, folder: Path) -> Manifest:
-    """The manifest of a miniature family. Truth as the authors use it (paper, section 5.4)."""
+    """The manifest of a miniature family. Truth as the authors use it."""
     grower, members = FAMILIES[name]
     nodes = []
     for seed, (model, parent, domain, rate, steps) in enumerate(members, start=1):

@@ -1,4 +1,4 @@
-"""Which models share a tree: Ward's clusters with K given (paper, section 4.4)."""
+"""Which models share a tree: Ward's clusters with K given (paper: several Model Trees)."""
 
 import numpy as np
 from jaxtyping import Float, Int

@@ -9,7 +9,7 @@ Stage = Literal["specialization", "generalization"]
 
 
 def kurtosis_direction(kurtosis: Float[np.ndarray, "models"], stage: Stage) -> Float[np.ndarray, "models models"]:
-    """T[i, j] = 1 where kurtosis contradicts that i is the parent of j, else 0 (paper, section 4.2).
+    """T[i, j] = 1 where kurtosis contradicts that i is the parent of j, else 0 (paper: edge direction).
 
     Fine-tuning ("specialization") lowers kurtosis, so T[i, j] = 1 where k_j > k_i; continued pre-training
     ("generalization", as of Stable Diffusion) raises it, so T[i, j] = 1 where k_j < k_i. Equal kurtosis

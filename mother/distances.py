@@ -40,7 +40,7 @@ def pairwise_mean_square_difference(weights: Float[Tensor, "models rows columns"
 
 
 def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, "models models"]:
-    """[i, j] = rank(W_i - W_j) (paper, section 4.1, LoRA).
+    """[i, j] = rank(W_i - W_j) (paper: l_LoRA).
 
     Singular values in float32 above max(rows, columns) * eps * the largest: what `np.linalg.matrix_rank`
     does by default, and therefore blind to the rounding noise of weights stored in half precision.
@@ -76,8 +76,8 @@ def minmax_distance(
 ) -> Float[np.ndarray, "models models"]:
     """d(i, j) = max over layers of max(minmax(W_i - W_j)), minmax(x) = (x - low) / (high - low).
 
-    Source: paper, section 4.1, full fine-tuning; low and high are those of the layer over all pairs. The
-    maximum has a sign, so it depends on which of the two is subtracted: i before j in the order of the
+    Source: first version of the paper and the authors' code (l_FT). low and high are those of the layer over
+    all pairs. The maximum has a sign, so it depends on which of the two is subtracted: i before j in the order of the
     collection, as in the authors' code, or the larger of the two with `both_orders`. Layers in which no two
     models differ (high = low) say nothing and are passed over. Symmetric, zero diagonal.
     """

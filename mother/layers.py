@@ -20,7 +20,7 @@ class Layer(NamedTuple):
         return f"{self.block}.{self.kind}" if self.block else self.kind
 
 
-# The paper's layers (section 4 and its code): only the square ones of them enter its distances.
+# The layers that the paper and its code use: only the square ones of them enter its distances.
 ATTENTION = ("query", "key", "value", "output")
 
 # What follows the block's number, without ".weight" -> kind. The first that matches counts.

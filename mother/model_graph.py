@@ -1,7 +1,7 @@
 """The Model Graph: which models there are, and who was trained from whom.
 
 Two JSON formats live here. A *manifest* names a collection of models and what is known of their
-heritage; it is the input. A *Model Graph* (paper, section 3) holds the recovered edges; it is the
+heritage; it is the input. A *Model Graph* (the paper's term) holds the recovered edges; it is the
 output. Both are plain enough to be written by hand or read by another program.
 
 Manifest::
@@ -196,7 +196,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """Recovered heritage of a collection: a set of Model Trees (paper, section 3)."""
+    """Recovered heritage of a collection: a set of Model Trees (the paper's term)."""
 
     name: str
     nodes: dict[str, dict[str, Any]]  # id -> JSON attributes, such as the cluster

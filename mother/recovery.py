@@ -1,4 +1,4 @@
-"""From matrices to a Model Graph: the paper's recovery of one Model Tree (section 4)."""
+"""From matrices to a Model Graph: the paper's recovery of one Model Tree."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ def merged_cost(
     direction: Float[np.ndarray, "models models"],
     direction_weight: float = 0.3,
 ) -> Float[np.ndarray, "models models"]:
-    """M = d + c * mean(d) * T with an infinite diagonal (paper, section 4.3; c = 0.3 there).
+    """M = d + c * mean(d) * T with an infinite diagonal (paper: merged prior; c = 0.3 there).
 
     mean(d) runs over all entries, the zero diagonal included, as in the authors' code.
     """
@@ -77,7 +77,7 @@ def recover_tree(
     stage: Stage = "specialization",
     direction_weight: float = 0.3,
 ) -> list[Edge]:
-    """The Model Tree of one cluster: minimum spanning arborescence of M (paper, section 4.3).
+    """The Model Tree of one cluster: minimum spanning arborescence of M (paper: MDST).
 
     Each edge carries its distance, its cost, and the change of kurtosis from parent to child. Models are
     sorted by id first, so that ties do not depend on the order of the collection.

@@ -35,5 +35,5 @@ def match_labels(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "mode
 
 
 def cluster_accuracy(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "models"]) -> float:
-    """Share of models in the right cluster under the best naming of the clusters (paper, section 5)."""
+    """Share of models in the right cluster under the best naming of the clusters (as in the authors' code)."""
     return float((match_labels(labels, truth) == truth).mean())

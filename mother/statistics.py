@@ -9,7 +9,7 @@ def kurtosis(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "mo
     """Fisher's excess kurtosis of each matrix, biased: m4 / m2^2 - 3 (0 for a Gaussian).
 
     The same as `scipy.stats.kurtosis` with its defaults; two passes in float64. NaN for a matrix of which
-    all entries are equal. Source: paper, section 4.2, the quantity that falls while a model specialises.
+    all entries are equal. Source: the paper's directional score, the quantity that falls while a model specialises.
     """
     flat = weights.flatten(1)
     moments = []
