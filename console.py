@@ -74,10 +74,12 @@ def report_trees(name: str, trees: list[Recovered], total: dict[str, Any], folde
     if show_trees:
         for tree in trees:
             print(f"\n{name}, tree {tree.group}\n{tree_text(tree.models, tree.pairs, tree.truth)}")
-    keys = ("models", "true_edges", "undirected_accuracy", "directed_accuracy", "seconds")
+    keys = ("models", "true_edges", "undirected_accuracy", "directed_accuracy", "kurtosis_accuracy", "seconds")
     rows = [[name, tree.group, *(tree.row()[key] for key in keys)] for tree in trees]
     rows.append([name, "all", *(total[key] for key in keys)])
-    print("\n" + format_table(("model graph", "tree", "models", "edges", "undirected", "directed", "seconds"), rows))
+    head = ("model graph", "tree", "models", "edges", "undirected", "directed", "kurtosis", "seconds")
+    print("\n" + format_table(head, rows))
+    print("kurtosis: share of the true edges whose arrow it points right by itself")
     report_left_out(
         {model: reason for tree in trees for model, reason in tree.left_out.items()},
         [note for tree in trees for note in tree.notes],

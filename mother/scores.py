@@ -1,7 +1,9 @@
 """How well a recovered graph agrees with the truth."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 EdgeSet = set[tuple[str, str]]
@@ -16,6 +18,15 @@ def undirected_accuracy(recovered: EdgeSet, truth: EdgeSet) -> float | None:
     """The same without regard to the arrows."""
     either = recovered | {(child, parent) for parent, child in recovered}
     return len(either & truth) / len(truth) if truth else None
+
+
+def kurtosis_accuracy(
+    contradicts: Float[np.ndarray, "models models"], models: Sequence[str], truth: EdgeSet
+) -> float | None:
+    """Share of the true edges that kurtosis does not contradict (T[i, j] = 0): the direction by itself."""
+    place = {model: row for row, model in enumerate(models)}
+    right = [contradicts[place[parent], place[child]] == 0 for parent, child in truth]
+    return float(np.mean(right)) if right else None
 
 
 def match_labels(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "models"]) -> Int[np.ndarray, "models"]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mother import plots
-from mother.direction import Stage
+from mother.direction import Stage, kurtosis_direction
 from mother.errors import InputError
 from mother.files import write_atomically, write_figure
 from mother.measurements import Measured, Statistic, measure
@@ -26,7 +26,7 @@ from mother.results import (
     run_facts,
     write_result,
 )
-from mother.scores import directed_accuracy, undirected_accuracy
+from mother.scores import directed_accuracy, kurtosis_accuracy, undirected_accuracy
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Recovered:
     left_out: dict[str, str]
     notes: list[str] = field(default_factory=list)
     kurtosis: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    kurtosis_accuracy: float | None = None
 
     @property
     def pairs(self) -> set[tuple[str, str]]:
@@ -69,6 +70,7 @@ class Recovered:
             "true_edges": len(self.truth),
             "undirected_accuracy": undirected_accuracy(self.pairs, self.truth),
             "directed_accuracy": directed_accuracy(self.pairs, self.truth),
+            "kurtosis_accuracy": self.kurtosis_accuracy,
             "seconds": round(self.seconds, 2),
         }
 
@@ -142,8 +144,9 @@ def _recover_one(
     present = set(measured.models)
     truth = {(parent, child) for parent, child in manifest.edges if parent in present and child in present}
     notes = [*measured.notes, *identical_models(difference, measured.models)]
+    right = kurtosis_accuracy(kurtosis_direction(kurtosis, stage), measured.models, truth)
     seconds += time.perf_counter() - started
-    return Recovered(group, measured.models, distance, edges, truth, seconds, measured.left_out, notes, kurtosis)
+    return Recovered(group, measured.models, distance, edges, truth, seconds, measured.left_out, notes, kurtosis, right)
 
 
 def overall(manifest: Manifest, trees: list[Recovered]) -> dict[str, Any]:
@@ -151,11 +154,16 @@ def overall(manifest: Manifest, trees: list[Recovered]) -> dict[str, Any]:
     present = {model for tree in trees for model in tree.models}
     truth = {(parent, child) for parent, child in manifest.edges if parent in present and child in present}
     pairs = set().union(*(tree.pairs for tree in trees))
+    scored = [tree for tree in trees if tree.kurtosis_accuracy is not None]
+    weights = [len(tree.truth) for tree in scored]
     return {
         "models": len(present),
         "true_edges": len(truth),
         "undirected_accuracy": undirected_accuracy(pairs, truth),
         "directed_accuracy": directed_accuracy(pairs, truth),
+        "kurtosis_accuracy": float(np.average([t.kurtosis_accuracy for t in scored], weights=weights))
+        if scored
+        else None,
         "seconds": round(sum(tree.seconds for tree in trees), 2),
     }
 

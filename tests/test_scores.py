@@ -7,7 +7,7 @@ import pytest
 
 from mother.clusters import ward_clusters
 from mother.direction import kurtosis_direction
-from mother.scores import cluster_accuracy, directed_accuracy, match_labels, undirected_accuracy
+from mother.scores import cluster_accuracy, directed_accuracy, kurtosis_accuracy, match_labels, undirected_accuracy
 
 
 def test_direction_is_one_where_kurtosis_contradicts() -> None:
@@ -29,6 +29,13 @@ def test_edge_accuracy() -> None:
     assert directed_accuracy(recovered, truth) == 0.5
     assert undirected_accuracy(recovered, truth) == 0.75
     assert directed_accuracy(set(), set()) is None and undirected_accuracy(set(), set()) is None
+
+
+def test_kurtosis_accuracy_counts_true_edges_that_are_not_contradicted() -> None:
+    contradicts = kurtosis_direction(np.array([3.0, 1.0, 2.0]), "specialization")
+    truth = {("a", "b"), ("b", "c")}
+    assert kurtosis_accuracy(contradicts, ["a", "b", "c"], truth) == 0.5
+    assert kurtosis_accuracy(contradicts, ["a", "b", "c"], set()) is None
 
 
 def test_cluster_accuracy_is_that_of_the_best_permutation(rng: np.random.Generator) -> None:
