@@ -5,6 +5,7 @@ python -m dataset.grow --splits mini_ft --workers 4
 """
 
 import os
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from console import run
-from dataset.forest import Job, grow
+from dataset.forest import Job, grow, read_record
 from dataset.plan import FAMILIES, SPLITS, plan, plan_family
 from mother.errors import InputError
 from mother.model_graph import Manifest, write_manifest
@@ -53,7 +54,19 @@ def grow_manifest(manifest: Manifest, workers: int | None = None) -> list[Except
             else:
                 grown += outcome > 0
     print(f"{manifest.name}: {len(jobs)} models, {grown} grown now, {time.perf_counter() - started:.0f} s")
+    print(f"  {describe_learning(jobs)}")
     return errors
+
+
+def describe_learning(jobs: list[Job]) -> str:
+    """What the models learned: accuracy of the roots, and how far it rose from before to after in the others."""
+    records = [(job, record) for job in jobs if (record := read_record(job.folder)) is not None]
+    roots = [record["accuracy_after"] for job, record in records if job.parent is None]
+    rises = [record["accuracy_after"] - record["accuracy_before"] for job, record in records if job.parent is not None]
+    text = [f"accuracy of roots at least {min(roots):.2f}"] if roots else []
+    if rises:
+        text.append(f"of children up by {statistics.median(rises):.2f} at the median, {min(rises):.2f} at least")
+    return ", ".join(text)
 
 
 def main(args: Args) -> None:
