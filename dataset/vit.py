@@ -49,13 +49,19 @@ def seed(recipe: dict[str, Any]) -> np.random.Generator:
 def warm_up_cosine(parameters: list[nn.Parameter], recipe: dict[str, Any], steps: int):
     """AdamW with a warm-up of a tenth and cosine decay to 2 % of the learning rate."""
     optimizer = torch.optim.AdamW(parameters, lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"])
+    return optimizer, schedule_of(optimizer, steps, "cosine")
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, steps: int, shape: str) -> torch.optim.lr_scheduler.LambdaLR:
+    """A warm-up of a tenth, then a "constant" rate or a "cosine" down to 2 % of it."""
     warm_up = max(1, steps // 10)
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0.0, (step - warm_up) / max(1, steps - warm_up)))
-        return min(1.0, (step + 1) / warm_up) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        after = 1.0 if shape == "constant" else 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (step + 1) / warm_up) * after
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def train_step(loss: torch.Tensor, parameters: list[nn.Parameter], optimizer, schedule) -> None:
