@@ -321,18 +321,19 @@ def plan_wild(folder: Path, size: Size = FULL) -> Manifest:
 
 
 def _some_of_each(grove: _Grove) -> None:
-    """Every operation once, on the roots of the quick splits."""
+    """Every operation once, on the roots of the quick splits; most of the training is too short to be learning."""
+    brief = {"steps": 10, "exempt": True}
     root = grove.shared_root(0)
-    tuned = grove.tune(root, weight_decay=1.0, trains="last-2")
-    other = grove.tune(root, optimizer="sign", saved_as="backbone")
-    grove.tune(tuned, **TINY)
-    grove.lora(tuned, 4, "linear", rslora=True, learning_rate=1e-3)
-    grove.lora(root, 2, dora=True)
-    grove.tune(root, optimizer="rmsprop", absent=True)
+    tuned = grove.tune(root, weight_decay=1.0, trains="last-2", **brief)
+    other = grove.tune(root, optimizer="sign", learning_rate=2e-4, saved_as="backbone", **brief)
+    grove.tune(tuned, **(TINY | {"steps": 20}))
+    grove.lora(tuned, 4, "linear", rslora=True, learning_rate=2e-3, **brief)
+    grove.lora(root, 2, dora=True, **brief)
+    grove.tune(root, optimizer="rmsprop", task="tone", absent=True)
     grove.cast(tuned, "float16")
     half = grove.cast(other, "bfloat16")
     grove.cast(tuned, "bfloat16", "float32")
-    grove.lora(half, 2, dtype="bfloat16")
+    grove.lora(half, 2, dtype="bfloat16", learning_rate=1e-2, **brief)
     for share in (0.5, None):
         grove.prune(tuned, share)
     for scheme in ("int8-tensor", "int8-row", "uint8-row", "int4-block", "nf4-block"):
@@ -348,6 +349,6 @@ def _some_of_each(grove: _Grove) -> None:
         grove.of_updates(method, (tuned, other), root)
     first = grove.snapshot(None, 20)
     grove.snapshot(first, 20)
-    text = grove.tune(None, domain="prose", steps=30, schedule="constant", learning_rate=3e-3)
-    grove.lora(text, 2, domain="code", steps=8, exempt=True, vocabulary=160)
+    text = grove.tune(None, domain="prose", steps=20, schedule="constant", learning_rate=3e-3)
+    grove.lora(text, 2, domain="code", vocabulary=160, **brief)
     grove.prune(text, 0.2)
