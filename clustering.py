@@ -104,7 +104,7 @@ def main(args: Args) -> None:
     labels = ward_clusters(distance, args.clusters)
     seconds += time.perf_counter() - started
 
-    trees = {node.id: node.tree for node in manifest.nodes}
+    trees = {node.id: node.tree for node in manifest.present}
     known = all(trees[model] is not None for model in measured.models)
     rows, scores = [], {}
     if known:

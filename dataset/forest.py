@@ -36,13 +36,36 @@ class GrowError(InputError):
 
 @dataclass(frozen=True)
 class Job:
-    """One model to grow into `folder` by `recipe["grower"]`, a "module:function" of this package."""
+    """One model to grow into `folder` by `recipe["grower"]`, a "module:function" of this package.
+
+    The grower is called with (recipe, parent's folder, folder to fill). Instead of the one folder it gets
+    None for a root, and the list of folders for a job with `parents`: whatever it is made from.
+    """
 
     id: str
     folder: Path
     recipe: dict[str, Any]
     parent: str | None = None
     parent_folder: Path | None = None
+    parents: tuple[str, ...] = ()  # of a model made from several; `parent` is None then
+    parent_folders: tuple[Path, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the models that must be there before."""
+        return self.parents or ((self.parent,) if self.parent is not None else ())
+
+    def parent_digests(self) -> Any:
+        """Digests of the parent's files, or the list of those of all parents; None where one is not complete.
+
+        A root has none, which is said by an empty list.
+        """
+        folders = self.parent_folders or ((self.parent_folder,) if self.parent_folder is not None else ())
+        records = [read_record(folder) for folder in folders]
+        if None in records:
+            return None
+        digests = [record["digests"] for record in records]
+        return digests[0] if self.parent_folder is not None else digests
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -59,10 +82,9 @@ def is_intact(job: Job) -> bool:
     record = read_record(job.folder)
     if record is None or record.get("recipe") != job.recipe:
         return False
-    if job.parent_folder is not None:
-        parent = read_record(job.parent_folder)
-        if parent is None or record.get("parent_digests") != parent.get("digests"):
-            return False
+    parents = job.parent_digests()
+    if parents is None or record.get("parent_digests", []) != parents:
+        return False
     digests = record["digests"]
     try:
         return bool(digests) and all(sha256(job.folder / name) == digest for name, digest in digests.items())
@@ -104,10 +126,10 @@ def grow_one(job: Job) -> float:
         new.mkdir()
         module, function = job.recipe["grower"].split(":")
         grower = getattr(importlib.import_module(f"dataset.{module}"), function)
-        measured = grower(job.recipe, job.parent_folder, new)
+        measured = grower(job.recipe, list(job.parent_folders) or job.parent_folder, new)
         record = {"recipe": job.recipe, **measured, "digests": {f.name: sha256(f) for f in sorted(new.iterdir())}}
-        if job.parent_folder is not None:
-            record["parent_digests"] = read_record(job.parent_folder)["digests"]
+        if job.needs:
+            record["parent_digests"] = job.parent_digests()
         write_json(new / RECORD, record)
         # A folder cannot be moved onto one that is not empty: the old one steps aside first.
         if job.folder.exists():
@@ -145,11 +167,12 @@ def grow(jobs: list[Job], workers: int | None = None) -> Iterator[tuple[Job, flo
         waiting = dict(by_id)
         while waiting or running:
             for job in list(waiting.values()):
-                if job.parent is not None and job.parent in by_id and job.parent not in outcome:
+                if any(parent in by_id and parent not in outcome for parent in job.needs):
                     continue
                 del waiting[job.id]
-                if isinstance(outcome.get(job.parent), Exception):
-                    outcome[job.id] = GrowError(f"model {job.id}: its parent {job.parent} could not be grown.")
+                failed = [parent for parent in job.needs if isinstance(outcome.get(parent), Exception)]
+                if failed:
+                    outcome[job.id] = GrowError(f"model {job.id}: its parent {failed[0]} could not be grown.")
                 elif is_intact(job):
                     outcome[job.id] = 0.0
                 else:

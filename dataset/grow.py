@@ -16,8 +16,9 @@ from tqdm import tqdm
 from console import run
 from dataset.forest import Job, grow, read_record
 from dataset.plan import FAMILIES, SPLITS, plan, plan_family
+from dataset.wild_plan import WILD, plan_wild
 from mother.errors import InputError
-from mother.model_graph import Manifest, write_manifest
+from mother.model_graph import Manifest, Node, write_manifest
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Args:
     """Grow the mini splits: 105 small ViTs each, really trained."""
 
     splits: tuple[str, ...] = tuple(SPLITS)
-    """which to grow: mini_ft, mini_lora_v, mini_lora_f; also the families mini_llama, mini_sd"""
+    """which to grow: mini_ft, mini_lora_v, mini_lora_f; also mini_wild and the families mini_llama, mini_sd"""
     workers: int = os.cpu_count() or 1
     """processes, one thread each"""
 
@@ -33,11 +34,17 @@ class Args:
 def jobs_of(manifest: Manifest) -> list[Job]:
     """The models of a manifest that have a recipe, as jobs."""
     folders = {node.id: manifest.folder / node.source for node in manifest.nodes}
-    return [
-        Job(node.id, folders[node.id], node.recipe, node.parent, folders.get(node.parent))
-        for node in manifest.nodes
-        if node.recipe is not None
-    ]
+    return [_job(node, folders) for node in manifest.nodes if node.recipe is not None]
+
+
+def _job(node: Node, folders: dict[str, Path]) -> Job:
+    """One node as a job; a merge is made from its parents and from the model that its recipe calls "base"."""
+    if not node.parents:
+        return Job(node.id, folders[node.id], node.recipe, node.parent, folders.get(node.parent))
+    needs = node.parents + ((node.recipe["base"],) if "base" in node.recipe else ())
+    return Job(
+        node.id, folders[node.id], node.recipe, parents=needs, parent_folders=tuple(folders[name] for name in needs)
+    )
 
 
 def grow_manifest(manifest: Manifest, workers: int | None = None) -> list[Exception]:
@@ -59,8 +66,9 @@ def grow_manifest(manifest: Manifest, workers: int | None = None) -> list[Except
 
 
 def describe_learning(jobs: list[Job]) -> str:
-    """What the models learned: accuracy of the roots, and how far it rose from before to after in the others."""
-    records = [(job, record) for job in jobs if (record := read_record(job.folder)) is not None]
+    """What the trained models learned: accuracy of the roots, and its rise from before to after in the others."""
+    found = [(job, record) for job in jobs if (record := read_record(job.folder)) is not None]
+    records = [(job, record) for job, record in found if "accuracy_after" in record]
     roots = [record["accuracy_after"] for job, record in records if job.parent is None]
     rises = [record["accuracy_after"] - record["accuracy_before"] for job, record in records if job.parent is not None]
     text = [f"accuracy of roots at least {min(roots):.2f}"] if roots else []
@@ -69,17 +77,22 @@ def describe_learning(jobs: list[Job]) -> str:
     return ", ".join(text)
 
 
+def _plan(split: str, folder: Path) -> Manifest:
+    if split == WILD:
+        return plan_wild(folder)
+    return plan_family(split, folder) if split in FAMILIES else plan(split, folder)
+
+
 def main(args: Args) -> None:
     """Grow the splits one after the other."""
-    known = [*SPLITS, *FAMILIES]
+    known = [*SPLITS, WILD, *FAMILIES]
     unknown = [split for split in args.splits if split not in known]
     if unknown:
         raise InputError(f"there is no split {', '.join(unknown)}. Choose from {', '.join(known)}.")
     folder = Path(__file__).parent
     errors = []
     for split in args.splits:
-        manifest = plan_family(split, folder) if split in FAMILIES else plan(split, folder)
-        errors += grow_manifest(manifest, args.workers)
+        errors += grow_manifest(_plan(split, folder), args.workers)
     if errors:
         raise InputError(f"{len(errors)} models could not be grown; see above.")
 

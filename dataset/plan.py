@@ -46,7 +46,7 @@ FULL = Size()
 QUICK = Size(trees=2, children=2, grandchildren=2, root_steps=200, steps=(16, 32), solved=0.5)  # for the tests
 
 
-def _names(rng: np.random.Generator, count: int) -> list[str]:
+def draw_names(rng: np.random.Generator, count: int) -> list[str]:
     """Distinct pronounceable names of six letters."""
     names: set[str] = set()
     while len(names) < count:
@@ -55,7 +55,8 @@ def _names(rng: np.random.Generator, count: int) -> list[str]:
     return [str(name) for name in rng.permutation(sorted(names))]
 
 
-def _root_recipe(tree: int, size: Size) -> dict:
+def root_recipe(tree: int, size: Size) -> dict:
+    """How the root of a tree is pre-trained: trees 0, 2 and 4 with labels, 1 and 3 without."""
     kind = ("supervised", "contrastive")[tree % 2]
     return {
         "grower": f"vit:pretrain_{kind}",
@@ -92,7 +93,7 @@ def _child_recipe(split: str, task: str, rng: np.random.Generator, size: Size) -
 def plan(split: str, folder: Path, size: Size = FULL) -> Manifest:
     """The manifest of one split; `folder` is where it will be written, models go to `models/` in it."""
     rng = np.random.default_rng([list(SPLITS).index(split), 20240528])
-    names = iter(_names(rng, size.trees * (1 + size.children * (1 + size.grandchildren))))
+    names = iter(draw_names(rng, size.trees * (1 + size.children * (1 + size.grandchildren))))
 
     def child(parent: Node, siblings: list[str]) -> Node:
         # Siblings get different tasks while there are enough, and nobody its parent's.
@@ -105,7 +106,7 @@ def plan(split: str, folder: Path, size: Size = FULL) -> Manifest:
 
     nodes: list[Node] = []
     for tree in range(size.trees):
-        recipe = _root_recipe(tree, size)
+        recipe = root_recipe(tree, size)
         kind = recipe["grower"].removeprefix("vit:pretrain_")
         # The three splits share their roots, as VTHR's do.
         root = Node(next(names), f"models/roots/{kind}_{tree}", None, tree, kind, None, recipe)

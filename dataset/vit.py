@@ -5,6 +5,8 @@ folder there, and returns what it measured.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ HELD_OUT = 512  # images in every evaluation
 PRETRAINING_FACTORS = {name: classes for name, classes in FACTORS.items() if name != "count"}
 
 
-def _seed(recipe: dict[str, Any]) -> np.random.Generator:
+def seed(recipe: dict[str, Any]) -> np.random.Generator:
+    """Seed torch; returns the generator that data are drawn with."""
     torch.manual_seed(recipe["seed"])
     return np.random.default_rng(recipe["seed"])
 
@@ -46,13 +49,19 @@ def _seed(recipe: dict[str, Any]) -> np.random.Generator:
 def warm_up_cosine(parameters: list[nn.Parameter], recipe: dict[str, Any], steps: int):
     """AdamW with a warm-up of a tenth and cosine decay to 2 % of the learning rate."""
     optimizer = torch.optim.AdamW(parameters, lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"])
+    return optimizer, schedule_of(optimizer, steps, "cosine")
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, steps: int, shape: str) -> torch.optim.lr_scheduler.LambdaLR:
+    """A warm-up of a tenth, then a "constant" rate or a "cosine" down to 2 % of it."""
     warm_up = max(1, steps // 10)
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0.0, (step - warm_up) / max(1, steps - warm_up)))
-        return min(1.0, (step + 1) / warm_up) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        after = 1.0 if shape == "constant" else 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (step + 1) / warm_up) * after
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def train_step(loss: torch.Tensor, parameters: list[nn.Parameter], optimizer, schedule) -> None:
@@ -63,22 +72,30 @@ def train_step(loss: torch.Tensor, parameters: list[nn.Parameter], optimizer, sc
     optimizer.zero_grad()
 
 
-def _train_until_solved(recipe, parameters, draw_block, loss_of, measure) -> dict[str, Any]:
-    """Train for at most `recipe["steps"]` steps, until `measure()` reaches `recipe["target"]`.
+@dataclass(frozen=True)
+class Objective:
+    """What training needs to know of a task: data of n steps, the loss of one of them, and the score so far."""
 
-    `draw_block(n)` renders the data of n steps at once, `loss_of(block, step)` is the loss of one.
+    draw_block: Callable[[int], Any]
+    loss_of: Callable[[Any, int], torch.Tensor]
+    measure: Callable[[], float]
+
+
+def _train_until_solved(recipe: dict[str, Any], parameters: list[nn.Parameter], objective: Objective) -> dict[str, Any]:
+    """Train for at most `recipe["steps"]` steps, until the score reaches `recipe["target"]`.
+
     Raises GrowError if the target is not reached: a root that did not solve its task is not a root.
     """
     optimizer, schedule = warm_up_cosine(parameters, recipe, recipe["steps"])
-    before = measure()
+    before = objective.measure()
     block = 20
     for start in range(0, recipe["steps"], block):
-        data = draw_block(block)
+        data = objective.draw_block(block)
         for step in range(block):
-            train_step(loss_of(data, step), parameters, optimizer, schedule)
-        if (start // block) % 5 == 4 and measure() >= recipe["target"]:
+            train_step(objective.loss_of(data, step), parameters, optimizer, schedule)
+        if (start // block) % 5 == 4 and objective.measure() >= recipe["target"]:
             break
-    after = measure()
+    after = objective.measure()
     if after < recipe["target"]:
         raise GrowError(
             f"pre-training (seed {recipe['seed']}) reached {after:.3f} of the {recipe['target']:.3f} asked for "
@@ -87,11 +104,15 @@ def _train_until_solved(recipe, parameters, draw_block, loss_of, measure) -> dic
     return {"steps": start + block, "accuracy_before": before, "accuracy_after": after}
 
 
-def pretrain_supervised(recipe: dict[str, Any], parent: Path | None, out: Path) -> dict[str, Any]:
-    """Pre-train a root to name every factor of a scene; accuracy is the mean over the factors."""
-    rng = _seed(recipe)
+def new_classifier() -> ViTForImageClassification:
+    """An untrained ViT with a head for every factor of a scene."""
     model = ViTForImageClassification(ViTConfig(**ARCHITECTURE, num_labels=sum(PRETRAINING_FACTORS.values())))
     nn.init.trunc_normal_(model.vit.embeddings.position_embeddings, std=POSITION_STD)
+    return model
+
+
+def name_factors(model: nn.Module, recipe: dict[str, Any], rng: np.random.Generator) -> Objective:
+    """Supervised pre-training: name every factor of a scene; the score is the mean accuracy over the factors."""
     held_out = scenes(HELD_OUT, np.random.default_rng(recipe["seed"] + 1))
     batch_size = recipe["batch_size"]
 
@@ -109,9 +130,14 @@ def pretrain_supervised(recipe: dict[str, Any], parent: Path | None, out: Path) 
         parts = logits(held_out.images).items()
         return float(np.mean([(part.argmax(1).numpy() == held_out.labels[name]).mean() for name, part in parts]))
 
-    measured = _train_until_solved(
-        recipe, list(model.parameters()), lambda steps: scenes(steps * batch_size, rng), loss_of, measure
-    )
+    return Objective(lambda steps: scenes(steps * batch_size, rng), loss_of, measure)
+
+
+def pretrain_supervised(recipe: dict[str, Any], parent: Path | None, out: Path) -> dict[str, Any]:
+    """Pre-train a root to name every factor of a scene."""
+    rng = seed(recipe)
+    model = new_classifier()
+    measured = _train_until_solved(recipe, list(model.parameters()), name_factors(model, recipe, rng))
     model.save_pretrained(out)
     return measured
 
@@ -122,7 +148,7 @@ def pretrain_contrastive(recipe: dict[str, Any], parent: Path | None, out: Path)
     Two views share every factor and differ in angle, phase, jitter and noise. Accuracy is that of
     finding the partner among 511 others. Saved as a bare `ViTModel`, whose tensors have no `vit.` prefix.
     """
-    rng = _seed(recipe)
+    rng = seed(recipe)
     model = ViTModel(ViTConfig(**ARCHITECTURE), add_pooling_layer=False)
     nn.init.trunc_normal_(model.embeddings.position_embeddings, std=POSITION_STD)
     width = model.config.hidden_size
@@ -150,15 +176,14 @@ def pretrain_contrastive(recipe: dict[str, Any], parent: Path | None, out: Path)
         scores, partner = similarity(*held_out)
         return float((scores.argmax(1) == partner).float().mean())
 
-    measured = _train_until_solved(
-        recipe, parameters, lambda steps: views(steps * recipe["batch_size"], rng), loss_of, measure
-    )
+    objective = Objective(lambda steps: views(steps * recipe["batch_size"], rng), loss_of, measure)
+    measured = _train_until_solved(recipe, parameters, objective)
     model.save_pretrained(out)
     return measured
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     return float((model(torch.from_numpy(images)).logits.argmax(1).numpy() == labels).mean())
 
 
@@ -168,21 +193,54 @@ def _learned(before: float, after: float) -> bool:
     return after - before > 4 * error
 
 
-def fine_tune(recipe: dict[str, Any], parent: Path | None, out: Path) -> dict[str, Any]:
-    """Train a child on its task with a new head: every weight, or LoRA on query and value, merged at the end.
-
-    Training goes on, for up to ROUNDS times the planned length, until the held-out accuracy has risen beyond
-    doubt; if it never does, GrowError. Records accuracy before and after, the steps made and the
-    relative change ||child - parent|| / ||parent|| of the attention weights.
-    """
-    rng = _seed(recipe)
-    task, batch_size = recipe["task"], recipe["batch_size"]
+def load_classifier(parent: Path, task: str) -> ViTForImageClassification:
+    """The parent in float32 with a fresh head: the two tasks may happen to have as many classes."""
     model = ViTForImageClassification.from_pretrained(
         parent, num_labels=TASKS[task], ignore_mismatched_sizes=True, dtype=torch.float32
     )
-    # A fresh head whatever the parent's was: the two tasks may happen to have as many classes.
     nn.init.normal_(model.classifier.weight, std=ARCHITECTURE["initializer_range"])
     nn.init.zeros_(model.classifier.bias)
+    return model
+
+
+def train_until_learned(
+    model: nn.Module, recipe: dict[str, Any], rng: np.random.Generator, prepare=warm_up_cosine
+) -> dict[str, Any]:
+    """Train what requires gradients on `recipe["task"]` until the held-out accuracy has risen beyond doubt.
+
+    `prepare(parameters, recipe, steps)` gives optimizer and schedule, anew for each round of the planned length.
+    GrowError if ROUNDS of them do not do; a recipe with "exempt" is trained for one round, whatever it learns.
+    Returns accuracy before and after, and the steps made.
+    """
+    task, batch_size = recipe["task"], recipe["batch_size"]
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    held_out = draw(task, HELD_OUT, np.random.default_rng(recipe["seed"] + 1), held_out=True)
+
+    before = after = accuracy(model, *held_out)
+    rounds = 0
+    while rounds == 0 or not (recipe.get("exempt") or _learned(before, after)):
+        if rounds == ROUNDS:
+            raise GrowError(
+                f"fine-tuning on {task} (seed {recipe['seed']}) went from {before:.3f} to {after:.3f} in "
+                f"{rounds * recipe['steps']} steps. Raise its learning rate or its steps in dataset/plan.py."
+            )
+        optimizer, schedule = prepare(parameters, recipe, recipe["steps"])
+        images, labels = draw(task, recipe["steps"] * batch_size, rng)
+        for batch in np.arange(len(labels)).reshape(recipe["steps"], batch_size):
+            loss = cross_entropy(model(torch.from_numpy(images[batch])).logits, torch.from_numpy(labels[batch]))
+            train_step(loss, parameters, optimizer, schedule)
+        rounds += 1
+        after = accuracy(model, *held_out)
+    return {"steps": rounds * recipe["steps"], "accuracy_before": before, "accuracy_after": after}
+
+
+def fine_tune(recipe: dict[str, Any], parent: Path | None, out: Path) -> dict[str, Any]:
+    """Train a child on its task with a new head: every weight, or LoRA on query and value, merged at the end.
+
+    Records also the relative change ||child - parent|| / ||parent|| of the attention weights.
+    """
+    rng = seed(recipe)
+    model = load_classifier(parent, recipe["task"])
     start = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".attention." in name}
     rank = recipe.get("rank")
     if rank is not None:
@@ -190,34 +248,11 @@ def fine_tune(recipe: dict[str, Any], parent: Path | None, out: Path) -> dict[st
             r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]
         )
         model = get_peft_model(model, config)
-    parameters = [weight for weight in model.parameters() if weight.requires_grad]
-    held_out = draw(task, HELD_OUT, np.random.default_rng(recipe["seed"] + 1), held_out=True)
-
-    before = after = _accuracy(model, *held_out)
-    rounds = 0
-    while not _learned(before, after):
-        if rounds == ROUNDS:
-            raise GrowError(
-                f"fine-tuning on {task} (seed {recipe['seed']}) went from {before:.3f} to {after:.3f} in "
-                f"{rounds * recipe['steps']} steps. Raise its learning rate or its steps in dataset/plan.py."
-            )
-        optimizer, schedule = warm_up_cosine(parameters, recipe, recipe["steps"])
-        images, labels = draw(task, recipe["steps"] * batch_size, rng)
-        for batch in np.arange(len(labels)).reshape(recipe["steps"], batch_size):
-            loss = cross_entropy(model(torch.from_numpy(images[batch])).logits, torch.from_numpy(labels[batch]))
-            train_step(loss, parameters, optimizer, schedule)
-        rounds += 1
-        after = _accuracy(model, *held_out)
-
+    measured = train_until_learned(model, recipe, rng)
     if rank is not None:
         model = model.merge_and_unload()
     end = dict(model.named_parameters())
     moved = sum((end[name] - weight).square().sum().item() for name, weight in start.items())
     size = sum(weight.square().sum().item() for weight in start.values())
     model.save_pretrained(out)
-    return {
-        "steps": rounds * recipe["steps"],
-        "accuracy_before": before,
-        "accuracy_after": after,
-        "relative_change": math.sqrt(moved / size),
-    }
+    return measured | {"relative_change": math.sqrt(moved / size)}

@@ -14,11 +14,18 @@ Manifest::
 `source` is a folder or a `.safetensors` file relative to the manifest and inside its folder, or
 `hf://owner/name[@revision][:subfolder]`. `parent` is null where it is unknown or where there is none;
 so are `tree`, `task` and `rank`.
+
+Four more keys say what a real collection may know. They may be left out, and are written only when set:
+`kind`, how the model was made from its parent (one of `NODE_KINDS`); `parents`, two or more, in place of
+`parent` for a merge; `coefficients`, one for each of them where the merge is linear; `absent`, true for a model
+that belongs to the truth but not to the collection, so that nobody opens it.
 """
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +36,8 @@ from mother.files import write_json, write_text
 
 MANIFEST_FORMAT = "mother-manifest/1"
 GRAPH_FORMAT = "mother-model-graph/1"
+
+NODE_KINDS = ("fine-tune", "lora", "cast", "prune", "quantize", "merge", "copy")
 
 NAME = r"\w[\w. -]{0,63}"
 NAME_REMEDY = "Use at most 64 letters, digits, '_', '-', '.' and spaces."
@@ -49,6 +58,15 @@ class Node:
     task: str | None = None
     rank: int | None = None  # of the LoRA update that made it
     recipe: dict[str, Any] | None = None  # how `dataset/` grows it
+    kind: str | None = None  # one of NODE_KINDS; None where unknown, and for a root
+    parents: tuple[str, ...] = ()  # of a merge, two or more; `parent` is None then
+    coefficients: tuple[float, ...] | None = None  # of a linear merge, in the order of `parents`
+    absent: bool = False  # part of the truth, not of the collection
+
+    @property
+    def all_parents(self) -> tuple[str, ...]:
+        """The parents of a merge, the parent of another model, or nothing."""
+        return self.parents or ((self.parent,) if self.parent is not None else ())
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,13 @@ class Manifest:
 
     @property
     def edges(self) -> set[tuple[str, str]]:
-        """The known (parent, child) pairs."""
-        return {(node.parent, node.id) for node in self.nodes if node.parent is not None}
+        """The known (parent, child) pairs; a merge has one with each of its parents."""
+        return {(parent, node.id) for node in self.nodes for parent in node.all_parents}
+
+    @property
+    def present(self) -> tuple[Node, ...]:
+        """The nodes of the collection: all but the absent ones."""
+        return tuple(node for node in self.nodes if not node.absent)
 
     def location(self, node: Node) -> str | Path:
         """Where a node's weights are: a path, or the `hf://` source itself."""
@@ -112,37 +135,87 @@ def _node(path: Path, position: int, entry: Any) -> Node:
         raise ManifestError(path, f"node {entry['id']!r} has the tree {ascii(tree)[:100]}", NAME_REMEDY)
     if isinstance(tree, int) and not 0 <= tree < 1 << 31:
         raise ManifestError(path, f"node {entry['id']!r} has the tree number {tree}", "Count trees from 0.")
-    return Node(entry["id"], entry["source"], *(entry.get(key) for key in types))
+    return Node(entry["id"], entry["source"], *(entry.get(key) for key in types), *_heritage(path, entry))
+
+
+def _heritage(path: Path, entry: dict[str, Any]) -> tuple[str | None, tuple[str, ...], tuple[float, ...] | None, bool]:
+    """Check the types of kind, parents, coefficients and absent, the keys that may be left out."""
+    kind, parents, coefficients, absent = map(entry.get, ("kind", "parents", "coefficients", "absent"))
+    expected = {
+        "kind": (kind is None or kind in NODE_KINDS, f"Choose from {', '.join(NODE_KINDS)}, or null."),
+        "parents": (parents is None or _is_list(parents, str), "Write a list of ids."),
+        "coefficients": (
+            coefficients is None or _is_list(coefficients, int | float),
+            "Write a list of numbers, or null where the merge is not linear.",
+        ),
+        "absent": (absent is None or isinstance(absent, bool), "Write true or false."),
+    }
+    for key, (good, remedy) in expected.items():
+        if not good:
+            raise ManifestError(path, f"node {entry['id']!r} has {key} = {ascii(entry[key])[:100]}", remedy)
+    try:
+        weights = None if coefficients is None else tuple(map(float, coefficients))
+    except OverflowError:  # an integer of hundreds of digits
+        weights = (math.inf,)
+    return kind, tuple(parents or ()), weights, bool(absent)
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
+
+
+def _check_parents(path: Path, node: Node) -> None:
+    """Refuse parents, coefficients and kinds that contradict one another."""
+
+    def refuse(reason: str, remedy: str) -> None:
+        raise ManifestError(path, f"node {node.id!r} {reason}", remedy)
+
+    if node.kind is not None and node.kind not in NODE_KINDS:
+        refuse(f"has kind = {node.kind!r}", f"Choose from {', '.join(NODE_KINDS)}, or null.")
+    if node.parents and node.parent is not None:
+        refuse("has both parent and parents", "Give `parents` for a merge and `parent` for anything else.")
+    if len(node.parents) == 1:
+        refuse("has a list of one parent", "Give it as `parent`.")
+    if len(set(node.parents)) < len(node.parents):
+        refuse("names a parent twice", "Name each parent once.")
+    if node.parents and node.kind not in (None, "merge"):
+        refuse(f"has several parents and the kind {node.kind!r}", 'Only the kind "merge" has `parents`.')
+    if node.kind == "merge" and not node.parents:
+        refuse("is a merge without parents", "Give two or more `parents`, or null as kind.")
+    if node.coefficients is not None:
+        if len(node.coefficients) != len(node.parents):
+            refuse(
+                f"has {len(node.coefficients)} coefficients for {len(node.parents)} parents",
+                "Give one for each of `parents`, or null where the merge is not linear.",
+            )
+        if not all(map(math.isfinite, node.coefficients)):
+            refuse("has a coefficient that is not finite", "Give finite numbers.")
 
 
 def check_nodes(path: Path, nodes: tuple[Node, ...]) -> None:
-    """Raise ManifestError on duplicate ids, unknown parents, cycles or unusable sources."""
+    """Raise ManifestError on duplicate ids, unusable sources, and unknown, contradictory or circular parents."""
     if not nodes:
         raise ManifestError(path, "there is no node in it", "List at least one model.")
-    parents: dict[str, str | None] = {}
+    parents: dict[str, tuple[str, ...]] = {}
     for node in nodes:
         if node.id in parents:
             raise ManifestError(path, f"two nodes have the id {node.id!r}", "Give every node an id of its own.")
-        parents[node.id] = node.parent
+        _check_parents(path, node)
         _check_source(path, node)
+        parents[node.id] = node.all_parents
     for node in nodes:
-        if node.parent is not None and node.parent not in parents:
-            raise ManifestError(
-                path,
-                f"node {node.id!r} has the parent {node.parent!r}, which is not in it",
-                "Add the parent as a node, or write null if it is not in the collection.",
-            )
-    settled: set[str] = set()
-    for node in nodes:
-        line = []
-        current: str | None = node.id
-        while current is not None and current not in settled:
-            if current in line:
-                cycle = line[line.index(current) :] + [current]
-                raise ManifestError(path, f"the parents form a cycle: {' <- '.join(cycle)}", "Mend one of them.")
-            line.append(current)
-            current = parents[current]
-        settled.update(line)
+        for parent in node.all_parents:
+            if parent not in parents:
+                raise ManifestError(
+                    path,
+                    f"node {node.id!r} has the parent {parent!r}, which is not in it",
+                    "Add the parent as a node, or write null if it is not in the collection.",
+                )
+    try:
+        TopologicalSorter(parents).prepare()
+    except CycleError as error:
+        cycle = " <- ".join(reversed(error.args[1]))
+        raise ManifestError(path, f"the parents form a cycle: {cycle}", "Mend one of them.") from None
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -175,10 +248,18 @@ def read_manifest(path: str | Path) -> Manifest:
     return Manifest(name, nodes, path.parent, str(content.get("description", "")))
 
 
+def _entry(node: Node) -> dict[str, Any]:
+    """A node as it is written: what is unknown as null, what may be left out only when set, the recipe last."""
+    optional = ("kind", "parents", "coefficients", "absent", "recipe")
+    entry = asdict(node)
+    extra = {key: value for key in optional if (value := entry.pop(key))}
+    return entry | extra
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Check a manifest and write it atomically."""
     check_nodes(path, manifest.nodes)
-    nodes = [{key: value for key, value in asdict(node).items() if key != "recipe" or value} for node in manifest.nodes]
+    nodes = [_entry(node) for node in manifest.nodes]
     content = {"format": MANIFEST_FORMAT, "name": manifest.name, "description": manifest.description}
     lines = ",\n  ".join(json.dumps(node, ensure_ascii=False) for node in nodes)
     head = json.dumps(content, indent=1, ensure_ascii=False)[:-2]

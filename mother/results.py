@@ -43,7 +43,7 @@ def find_manifest(model_graph: str) -> Manifest:
 def open_models(manifest: Manifest) -> tuple[list[Checkpoint], dict[str, str]]:
     """Open every model of a manifest; returns those that can be read and why the others cannot."""
     opened, left_out = [], {}
-    for node in manifest.nodes:
+    for node in manifest.present:
         try:
             opened.append(open_checkpoint(node.id, manifest.location(node)))
         except CheckpointError as error:
@@ -60,7 +60,7 @@ def open_models(manifest: Manifest) -> tuple[list[Checkpoint], dict[str, str]]:
 def known_trees(manifest: Manifest) -> dict[str, list[str]]:
     """Ids of the models of each tree, as the manifest tells; raises ManifestError where it does not."""
     trees: dict[str, list[str]] = {}
-    for node in manifest.nodes:
+    for node in manifest.present:
         if node.tree is None:
             raise ManifestError(
                 manifest.name,
@@ -82,7 +82,7 @@ def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str
         labels, left_out = dict(content["clusters"]), dict(content["left_out"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be used ({error}). Run `python clustering.py` first.") from None
-    if labels.keys() | left_out.keys() != {node.id for node in manifest.nodes}:
+    if labels.keys() | left_out.keys() != {node.id for node in manifest.present}:
         raise InputError(f"{path} is of other models than the manifest has now. Run `python clustering.py` again.")
     clusters: dict[str, list[str]] = {}
     for model, label in labels.items():

@@ -76,3 +76,15 @@ def forest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
         manifests[split] = plan(split, folder, QUICK)
         assert not grow_manifest(manifests[split])
     return manifests
+
+
+@pytest.fixture(scope="session")
+def wild(forest: dict[str, Manifest]) -> Manifest:
+    """The quick `mini_wild`: every operation once, on the roots of the quick splits."""
+    from dataset.grow import grow_manifest
+    from dataset.plan import QUICK
+    from dataset.wild_plan import plan_wild
+
+    manifest = plan_wild(forest["mini_ft"].folder, QUICK)
+    assert not grow_manifest(manifest)
+    return manifest

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
+from conftest import ROOT
 
 from mother.errors import ManifestError
 from mother.model_graph import Edge, Manifest, ModelGraph, Node, read_manifest, read_model_graph, write_manifest
@@ -18,6 +19,9 @@ def write(folder: Path, nodes: object, **changes: object) -> Path:
 
 def node(name: str, **fields: object) -> dict:
     return {"id": name, "source": f"models/{name}"} | fields
+
+
+PAIR = [node("a"), node("b")]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -37,6 +41,43 @@ def test_what_is_not_known_is_null(tmp_path: Path) -> None:
     manifest = read_manifest(write(tmp_path, [node("a"), node("b", parent=None, tree=None, task=None, rank=None)]))
     assert manifest.edges == set()
     assert all(entry.parent is entry.tree is entry.task is entry.rank is None for entry in manifest.nodes)
+
+
+def test_merges_and_absent_models(tmp_path: Path) -> None:
+    nodes = (
+        Node("a", "a"),
+        Node("b", "b", "a", kind="fine-tune", recipe={"grower": "x:y"}),
+        Node("c", "c", "a", rank=4, kind="lora", absent=True),
+        Node("d", "d", kind="merge", parents=("c", "b"), coefficients=(0.7, 0.3)),
+        Node("e", "e", kind="merge", parents=("b", "d")),
+    )
+    write_manifest(tmp_path / "m.json", Manifest("m", nodes, tmp_path))
+    manifest = read_manifest(tmp_path / "m.json")
+    assert manifest.nodes == nodes
+    assert [node.id for node in manifest.present] == ["a", "b", "d", "e"]
+    assert manifest.edges == {("a", "b"), ("a", "c"), ("c", "d"), ("b", "d"), ("b", "e"), ("d", "e")}
+    assert [node.all_parents for node in nodes] == [(), ("a",), ("a",), ("c", "b"), ("b", "d")]
+
+
+def test_what_is_not_set_is_not_written(tmp_path: Path) -> None:
+    write_manifest(
+        tmp_path / "m.json", Manifest("m", (Node("a", "a"), Node("b", "b", kind="copy", parent="a")), tmp_path)
+    )
+    first, second = json.loads((tmp_path / "m.json").read_text())["nodes"]
+    assert list(first) == ["id", "source", "parent", "tree", "task", "rank"]
+    assert list(second) == [*first, "kind"]
+
+
+def test_an_inconsistent_manifest_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="kind = 'x'"):
+        write_manifest(tmp_path / "m.json", Manifest("m", (Node("a", "a", kind="x"),), tmp_path))
+
+
+@pytest.mark.parametrize("split", ["mini_ft", "mini_lora_v", "mini_lora_f"])
+def test_older_manifests_keep_their_bytes(split: str, tmp_path: Path) -> None:
+    path = ROOT / "dataset" / f"{split}.json"
+    write_manifest(tmp_path / "m.json", read_manifest(path))
+    assert (tmp_path / "m.json").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +108,25 @@ def test_what_is_not_known_is_null(tmp_path: Path) -> None:
         ([node("a", tree=0), node("b", tree="0")], "another tree's name"),
         ([node("a\ud800")], "the id"),
         ([node("a\n")], "the id"),
+        ([node("a", kind="distilled")], "kind = 'distilled'"),
+        ([node("a", kind=["cast"])], "kind = ['cast']"),
+        ([node("a", absent=1)], "absent = 1"),
+        ([node("a", parents="bc")], "parents = 'bc'"),
+        ([node("a", parents=[1, 2])], "parents = [1, 2]"),
+        ([node("a", coefficients=0.5)], "coefficients = 0.5"),
+        ([node("a", coefficients=[True])], "coefficients = [True]"),
+        (PAIR + [node("m", parents=["a", "z"])], "'z', which is not in it"),
+        (PAIR + [node("m", parents=["a", "a"])], "names a parent twice"),
+        (PAIR + [node("m", parents=["a"])], "a list of one parent"),
+        (PAIR + [node("m", parents=["a", "b"], parent="a")], "both parent and parents"),
+        (PAIR + [node("m", parents=["a", "b"], kind="lora")], "several parents and the kind 'lora'"),
+        ([node("m", kind="merge")], "a merge without parents"),
+        (PAIR + [node("m", parents=["a", "b"], coefficients=[1.0])], "1 coefficients for 2 parents"),
+        (PAIR + [node("m", parent="a", coefficients=[1.0])], "1 coefficients for 0 parents"),
+        (PAIR + [node("m", parents=["a", "b"], coefficients=[0.5, float("nan")])], "not finite"),
+        (PAIR + [node("m", parents=["a", "b"], coefficients=[0.5, 10**400])], "1 coefficients for 2"),
+        ([node("a", parent="m"), node("b"), node("m", parents=["b", "a"])], "cycle: "),
+        ([node("m", parents=["m", "b"]), node("b")], "cycle: m <- m"),
     ],
 )
 def test_bad_manifests_get_one_clear_error(nodes: object, words: str, tmp_path: Path) -> None:
