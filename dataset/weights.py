@@ -19,6 +19,7 @@ from mother.layers import Layer, layer_of
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIMIZER = "optimizer.safetensors"  # beside a snapshot whose training goes on
 BLOCK = 64  # weights that share a scale in 4-bit formats
 
 Weights = dict[str, torch.Tensor]
@@ -55,7 +56,7 @@ def relative_change(parent: Path, child: Path) -> float:
 
 
 def _write(weights: Weights, parent: Path, out: Path, **config: Any) -> None:
-    """Save tensors with the parent's config, which says the type of the first floating-point one."""
+    """Save tensors, all of one type, with the parent's config; `config` replaces entries of it."""
     content = json.loads((parent / "config.json").read_text()) | config
     stored = next(iter(weights.values())).dtype
     content["dtype"] = next(name for name, dtype in DTYPES.items() if dtype == stored)
@@ -170,9 +171,6 @@ def copy(recipe: dict[str, Any], parent: Path, out: Path) -> dict[str, Any]:
     else:
         raise GrowError(f"there is no form of copy {form!r}.")
     return {"relative_change": relative_change(parent, out)}
-
-
-OPTIMIZER = "optimizer.safetensors"  # beside a snapshot whose training goes on
 
 
 def _write_shards(weights: Weights, parent: Path, out: Path) -> None:
