@@ -1,7 +1,9 @@
-"""Minimum spanning arborescence of a dense directed graph (Edmonds' algorithm in O(n^2))."""
+"""Trees of a dense directed graph: the cheapest one (Edmonds in O(n^2)), and the probability of every edge."""
 
 import numpy as np
 from jaxtyping import Float, Int
+
+FLOOR = -40.0  # log weights this far below the best parent count as this: the inverse keeps its digits
 
 
 def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> Int[np.ndarray, "models"]:
@@ -93,3 +95,40 @@ def _contract(into: np.ndarray, source: np.ndarray, target: np.ndarray, cycle: l
     into[slot, cycle] = np.inf
     into[:, cycle[1:]] = np.inf
     into[cycle[1:]] = np.inf
+
+
+def edge_marginals(
+    log_weight: Float[np.ndarray, "models models"],
+) -> tuple[Float[np.ndarray, "models models"], Float[np.ndarray, "models"], float]:
+    """Exact probabilities of all edges and roots when P(tree) is proportional to the product of its edges' weights.
+
+    `log_weight[i, j]` is the log weight of i -> j (the diagonal is ignored; -inf: impossible); any node may be the
+    one root. Returns P(i -> j), P(root = j), and the log of the sum over all trees. Directed Matrix-Tree
+    theorem (Tutte) in the single-root form of Koo, Globerson, Carreras, Collins (2007): the marginals are entries
+    of the inverse of a Laplacian whose first row holds the roots. Weights are shifted by column, which changes
+    all trees alike. Raises ValueError for NaN, +inf or a node that no tree reaches.
+    """
+    log_weight = np.array(log_weight, dtype=np.float64)
+    n = len(log_weight)
+    np.fill_diagonal(log_weight, -np.inf)
+    if np.isnan(log_weight).any() or np.isposinf(log_weight).any():
+        raise ValueError("log weights must be below infinity")
+    if n == 1:
+        return np.zeros((1, 1)), np.ones(1), 0.0
+    shift = log_weight.max(axis=0)
+    if np.isneginf(shift).sum() > 1:
+        raise ValueError("more than one model has no possible parent")
+    # A model without a possible parent is the root: its root weight alone counts.
+    level = shift[np.isfinite(shift)].mean()
+    shift = np.where(np.isfinite(shift), shift, level)
+    weight = np.exp(np.maximum(log_weight - shift, FLOOR) + np.where(np.isneginf(log_weight), -np.inf, 0))
+    root = np.exp(np.clip(level - shift, FLOOR, -FLOOR))
+    laplacian = np.diag(weight.sum(axis=0)) - weight
+    laplacian[0] = root
+    inverse = np.linalg.inv(laplacian)
+    sign, log_determinant = np.linalg.slogdet(laplacian)
+    first = np.arange(n) == 0
+    edges = weight * np.where(first, 0, inverse.diagonal())[None, :]
+    edges -= weight * np.where(first[:, None], 0, inverse.T)
+    roots = root * inverse[:, 0]
+    return edges.clip(0, 1), roots.clip(0, 1), float(log_determinant + shift.sum() - level)

@@ -42,11 +42,14 @@ class Checkpoint:
         return self.tensors[self.layers[layer]][1].shape
 
     def read(self, layer: Layer) -> torch.Tensor:
-        """Read one weight in float32.
+        """Read one weight in float32; raises CheckpointError as `read_tensor` does."""
+        return self.read_tensor(self.layers[layer])
+
+    def read_tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor by its raw name, in float32.
 
         Raises CheckpointError if it cannot be read, is not floating point, or holds NaN or infinity.
         """
-        name = self.layers[layer]
         file, info = self.tensors[name]
         if info.dtype not in DTYPES:
             raise CheckpointError(
@@ -73,7 +76,7 @@ class Checkpoint:
             raise CheckpointError(
                 self.model, file, f"tensor {name} holds {bad}", "The model is broken: take another snapshot of it."
             )
-        if weight.abs().max() > LARGEST:
+        if weight.numel() and weight.abs().max() > LARGEST:
             raise CheckpointError(
                 self.model,
                 file,

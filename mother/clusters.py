@@ -1,9 +1,15 @@
-"""Which models share a tree: Ward's clusters with K given (paper: several Model Trees)."""
+"""Which models share a tree: Ward's clusters with K given (the paper), and a test of relatedness without K."""
 
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
+from scipy.stats import norm
+from torch import Tensor
+
+SIDE = 256  # rows and columns of a matrix that the test of relatedness looks at
 
 
 def ward_clusters(distance: Float[np.ndarray, "models models"], clusters: int) -> Int[np.ndarray, "models"]:
@@ -20,3 +26,57 @@ def ward_clusters(distance: Float[np.ndarray, "models models"], clusters: int) -
         return np.zeros(len(distance), dtype=np.int64)
     tree = linkage(squareform(distance), method="ward")
     return fcluster(tree, clusters, criterion="maxclust").astype(np.int64) - 1
+
+
+def layer_cosine(
+    weights: Float[Tensor, "models rows columns"],
+) -> tuple[Float[Tensor, "models models"], Bool[Tensor, "models models"]]:
+    """Cosines of one layer of all models in units of their deviation under independent initialisation.
+
+    For independent isotropic matrices the cosine has mean 0 and variance 1/P. Trained ones are not isotropic,
+    and where both prefer the same inputs the variance is larger: for matrices with row covariances R, R' and
+    column covariances C, C' it is tr(R R') tr(C C') over the squared norms, and R = W W', C = W' W are at hand. The
+    larger of the two is taken; it makes related models somewhat less significant, never unrelated ones more.
+    Of a large matrix a fixed random part is looked at. Also returns which pairs have a cosine: a constant
+    matrix has none.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for axis in (1, 2):
+        if weights.shape[axis] > SIDE:
+            some = torch.randperm(weights.shape[axis], generator=generator)[:SIDE].sort().values
+            weights = weights.index_select(axis, some.to(weights.device))
+    centred = weights.double()
+    centred = centred - centred.mean(dim=(1, 2), keepdim=True)
+    norms = centred.flatten(1).norm(dim=1)
+    valid = norms > 0
+    centred = centred / norms.clamp(min=1e-300)[:, None, None]
+    flat = centred.flatten(1)
+    cosine = flat @ flat.T
+    rows = (centred @ centred.transpose(1, 2)).flatten(1)
+    columns = (centred.transpose(1, 2) @ centred).flatten(1)
+    variance = torch.maximum((rows @ rows.T) * (columns @ columns.T), torch.full_like(cosine, 1 / flat.shape[1]))
+    return cosine / variance.sqrt(), valid[:, None] & valid[None, :]
+
+
+def related_components(
+    relatedness: Float[np.ndarray, "models models"], error: float = 0.01
+) -> tuple[Int[np.ndarray, "models"], Bool[np.ndarray, "models models"]]:
+    """Clusters without K: connected components of the pairs whose cosine is significant.
+
+    `relatedness` holds standard normal scores under independent initialisation. Holm's correction over all pairs
+    keeps the probability of a single false relation below `error`. Returns labels 0, 1, ... in the order of
+    the models, and which pairs are related.
+    """
+    if not 0 < error < 1:
+        raise ValueError(f"the error level must be between 0 and 1, not {error}")
+    n = len(relatedness)
+    first, second = np.triu_indices(n, k=1)
+    scores = relatedness[first, second]
+    order = np.argsort(-scores, kind="stable")
+    # Holm: the k-th smallest p-value is compared with error / (number of pairs - k).
+    bound = norm.isf(error / np.arange(len(scores), 0, -1))
+    fails = np.flatnonzero(scores[order] <= bound)
+    passed = order[: fails[0] if len(fails) else len(order)]
+    related = np.zeros((n, n), dtype=bool)
+    related[first[passed], second[passed]] = related[second[passed], first[passed]] = True
+    return connected_components(related, directed=False)[1].astype(np.int64), related

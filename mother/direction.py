@@ -1,11 +1,18 @@
-"""Which of two models came first: the paper's kurtosis."""
+"""Which of two models came first: the paper's kurtosis, new singular directions, and the grain of rounding."""
 
+import math
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
+
+from mother.floats import exponent
 
 Stage = Literal["specialization", "generalization"]
+
+TOP_EXPONENTS = 4  # largest binary exponents of a matrix that the rounding test looks at
 
 
 def kurtosis_direction(kurtosis: Float[np.ndarray, "models"], stage: Stage) -> Float[np.ndarray, "models models"]:
@@ -21,3 +28,49 @@ def kurtosis_direction(kurtosis: Float[np.ndarray, "models"], stage: Stage) -> F
         raise ValueError(f"stage must be 'specialization' or 'generalization', not {stage!r}")
     parent, child = kurtosis[:, None], kurtosis[None, :]
     return (child > parent if stage == "specialization" else child < parent).astype(float)
+
+
+def newness(
+    first: Float[Tensor, "pairs rows columns"],
+    u: Float[Tensor, "pairs rows k"],
+    s: Float[Tensor, "pairs k"],
+    v: Float[Tensor, "pairs columns k"],
+) -> Float[Tensor, "pairs"]:
+    """How far the directions of D = W_second - W_first are new in the second model: +1 all, -1 all old.
+
+    A training step adds directions that its parent did not have. With a = u' W_first v / s
+    and b = u' W_second v / s = a + 1, each triple says min(|b|, 1) - min(|a|, 1), weighted by s^2. Clipping silences
+    directions that both models have much of, such as those that weight decay shrinks. Zero where D is.
+    """
+    projection = torch.einsum("prk,prc,pck->pk", u, first.double(), v) / s.clamp(min=1e-300)
+    added = (projection + 1).abs().clamp(max=1) - projection.abs().clamp(max=1)
+    weight = s.square()
+    return (weight * added).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-300)
+
+
+def rounding_test(
+    first: Float[Tensor, "pairs rows columns"],
+    second: Float[Tensor, "pairs rows columns"],
+    residual: Float[Tensor, "pairs rows columns"],
+) -> Float[Tensor, "pairs"]:
+    """Log likelihood ratio that the second model, not the first, was rounded after a low-rank update.
+
+     The residual of D beyond its rank is the rounding error of the child, with the grain of the child's values
+    . Where exponents differ by one, the mean square error on {first has q - 1, second q} over
+     that on {first q, second q - 1} tends to 4 if the second was rounded and to 1/4 if the first was. The
+     square of a uniform error has a relative variance of 0.8, hence the variance of the log ratio. Only the top
+     exponents count: in small weights the error that truncation spreads over the matrix hides their own.
+    """
+    results = []
+    for a, b, error in zip(exponent(first), exponent(second), residual.double()):
+        top = torch.maximum(a, b)
+        square = error.square()
+        total = torch.zeros((), dtype=torch.float64, device=error.device)
+        for q in range(int(top.max()), int(top.max()) - TOP_EXPONENTS, -1):
+            finer, coarser = square[(a == q) & (b == q - 1)], square[(b == q) & (a == q - 1)]
+            if len(finer) < 8 or len(coarser) < 8 or not finer.any() or not coarser.any():
+                continue
+            ratio = (coarser.mean() / finer.mean()).log().clamp(-math.log(4), math.log(4))
+            total = total + 2 * math.log(4) * ratio / (0.8 * (1 / len(finer) + 1 / len(coarser)))
+        results.append(total)
+    return torch.stack(results)

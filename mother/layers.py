@@ -67,6 +67,12 @@ def layer_of(name: str) -> Layer | None:
     return Layer("", _stack(name.removesuffix(".weight")))
 
 
+def canonical_name(name: str) -> str:
+    """A tensor's name without wrappers, the same for a model and for that model inside a larger one."""
+    layer = layer_of(name)
+    return str(layer) if layer is not None else _stack(name)
+
+
 def name_layers(names: Iterable[str]) -> dict[Layer, str]:
     """Raw name of each layer. Where two names denote one layer, both keep their raw names as kind."""
     found = [(layer, name) for name in names if (layer := layer_of(name)) is not None]

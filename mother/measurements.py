@@ -60,7 +60,7 @@ def square_layers(checkpoint: Checkpoint, kinds: Iterable[str] | None) -> dict[L
         shape = checkpoint.shape(layer)
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
             continue
-        if layer.kind in wanted if wanted is not None else not _outside_backbone(layer):
+        if layer.kind in wanted if wanted is not None else is_backbone(layer):
             found[layer] = shape
     return found
 
@@ -70,8 +70,9 @@ _OUTSIDE = re.compile(
 )
 
 
-def _outside_backbone(layer: Layer) -> bool:
-    return layer.block == "" and _OUTSIDE.fullmatch(layer.kind) is not None
+def is_backbone(layer: Layer) -> bool:
+    """Whether a layer is none of those that are resized, tied or new in each model: embeddings and heads."""
+    return layer.block != "" or _OUTSIDE.fullmatch(layer.kind) is None
 
 
 def comparable(

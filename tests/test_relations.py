@@ -1,0 +1,220 @@
+"""Exact relations: what floating-point numbers give away, and that training never looks like it."""
+
+import numpy as np
+import pytest
+import torch
+
+from mother.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
+from mother.relations import (
+    common_ratio,
+    explained_share,
+    find_grid,
+    find_merge,
+    quantization_noise,
+    row_scaled_rank,
+    scattered_equality,
+)
+from mother.spectra import rank_above_noise, rounding_noise, singular_triples
+
+
+def weights(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+def test_exponent_and_ulp_against_numpy() -> None:
+    values = torch.cat([weights(0, 500), torch.tensor([1.0, 2.0, -0.75, 1e-30])])
+    assert (exponent(values).numpy() == np.floor(np.log2(np.abs(values.numpy().astype(np.float64))))).all()
+    assert (ulp(values, 23).numpy() == np.spacing(np.abs(values.numpy()))).all()
+    assert float(ulp(torch.zeros(1), 7)) == 0
+
+
+@pytest.mark.parametrize("name", MANTISSA)
+def test_precision_is_read_off_the_values(name: str) -> None:
+    values = cast(weights(1, 64, 64), name)
+    assert stored_precision(values) == name and mantissa_bits(values) == MANTISSA[name]
+
+
+def symmetric(weight: torch.Tensor, bits: int, block: tuple[int, int]) -> torch.Tensor:
+    blocks = weight.reshape(block)
+    scale = blocks.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return ((blocks / scale).round() * scale).reshape(weight.shape)
+
+
+def with_zero_point(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    low, high = weight.amin(dim=1, keepdim=True), weight.amax(dim=1, keepdim=True)
+    scale = (high - low) / (2**bits - 1)
+    zero = (-low / scale).round()
+    return ((weight / scale + zero).round().clamp(0, 2**bits - 1) - zero) * scale
+
+
+QUANTIZED = {
+    "tensor 8": lambda w: symmetric(w, 8, (1, -1)),
+    "row 8": lambda w: symmetric(w, 8, tuple(w.shape)),
+    "zero point 8": lambda w: with_zero_point(w, 8),
+    "row 4": lambda w: symmetric(w, 4, tuple(w.shape)),
+    "block 4": lambda w: symmetric(w, 4, (-1, 64)),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("shape", [(96, 96), (64, 192), (192, 64)])
+def test_grids_are_found_with_their_bits(name: str, shape: tuple[int, int]) -> None:
+    grid = find_grid(QUANTIZED[name](weights(2, *shape)))
+    assert grid is not None and grid.bits == int(name[-1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_coarse_grids_survive_half_precision(dtype: str) -> None:
+    assert find_grid(cast(QUANTIZED["block 4"](weights(3, 96, 96)), dtype)) is not None
+
+
+@pytest.mark.parametrize("dtype", MANTISSA)
+@pytest.mark.parametrize("seed", range(5))
+def test_continuous_and_pruned_weights_have_no_grid(dtype: str, seed: int) -> None:
+    weight = weights(seed, 96, 96) * torch.rand(96, 1, generator=torch.Generator().manual_seed(seed)) ** 2
+    assert find_grid(cast(weight, dtype)) is None
+    assert find_grid(cast(weight * (weight.abs() > 0.01), dtype)) is None
+
+
+def test_tensors_that_have_no_grid_to_speak_of() -> None:
+    assert find_grid(torch.zeros(8, 8)) is None
+    assert find_grid(torch.ones(8, 8)) is None
+    assert find_grid(weights(0, 1, 3)) is None
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("dtype", MANTISSA)
+def test_quantization_noise_tells_a_parent_from_a_relative(name: str, dtype: str) -> None:
+    parent = weights(4, 96, 96)
+    child = cast(QUANTIZED[name](parent), dtype)
+    grid = find_grid(child)
+    if grid is None:
+        assert name.endswith("8") and dtype != "float32"
+    assert quantization_noise(parent, child, grid)
+    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, grid)
+    assert not quantization_noise(child, child, grid)
+
+
+def gram_of(model: torch.Tensor, others: list[torch.Tensor]) -> np.ndarray:
+    """Inner products of (other - model) and of the model, layer by layer; tensors are (layers, rows, columns)."""
+    grams = []
+    for layer in range(len(model)):
+        rows = [(other[layer] - model[layer]).double().flatten() for other in others]
+        stack = torch.stack([*rows, model[layer].double().flatten()])
+        grams.append((stack @ stack.T).numpy())
+    return np.array(grams)
+
+
+def family(count: int) -> list[torch.Tensor]:
+    base = weights(6, 3, 24, 24)
+    return [base, *(base + 0.1 * weights(7 + k, 3, 24, 24) for k in range(count))]
+
+
+@pytest.mark.parametrize("coefficients", [(0.5, 0.5), (0.7, 0.3), (0.5, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1)])
+def test_linear_merges_are_found_with_their_coefficients(coefficients: tuple[float, ...]) -> None:
+    models = family(6)
+    merge = sum(a * model for a, model in zip(coefficients, models[1:]))
+    found = find_merge(gram_of(merge, models), float(merge.double().square().sum()), 23)
+    assert found is not None and found.method == "linear"
+    assert found.parents == tuple(range(1, 1 + len(coefficients)))
+    assert found.coefficients == pytest.approx(coefficients, abs=1e-4)
+    # The dependence is symmetric; only the merge is a convex combination.
+    for at in range(1, 1 + len(coefficients)):
+        others = [model for k, model in enumerate(models) if k != at]
+        assert find_merge(gram_of(models[at], [*others, merge]), 1.0, 23) is None
+
+
+def test_spherical_merge() -> None:
+    models = family(4)
+    first, second, merge = models[1], models[2], torch.empty_like(models[1])
+    for layer in range(3):
+        cosine = torch.nn.functional.cosine_similarity(first[layer].flatten(), second[layer].flatten(), dim=0)
+        angle = torch.arccos(cosine)
+        ends = torch.sin(0.7 * angle) * first[layer] + torch.sin(0.3 * angle) * second[layer]
+        merge[layer] = ends / torch.sin(angle)
+    found = find_merge(gram_of(merge, models), float(merge.double().square().sum()), 20)
+    assert found is not None and found.parents == (1, 2) and found.method == "by layer"
+    assert found.coefficients == pytest.approx((0.7, 0.3), abs=0.01)
+
+
+def test_no_merge_without_two_parents_or_where_rounding_hides_it() -> None:
+    models = family(5)
+    for at, model in enumerate(models):
+        others = [other for k, other in enumerate(models) if k != at]
+        assert find_merge(gram_of(model, others), float(model.double().square().sum()), 23) is None
+    merge = (models[1] + models[2]) / 2
+    size = float(merge.double().square().sum())
+    assert find_merge(gram_of(merge, models[:1]), size, 23) is None
+    assert find_merge(gram_of(merge, [merge, *models]), size, 23) is None  # one neighbour equals it
+    assert find_merge(gram_of(merge, models), size, 2) is None
+
+
+@pytest.mark.parametrize("method", ["dare", "ties"])
+def test_sparse_merges_are_explained_by_their_parents_only(method: str) -> None:
+    base, first, second, other = (model[0].flatten() for model in family(3))
+    one, two = first - base, second - base
+    generator = torch.Generator().manual_seed(1)
+    if method == "dare":
+        keep = [torch.rand(one.shape, generator=generator) < 0.5 for _ in range(2)]
+        update = one * keep[0] + two * keep[1]
+    else:
+        trimmed = [x * (x.abs() > x.abs().median()) for x in (one, two)]
+        sign = (trimmed[0] + trimmed[1]).sign()
+        agreeing = [x * (x.sign() == sign) for x in trimmed]
+        count = sum((x != 0).float() for x in agreeing).clamp(min=1)
+        update = (agreeing[0] + agreeing[1]) / count
+    child = base + update
+    ratios = [common_ratio(base, model, child) for model in (first, second, other)]
+    assert ratios[:2] == pytest.approx([1.0, 1.0], abs=1e-3) and ratios[2] is None
+    assert explained_share(base, [(1.0, first), (1.0, second)], child) > 0.99
+    assert explained_share(base, [(1.0, first), (1.0, other)], child) < 0.9
+
+
+def test_scattered_equality() -> None:
+    changed = np.array([True, True, True, False])
+    assert scattered_equality(np.array([0.3, 0.5, 0.3, 1.0]), changed)
+    assert not scattered_equality(np.array([0.0, 0.0, 0.3, 1.0]), changed)
+    assert not scattered_equality(np.array([0.5]), np.array([False]))
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (96, 32), (32, 96)])
+@pytest.mark.parametrize("dtype", MANTISSA)
+@pytest.mark.parametrize("rank", [0, 1, 4, 8])
+def test_rank_above_the_noise_is_exact(shape: tuple[int, int], dtype: str, rank: int) -> None:
+    parent = cast(weights(8, *shape), dtype)
+    update = weights(9, shape[0], rank) @ weights(10, rank, shape[1]) * 8
+    child = cast(parent + update, dtype)
+    _, s, _ = singular_triples((child.double() - parent.double())[None])
+    exact = np.linalg.svd(child.double().numpy() - parent.double().numpy())[1]
+    assert s[0].numpy() == pytest.approx(exact, abs=1e-7 * exact[0] + 1e-12)
+    noise = rounding_noise(parent[None], child[None], torch.tensor([MANTISSA[dtype]], dtype=torch.int32))
+    assert int(rank_above_noise(s, noise)[0]) == rank
+
+
+def test_cast_has_rank_zero_and_full_fine_tune_full_rank() -> None:
+    parent = weights(11, 64, 64)
+    for child, bits, rank in ((cast(parent, "bfloat16"), 7, 0), (parent + 0.1 * weights(12, 64, 64), 23, 64)):
+        _, s, _ = singular_triples((child.double() - parent.double())[None])
+        noise = rounding_noise(parent[None], child[None], torch.tensor([bits], dtype=torch.int32))
+        assert int(rank_above_noise(s, noise)[0]) == rank
+
+
+def test_sketch_of_a_large_matrix_sees_the_leading_directions() -> None:
+    low = weights(13, 400, 12) @ weights(14, 12, 300)
+    u, s, v = singular_triples(low.double()[None])
+    exact = np.linalg.svd(low.double().numpy())[1]
+    assert s[0, :12].numpy() == pytest.approx(exact[:12], rel=1e-9)
+    assert float(s[0, 12]) < 1e-7 * float(s[0, 0])
+    rebuilt = (u[0, :, :12] * s[0, :12]) @ v[0, :, :12].T
+    assert float((rebuilt - low).abs().max()) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dora_has_the_rank_of_its_update(dtype: str) -> None:
+    parent = cast(weights(15, 64, 96), dtype)
+    moved = parent + weights(16, 64, 4) @ weights(17, 4, 96) * 8
+    lengths = 1 + 0.1 * weights(18, 64, 1) / 0.05
+    child = cast(lengths * moved, dtype)
+    assert row_scaled_rank(parent, child) == 4
+    assert row_scaled_rank(parent, cast(parent + 0.1 * weights(19, 64, 96), dtype)) is None
+    assert row_scaled_rank(parent, parent) is None
