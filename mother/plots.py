@@ -12,6 +12,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
+from mother.model_graph import Edge, ModelGraph  # noqa: E402
+
 EdgeSet = set[tuple[str, str]]
 
 # Okabe and Ito's palette: told apart by people who do not see all colours. Line style says the same again.
@@ -68,19 +70,25 @@ def edge_verdict(edge: tuple[str, str], truth: EdgeSet) -> tuple[str, str]:
 
 
 def _draw_tree(axes: Axes, models: Sequence[str], edges: EdgeSet, truth: EdgeSet, title: str) -> None:
-    place = tree_layout(models, edges)
-    level = depths(models, truth)
+    # A merge has several parents; it is placed under one of them.
+    place = tree_layout(models, {(parent, child) for child, parent in {c: p for p, c in sorted(edges)}.items()})
+    level = depths([model for model in models if any(model in edge for edge in truth)], truth)
     inner_nodes = {parent for parent, _ in edges}
     for parent, child in sorted(edges):
         colour, style = edge_verdict((parent, child), truth)
         (x0, y0), (x1, y1) = place[parent], place[child]
-        axes.plot([x0, x0 + 0.35, x1], [y0, y1, y1], color=colour, linestyle=style, lw=1.4, zorder=1)
+        # The second parent of a merge may stand to its right: then the edge is a straight line.
+        line = ([x0, x0 + 0.35, x1], [y0, y1, y1]) if x1 > x0 + 0.35 else ([x0, x1], [y0, y1])
+        axes.plot(*line, color=colour, linestyle=style, lw=1.4, zorder=1)
     for model, (x, y) in place.items():
-        axes.scatter(x, y, s=34, color=LEVELS[min(level[model], 3)], edgecolor="#333333", lw=0.7, zorder=2)
+        # A hidden ancestor has no true depth.
+        colour = LEVELS[min(level[model], 3)] if model in level else "white"
+        axes.scatter(x, y, s=34, color=colour, edgecolor="#333333", lw=0.7, zorder=2)
         # Inner nodes are named above the edge that leads to them, leaves to their right.
         inner = model in inner_nodes
         offset, align = ((0, 4), "right") if inner else ((6, -2.5), "left")
-        axes.annotate(model, (x, y), offset, textcoords="offset points", fontsize=7, ha=align)
+        label = model if model in level or not model.startswith("hidden") else "hidden"
+        axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=7, ha=align)
     axes.set_title(title, loc="left")
     axes.invert_yaxis()
     axes.margins(x=0.08, y=0.03)
@@ -98,7 +106,8 @@ def draw_trees(name: str, models: Sequence[str], truth: EdgeSet, recovered: Edge
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 0.22 * leaves + 1.0), layout="constrained")
     _draw_tree(left, models, truth, truth, f"{name}: truth")
     correct = len(truth & recovered)
-    _draw_tree(right, models, recovered, truth, f"recovered: {correct} of {len(truth)} edges right")
+    shown = [*models, *sorted({end for edge in recovered for end in edge} - set(models))]
+    _draw_tree(right, shown, recovered, truth, f"recovered: {correct} of {len(truth)} edges right")
     styles = [("right", RIGHT), ("reversed", REVERSED), ("wrong", WRONG)]
     handles = [Line2D([], [], color=colour, linestyle=style, lw=1.4, label=label) for label, (colour, style) in styles]
     handles += [
@@ -181,4 +190,40 @@ def tree_text(models: Sequence[str], edges: EdgeSet, truth: EdgeSet) -> str:
         offspring = children.get(model, [])
         for child in reversed(offspring):
             stack.append((child, model, lead, "└─ " if child == offspring[-1] else "├─ "))
+    return "\n".join(lines)
+
+
+def graph_text(graph: ModelGraph) -> str:
+    """A typed Model Graph as indented text: kind, probability of the edge and of its arrow behind each model."""
+    incoming: dict[str, list[Edge]] = {}
+    children: dict[str, list[Edge]] = {}
+    for edge in sorted(graph.edges, key=lambda edge: (edge.parent, edge.child)):
+        incoming.setdefault(edge.child, []).append(edge)
+        children.setdefault(edge.parent, []).append(edge)
+
+    def describe(edge: Edge) -> str:
+        facts = edge.attributes
+        if facts["kind"] is None:
+            return ""
+        words = [facts["kind"]]
+        words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "zeros", "coefficients") if key in facts]
+        others = [other.parent for other in incoming[edge.child] if other.parent != edge.parent]
+        if others:
+            words.append(f"with {', '.join(others)}")
+        words.append(f"edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}")
+        return "  (" + ", ".join(words) + ")"
+
+    lines: list[str] = []
+    roots = sorted((model for model in graph.nodes if model not in incoming), reverse=True)
+    stack: list[tuple[str, Edge | None, str, str]] = [(model, None, "", "") for model in roots]
+    while stack:
+        model, edge, lead, branch = stack.pop()
+        aliases = graph.nodes[model].get("aliases")
+        copies = f" = {', '.join(aliases)}" if aliases else ""
+        lines.append(f"{lead}{branch}{model}{copies}{describe(edge) if edge is not None else ''}")
+        lead += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+        # A merge is shown under the first of its parents only.
+        offspring = [child for child in children.get(model, []) if incoming[child.child][0] is child]
+        for child in reversed(offspring):
+            stack.append((child.child, child, lead, "└─ " if child is offspring[-1] else "├─ "))
     return "\n".join(lines)

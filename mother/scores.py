@@ -1,10 +1,14 @@
 """How well a recovered graph agrees with the truth."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+
+from mother.model_graph import Manifest, ModelGraph
 
 EdgeSet = set[tuple[str, str]]
 
@@ -48,3 +52,97 @@ def match_labels(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "mode
 def cluster_accuracy(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "models"]) -> float:
     """Share of models in the right cluster under the best naming of the clusters (as in the authors' code)."""
     return float((match_labels(labels, truth) == truth).mean())
+
+
+def present_parents(manifest: Manifest, model: str) -> list[str]:
+    """The true parents of a model; in place of an absent one its nearest ancestor that is there, if any."""
+    nodes = {node.id: node for node in manifest.nodes}
+    found = []
+    for parent in nodes[model].all_parents:
+        line: str | None = parent
+        while line is not None and nodes[line].absent:
+            line = nodes[line].parent
+        if line is not None:
+            found.append(line)
+    return found
+
+
+def visible_edges(graph: ModelGraph) -> EdgeSet:
+    """The recovered (parent, child) pairs; hidden ancestors are passed over, to the model above them if any."""
+    above = {edge.child: edge.parent for edge in graph.edges if graph.nodes[edge.child].get("hidden")}
+    hidden = {model for model, facts in graph.nodes.items() if facts.get("hidden")}
+    edges = set()
+    for edge in graph.edges:
+        parent = above.get(edge.parent) if edge.parent in hidden else edge.parent
+        if parent is not None and edge.child not in hidden:
+            edges.add((parent, edge.child))
+    return edges
+
+
+def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
+    """How a typed Model Graph agrees with the truth; None where there is nothing to score.
+
+    undirected, directed   share of the true edges that were recovered, without and with regard to the arrow
+    direction   share of right arrows among the edges recovered
+    precision   share of the recovered edges that are true
+    kinds       share of the models with known parents whose kind was recovered
+    ranks       share of the LoRA edges recovered whose rank is the true one
+    clusters    adjusted Rand index of the clusters
+
+    Copies are one node: a copy counts as a recovered edge if it is an alias of the same node as its original. Where a
+    parent is absent, its nearest ancestor that is there counts; siblings without any have no edge.
+    """
+    place = {model: model for model in graph.nodes}
+    for model, facts in graph.nodes.items():
+        place |= dict.fromkeys(facts.get("aliases", ()), model)
+    nodes = {node.id: node for node in manifest.present if node.id in place}
+    truth: EdgeSet = set()
+    aliased = {model for model in nodes if place[model] != model}
+    copies = right_copies = 0
+    for model in nodes:
+        for parent in present_parents(manifest, model):
+            if parent not in place:
+                continue
+            if nodes[model].kind == "copy":
+                copies += 1
+                right_copies += place[parent] == place[model]
+            elif place[parent] != place[model]:
+                truth.add((place[parent], place[model]))
+    recovered = visible_edges(graph)
+    either = recovered | {(child, parent) for parent, child in recovered}
+    total = len(truth) + copies
+    undirected, directed = len(truth & either) + right_copies, len(truth & recovered) + right_copies
+    incoming = {edge.child: edge for edge in graph.edges}
+    kinds, ranks = [], []
+    absent = {node.id for node in manifest.nodes if node.absent}
+    for model, node in nodes.items():
+        if not node.all_parents or absent & set(node.all_parents) or not set(node.all_parents) <= place.keys():
+            continue
+        if node.kind == "copy":
+            kinds.append(place[node.parent] == place[model])
+            continue
+        edge = incoming.get(place[model])
+        kind = node.kind or ("fine-tune" if node.rank is None else "lora")
+        kinds.append(edge is not None and edge.attributes.get("kind") == kind)
+        if kind == "lora" and node.rank is not None and edge is not None:
+            if place[node.parent] in (edge.parent, edge.child) and edge.attributes.get("kind") == "lora":
+                ranks.append(edge.attributes.get("rank") == node.rank)
+    known = [model for model, node in nodes.items() if node.tree is not None]
+    labels = [str(graph.nodes[place[model]]["tree"]) for model in known]
+    trees = [str(nodes[model].tree) for model in known]
+
+    def share(values: list[bool]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    return {
+        "models": len(nodes),
+        "aliases": len(aliased),
+        "true_edges": total,
+        "undirected": undirected / total if total else None,
+        "direction": directed / undirected if undirected else None,
+        "directed": directed / total if total else None,
+        "precision": len(truth & recovered) / len(recovered) if recovered else None,
+        "kinds": share(kinds),
+        "ranks": share(ranks),
+        "clusters": float(adjusted_rand_score(trees, labels)) if known else None,
+    }

@@ -1,0 +1,134 @@
+"""From measurements to evidence: how well each pair fits an edge, and which way it points.
+
+Every number is free of scale, so that it means the same for a ViT of a million weights and a language model of
+billions. What it is worth as a probability is calibrated elsewhere (`mother/calibration.py`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mother.survey import Pairs, Survey
+
+LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
+DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arrow
+CHANCE = 30.0  # entries that may be equal by chance
+STRUCTURE = ("log_square", "blocked", "between", "equality", "altered")
+DIRECTION = ("newness", "newness_t")
+
+
+@dataclass
+class Evidence:
+    """Evidence for each edge i -> j of one cluster, as [i, j].
+
+    structure[..., k], names in STRUCTURE
+        log_square   log of the squared distance
+        blocked      share of directions by which some third model lies between the two (inheritance)
+        between      the same from squared distances: 1 where one lies on the way, -1 where none does
+        equality     log of how many entries equal those of j, against the model that shares most with it
+        altered      whether i was pruned, quantized, cast or merged: few models are trained from such
+    direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
+    exact     log likelihood ratio of the rounding test, 0 where it does not apply
+    candidate whether the pair was looked at
+    """
+
+    structure: Float[np.ndarray, "models models five"]
+    direction: Float[np.ndarray, "models models two"]
+    exact: Float[np.ndarray, "models models"]
+    candidate: Bool[np.ndarray, "models models"]
+
+
+def is_lora(pairs: Pairs, p: int) -> bool:
+    """Whether the difference of a pair has low rank in every matrix that changed, and ends there."""
+    rank, changed = pairs.arrays["rank"][:, p], pairs.arrays["energy"][:, p] > 0
+    risen = changed & (rank > 0)
+    if not risen.any() or pairs.arrays["full"][risen, p].any():
+        return False
+    return float(np.median(pairs.arrays["gap"][risen, p])) > LORA_GAP
+
+
+def pooled_newness(newness: Float[np.ndarray, "layers"], energy: Float[np.ndarray, "layers"]) -> tuple[float, float]:
+    """Mean newness over layers, weighted by how much each changed, and its t statistic: layers are replicates."""
+    if not energy.any():
+        return 0.0, 0.0
+    share = energy / energy.sum()
+    mean = float(share @ newness)
+    error = float(np.sqrt(share**2 @ (newness - mean) ** 2))
+    return mean, mean / max(error, 1e-3)
+
+
+def between(square: Float[np.ndarray, "models models"], i: int, j: int, others: Int[np.ndarray, "others"]) -> float:
+    """How far the best third model k lies on the way from i to j: 1 if d_ij^2 = d_ik^2 + d_kj^2.
+
+    Both (d_ij^2 - d_kj^2) / d_ik^2 and (d_ij^2 - d_ik^2) / d_kj^2 are 1 for a model on the way, and -1 for one that
+    hangs off either end. In units of the smaller step, so a step of any size counts.
+    """
+    toward_i, toward_j = square[i, others], square[j, others]
+    fine = (toward_i > 0) & (toward_j > 0)
+    if not fine.any():
+        return -1.0
+    toward_i, toward_j = toward_i[fine], toward_j[fine]
+    both = np.minimum((square[i, j] - toward_j) / toward_i, (square[i, j] - toward_i) / toward_j)
+    return float(max(-1.0, both.max()))
+
+
+def _middle(pairs: Pairs, index: dict[tuple[int, int], int], a: int, k: int, b: int) -> float:
+    """Share of the directions from a to k that b kept: high where k lies between a and b."""
+    p = index.get((min(a, k), max(a, k)))
+    if p is None:
+        return 0.0
+    share = pairs.beyond[1 if k == pairs.second[p] else 0, p, b]
+    return 0.0 if np.isnan(share) else float(share)
+
+
+def gather(
+    survey: Survey,
+    pairs: Pairs,
+    square: Float[np.ndarray, "models models"],
+    members: list[int],
+    natural: list[int],
+    altered: set[int],
+    rounded: set[int],
+) -> Evidence:
+    """Evidence among the models of one cluster.
+
+    `natural` are those that may lie between two others, `altered` those that no training made, and `rounded` those of
+    them on a grid or with zeros.
+    """
+    place = {model: at for at, model in enumerate(members)}
+    n = len(members)
+    structure, direction = np.zeros((n, n, len(STRUCTURE))), np.zeros((n, n, len(DIRECTION)))
+    exact, candidate = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
+    inside = square[np.ix_(members, members)]
+    smallest = inside[(inside > 0) & np.isfinite(inside)].min(initial=np.inf)
+    floor = smallest if np.isfinite(smallest) else 1.0
+    structure[..., 0] = np.log(np.where(np.isfinite(inside), inside, np.nan_to_num(inside, posinf=0).max()).clip(floor))
+    structure[..., 1:3] = 1.0
+    index = {(int(i), int(j)): p for p, (i, j) in enumerate(zip(pairs.first, pairs.second))}
+    arrays = pairs.arrays
+    equal = np.full((n, n), np.nan)
+    third = np.array(natural, dtype=int)
+    for (i, j), p in index.items():
+        if i not in place or j not in place:
+            continue
+        a, b = place[i], place[j]
+        candidate[a, b] = candidate[b, a] = True
+        equal[a, b] = equal[b, a] = arrays["equal"][:, p].sum()
+        risen = (arrays["energy"][:, p] > 0) & (arrays["rank"][:, p] > 0)
+        # What prunes and quantizes takes directions away or adds noise: newness is about training.
+        if not {i, j} & rounded:
+            mean, t = pooled_newness(arrays["newness"][risen, p], arrays["energy"][risen, p])
+            direction[a, b] = mean, np.tanh(t / 4)
+            direction[b, a] = -direction[a, b]
+        if is_lora(pairs, p):
+            exact[a, b] = arrays["rounding"][:, p].sum()
+            exact[b, a] = -exact[a, b]
+        others = third[(third != i) & (third != j)]
+        structure[a, b, 2] = structure[b, a, 2] = between(square, i, j, others)
+        middles = [min(_middle(pairs, index, i, int(k), j), _middle(pairs, index, j, int(k), i)) for k in others]
+        structure[a, b, 1] = structure[b, a, 1] = max(middles, default=0.0)
+    count = np.nan_to_num(equal, nan=0.0) + CHANCE
+    structure[..., 3] = np.where(np.isnan(equal), 0, np.log(count / count.max(axis=0)[None, :]))
+    structure[..., 4] = np.array([member in altered for member in members], dtype=float)[:, None]
+    return Evidence(structure, direction, exact, candidate)

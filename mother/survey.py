@@ -1,0 +1,447 @@
+"""Measure a collection for the probabilistic method: every model once, then near pairs in depth.
+
+The first pass reads every tensor once, layer by layer, and keeps what can be said of single models (precision, zeros,
+grids, digests) and of all pairs (squared distance, relatedness). The second reads the matrices again for
+pairs that may be edges, and looks at the singular directions of their differences.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mother.checkpoints import Checkpoint
+from mother.clusters import layer_cosine
+from mother.direction import newness, rounding_test
+from mother.errors import CheckpointError
+from mother.floats import MANTISSA, cast
+from mother.headers import DTYPES
+from mother.layers import Layer, canonical_name, sort_key
+from mother.measurements import is_backbone
+from mother.relations import Grid, find_grid, quantization_noise
+from mother.spectra import rank_above_noise, rounding_noise, singular_triples
+
+CHUNK = 1 << 22  # entries of a Gram product, or of a stack of differences, at a time
+CACHED = 1 << 18  # entries of the differences that are worked on together: they stay in the processor's cache
+DIRECTIONS = 8  # singular directions that newness and inheritance look at
+HALVES = ("bfloat16", "float16")
+GRIDS = 8  # matrices of each model that are searched for a grid
+RANK_SHARE = 0.6  # of the directions seen: a difference of higher rank counts as full
+NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
+
+
+@dataclass
+class Facts:
+    """What is known of one model by itself."""
+
+    digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
+    cast_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in HALVES})
+    fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
+    grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
+    zeros: int = 0
+    entries: int = 0
+
+
+@dataclass
+class Survey:
+    """First pass. Matrices are [i, j]; models of other shapes, or unrelated by name, share nothing."""
+
+    models: list[str]
+    layers: list[Layer]
+    facts: list[Facts]
+    square: Float[np.ndarray, "models models"]  # sum of (W_i - W_j)^2 over shared matrices; inf without any
+    shared: Float[np.ndarray, "models models"]  # entries compared, as share of those of the larger model
+    size: Float[np.ndarray, "models"]  # sum of W^2
+    relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
+    gram: dict[Layer, tuple[list[int], np.ndarray, np.ndarray, float]]  # see `_gram`; of the most common shape
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
+    """Backbone weights as matrices: (rows, everything else) of each weight with two or more dimensions."""
+    found = {}
+    for layer in checkpoint.layers:
+        shape = checkpoint.shape(layer)
+        if len(shape) >= 2 and is_backbone(layer):
+            rows, columns = shape[0], int(np.prod(shape[1:]))
+            if min(rows, columns) >= 2:
+                found[layer] = (rows, columns)
+    return found
+
+
+def _groups(
+    checkpoints: Sequence[Checkpoint], failed: dict[str, CheckpointError]
+) -> Iterator[tuple[Layer, tuple[int, int], list[int]]]:
+    """Each layer in each of its shapes, with the places of the models that have it so."""
+    places: dict[Layer, dict[tuple[int, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, checkpoint in enumerate(checkpoints):
+        for layer, shape in matrices(checkpoint).items():
+            places[layer][shape].append(place)
+    for layer in sorted(places, key=sort_key):
+        for shape, members in sorted(places[layer].items()):
+            yield layer, shape, [place for place in members if checkpoints[place].model not in failed]
+
+
+def _stack(
+    checkpoints: Sequence[Checkpoint],
+    layer: Layer,
+    shape: tuple[int, int],
+    members: list[int],
+    failed: dict[str, CheckpointError],
+    read: Callable[[], object],
+) -> tuple[list[int], Float[Tensor, "members rows columns"]]:
+    """The weights of one layer of these models, as matrices; models that cannot be read go into `failed`."""
+    weights, there = torch.zeros(len(members), *shape), []
+    for place in members:
+        checkpoint = checkpoints[place]
+        try:
+            weights[len(there)] = checkpoint.read(layer).reshape(shape)
+            there.append(place)
+        except CheckpointError as error:
+            failed[checkpoint.model] = error
+        read()
+    return there, weights[: len(there)]
+
+
+def _gram(
+    weights: Float[Tensor, "members rows columns"],
+) -> tuple[Float[Tensor, "members members"], Float[Tensor, "members"], float]:
+    """Gram matrix of the weights after subtracting the mean model (else float64 cancels), in float64.
+
+    Also the products of the centred weights with the mean model, and the square of that.
+    """
+    flat = weights.flatten(1)
+    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
+    along, square = gram.new_zeros(len(flat)), 0.0
+    for part in flat.split(max(1, CHUNK // len(flat)), dim=1):
+        centred = part.double()
+        mean = centred.mean(dim=0)
+        centred -= mean
+        gram += centred @ centred.T
+        along += centred @ mean
+        square += float(mean @ mean)
+    return gram, along, square
+
+
+def local_gram(survey: Survey, model: int, near: list[int]) -> Float[np.ndarray, "layers k1 k1"]:
+    """Inner products of W_neighbour - W for the neighbours of a model and, last, of W itself, layer by layer.
+
+    Layers that a model or one of its neighbours lacks are left out.
+    """
+    grams = []
+    for members, gram, along, square in survey.gram.values():
+        place = {member: at for at, member in enumerate(members)}
+        if model not in place or any(other not in place for other in near):
+            continue
+        at, own = [place[other] for other in near], place[model]
+        result = np.zeros((len(near) + 1, len(near) + 1))
+        cross = gram[own, at]
+        result[:-1, :-1] = gram[np.ix_(at, at)] - cross[:, None] - cross[None, :] + gram[own, own]
+        result[-1, :-1] = result[:-1, -1] = (cross - gram[own, own]) + (along[at] - along[own])
+        result[-1, -1] = gram[own, own] + 2 * along[own] + square
+        grams.append(result)
+    return np.array(grams).reshape(-1, len(near) + 1, len(near) + 1)
+
+
+def _digest(values: Tensor) -> str:
+    """Digest of a tensor's float32 values: equal for equal values, whatever type they are stored in."""
+    return hashlib.blake2b((values + 0.0).contiguous().numpy().data, digest_size=8).hexdigest()
+
+
+def survey(
+    checkpoints: Sequence[Checkpoint],
+    device: torch.device,
+    progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
+) -> Survey:
+    """First pass over a collection. Models without any matrix, or broken ones, are left out with the reason."""
+    left_out: dict[str, str] = {}
+    usable = []
+    for checkpoint in checkpoints:
+        if matrices(checkpoint):
+            usable.append(checkpoint)
+        else:
+            some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
+            left_out[checkpoint.model] = str(
+                CheckpointError(
+                    checkpoint.model,
+                    next((file for file, _ in checkpoint.tensors.values()), "no file"),
+                    f"has no weight matrix outside embeddings and heads; its tensors are {some}, ...",
+                    "Name its layers in mother/layers.py, or leave it out of the manifest.",
+                )
+            )
+    checkpoints = usable
+    n, failed = len(checkpoints), {}
+    facts = [Facts() for _ in checkpoints]
+    square, cosine = np.zeros((n, n)), np.zeros((n, n))
+    compared, tested = np.zeros((n, n)), np.zeros((n, n))
+    size = np.zeros(n)
+    layers: dict[Layer, None] = {}
+    grams: dict[Layer, tuple[list[int], np.ndarray, np.ndarray, float]] = {}
+    read = progress(sum(len(checkpoint.tensors) for checkpoint in checkpoints))
+    for layer, shape, members in _groups(checkpoints, failed):
+        layers[layer] = None
+        members, weights = _stack(checkpoints, layer, shape, members, failed, read)
+        if not members:
+            continue
+        for place, weight in zip(members, weights):
+            _note_facts(facts[place], layer, weight)
+            size[place] += float(weight.double().square().sum())
+        weights = weights.to(device)
+        chosen = np.ix_(members, members)
+        gram, along, mean_square = (
+            value.cpu().numpy() if isinstance(value, Tensor) else value for value in _gram(weights)
+        )
+        norms = gram.diagonal()
+        distance = (norms[:, None] + norms[None] - 2 * gram).clip(0)
+        np.fill_diagonal(distance, 0)
+        square[chosen] += distance
+        if layer not in grams or len(grams[layer][0]) < len(members):
+            grams[layer] = (members, gram, along, mean_square)
+        compared[chosen] += weights[0].numel()
+        z, valid = layer_cosine(weights)
+        cosine[chosen] += z.cpu().numpy()
+        tested[chosen] += valid.cpu().numpy()
+    for checkpoint, fact in zip(checkpoints, facts):
+        inside = {checkpoint.layers[layer] for layer in matrices(checkpoint)}
+        for name, (_, info) in checkpoint.tensors.items():
+            if name in inside or checkpoint.model in failed:
+                continue
+            if info.dtype in DTYPES:
+                try:
+                    _note_digests(fact, canonical_name(name), checkpoint.read_tensor(name))
+                except CheckpointError as error:
+                    failed[checkpoint.model] = error
+            read()
+    left_out |= {model: str(error) for model, error in failed.items()}
+    kept = [place for place, checkpoint in enumerate(checkpoints) if checkpoint.model not in failed]
+    largest = np.maximum.outer(np.diagonal(compared), np.diagonal(compared)).clip(min=1)
+    with np.errstate(invalid="ignore"):
+        relatedness = np.where(tested > 0, cosine / np.sqrt(tested.clip(min=1)), 0)
+    square = np.where(compared > 0, square, np.inf)
+    chosen = np.ix_(kept, kept)
+    moved = {place: at for at, place in enumerate(kept)}
+    return Survey(
+        [checkpoints[place].model for place in kept],
+        list(layers),
+        [facts[place] for place in kept],
+        square[chosen],
+        (compared / largest)[chosen],
+        size[kept],
+        relatedness[chosen],
+        {
+            layer: ([moved[m] for m in members if m in moved], *_kept(members, moved, *rest))
+            for layer, (members, *rest) in grams.items()
+        },
+        left_out,
+    )
+
+
+def _kept(members: list[int], moved: dict[int, int], gram: np.ndarray, along: np.ndarray, square: float) -> tuple:
+    """The part of a Gram matrix that belongs to the models kept."""
+    at = [place for place, member in enumerate(members) if member in moved]
+    return gram[np.ix_(at, at)], along[at], square
+
+
+def _note_digests(fact: Facts, name: str, values: Tensor) -> None:
+    """Digest of a tensor as it is and as it would be after a cast: equal digests are an exact relation."""
+    fact.digests[name] = _digest(values)
+    for half in HALVES:
+        fact.cast_digests[half][name] = _digest(cast(values, half))
+
+
+def _note_facts(fact: Facts, layer: Layer, weight: Float[Tensor, "rows columns"]) -> None:
+    """Add one matrix to what is known of its model."""
+    _note_digests(fact, str(layer), weight)
+    fact.fits = {name for name in fact.fits if fact.cast_digests[name][str(layer)] == fact.digests[str(layer)]}
+    fact.zeros += int((weight == 0).sum())
+    fact.entries += weight.numel()
+    if layer.block and len(fact.grids) < GRIDS:
+        fact.grids.append(find_grid(weight))
+
+
+@dataclass
+class Pairs:
+    """Second pass: pair p is (first[p], second[p]), D = W_second - W_first; arrays[name] is [layer, pair].
+
+    compared   both models have the layer in one shape
+    energy     sum of D^2
+    entries, equal   entries, and how many of them are equal
+    zeroed, zeroed_back   entries in which the two differ and second is zero (back: first is zero)
+    quantized, quantized_back   whether D looks like what quantizing first to second (back: reversed) leaves
+    rank, full   rank of D above rounding noise, and whether it is as large as can be told
+    gap   smallest singular value above the noise over the next
+    newness   what D adds is new in second (+1) or was there in first (-1)
+    rounding   log likelihood ratio of "second was rounded" to "first was rounded", for low ranks
+
+    beyond[0, p, m] is the share of D's directions in which model m is like the first of the pair, beyond[1, p, m]
+    like the second (nan: not looked at). beyond[2] and beyond[3] are the newness of these directions, times the share.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    layers: list[Layer]
+    arrays: dict[str, np.ndarray]
+    beyond: Float[np.ndarray, "four pairs models"]
+    neighbours: list[list[int]]
+
+
+ARRAYS = ("compared", "energy", "entries", "equal", "rank", "full", "newness", "rounding")
+ARRAYS += ("gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
+
+
+def compare(
+    checkpoints: Sequence[Checkpoint],
+    pairs: Sequence[tuple[int, int]],
+    neighbours: Sequence[list[int]],
+    grids: Sequence[Grid | None],
+    bits: Sequence[int],
+    device: torch.device,
+    progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
+) -> Pairs:
+    """Second pass: look at the differences of these pairs, and at each model among its neighbours.
+
+    `pairs` and `neighbours` are places in `checkpoints`; `grids` and `bits` are the grid and the mantissa bits of each
+    model. Raises CheckpointError for a model that has changed since the
+    first pass.
+    """
+    first, second = (np.array([pair[end] for pair in pairs], dtype=int) for end in (0, 1))
+    layers: dict[Layer, int] = {}
+    for checkpoint in checkpoints:
+        for layer in matrices(checkpoint):
+            layers.setdefault(layer, 0)
+    order = {layer: row for row, layer in enumerate(sorted(layers, key=sort_key))}
+    arrays = {name: np.zeros((len(order), len(pairs))) for name in ARRAYS}
+    n = len(checkpoints)
+    sides, weight = np.zeros((4, len(pairs), n)), np.zeros((len(pairs), n))
+    failed: dict[str, CheckpointError] = {}
+    read = progress(sum(len(matrices(checkpoint)) for checkpoint in checkpoints))
+    for layer, shape, members in _groups(checkpoints, failed):
+        members, weights = _stack(checkpoints, layer, shape, members, failed, read)
+        if failed:
+            raise next(iter(failed.values()))
+        row, weights = order[layer], weights.to(device)
+        place = {member: at for at, member in enumerate(members)}
+        there = [p for p in range(len(pairs)) if first[p] in place and second[p] in place]
+
+        small = max(1, CACHED // weights[0].numel())
+
+        def look(chosen: list[int]) -> None:
+            triples = []
+            for start in range(0, len(chosen), small):
+                part = chosen[start : start + small]
+                i = weights[[place[first[p]] for p in part]]
+                j = weights[[place[second[p]] for p in part]]
+                on_grid = [(grids[first[p]], grids[second[p]]) for p in part]
+                precision = [min(bits[first[p]], bits[second[p]]) for p in part]
+                values, found = _compare_pairs(i, j, on_grid, precision)
+                triples.append(found)
+                for name, value in values.items():
+                    arrays[name][row, part] = value
+            thirds = {p: [m for m in {*neighbours[first[p]], *neighbours[second[p]]} if m in place] for p in chosen}
+            joined = tuple(torch.cat(parts) for parts in zip(*triples))
+            _find_sides(weights, place, joined, chosen, thirds, sides, weight)
+
+        _in_parts(look, there, max(1, 16 * CHUNK // weights[0].numel()), device)
+    with np.errstate(invalid="ignore"):
+        beyond = sides / weight
+    return Pairs(first, second, list(order), arrays, beyond, [list(near) for near in neighbours])
+
+
+def _in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int, device: torch.device) -> None:
+    """Look at pairs in parts of at most `largest`; on a CPU one thread each: LAPACK uses no more for one matrix."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    step = max(1, min(largest, -(-len(pairs) // threads)))
+    parts = [pairs[start : start + step] for start in range(0, len(pairs), step)]
+    if threads == 1 or len(parts) == 1:
+        for part in parts:
+            look(part)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(look, parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compare_pairs(
+    i: Float[Tensor, "pairs rows columns"],
+    j: Float[Tensor, "pairs rows columns"],
+    grids: list[tuple[Grid | None, Grid | None]],
+    precision: list[int],
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """All numbers of one layer of some pairs; leading triples (u, s, v) of D above rounding noise, and u' W_first v."""
+    difference = j.double() - i.double()
+    energy = difference.square().sum(dim=(1, 2))
+    values: dict[str, Any] = {"compared": 1, "energy": energy.cpu().numpy(), "entries": i[0].numel()}
+    same = i == j
+    values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
+    values["zeroed"] = (~same & (j == 0)).sum(dim=(1, 2)).cpu().numpy()
+    values["zeroed_back"] = (~same & (i == 0)).sum(dim=(1, 2)).cpu().numpy()
+    for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
+        # Without a grid only half precision, which hides fine ones, can be quantized.
+        values[key] = [
+            (grids[p][end] is not None or precision[p] < MANTISSA["float32"])
+            and quantization_noise(parent[p], child[p], grids[p][end])
+            for p in range(len(i))
+        ]
+    u, s, v = singular_triples(difference)
+    noise = rounding_noise(i, j, torch.tensor(precision, dtype=torch.int32, device=i.device))
+    rank = rank_above_noise(s, noise)
+    full = rank > RANK_SHARE * s.shape[1]
+    values["rank"], values["full"] = rank.cpu().numpy(), full.cpu().numpy()
+    # Smallest singular value above the noise over the next one: large where the rank ends, near 1 in a continuum.
+    at = rank.clamp(1, s.shape[1] - 1)[:, None]
+    gap = s.gather(1, at - 1) / s.gather(1, at).clamp(min=1e-300)
+    values["gap"] = torch.where(full | (rank == 0), 1.0, gap[:, 0]).cpu().numpy()
+    low = (~full & (rank > 0)).nonzero()[:, 0]
+    values["rounding"] = np.zeros(len(i))
+    if len(low):
+        kept = torch.where(torch.arange(s.shape[1], device=s.device) < rank[low, None], s[low], 0)
+        residual = difference[low] - (u[low] * kept[:, None, :]) @ v[low].transpose(1, 2)
+        values["rounding"][low.cpu().numpy()] = rounding_test(i[low], j[low], residual).cpu().numpy()
+    u, v = u[:, :, :DIRECTIONS], v[:, :, :DIRECTIONS]
+    s = torch.where(torch.arange(u.shape[2], device=s.device) < rank[:, None], s[:, :DIRECTIONS], 0)
+    values["newness"] = newness(i, u, s, v).cpu().numpy()
+    start = torch.einsum("prk,prc,pck->pk", u, i.double(), v)
+    return values, (u.float(), s.float(), v.float(), start.float())
+
+
+def _find_sides(
+    weights: Float[Tensor, "members rows columns"],
+    place: dict[int, int],
+    triples: tuple[Tensor, ...],
+    chosen: list[int],
+    thirds: dict[int, list[int]],
+    sides: np.ndarray,
+    weight: np.ndarray,
+) -> None:
+    """Add one layer to the shares of each pair's directions that third models kept, or never had (inheritance).
+
+    beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
+    """
+    u, s, v, start = triples
+    share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    added = (start / s.clamp(min=1e-30) + 1).abs().clamp(max=1) - (start / s.clamp(min=1e-30)).abs().clamp(max=1)
+    asking: dict[int, list[int]] = {}
+    for at, p in enumerate(chosen):
+        if s[at].any():
+            for third in thirds[p]:
+                asking.setdefault(third, []).append(at)
+    for third, rows in asking.items():
+        # One product for all pairs that ask for this model.
+        part = u[rows].permute(1, 0, 2).flatten(1)
+        projected = (weights[place[third]].T @ part).unflatten(1, (len(rows), -1)).permute(1, 0, 2)
+        kept = ((projected * v[rows]).sum(dim=1) - start[rows]) / s[rows].clamp(min=1e-30)
+        pairs = [chosen[at] for at in rows]
+        for end, like in ((0, kept.abs() < NEAR), (1, (kept - 1).abs() < NEAR)):
+            sides[end, pairs, third] += (like * share[rows]).sum(dim=1).cpu().numpy()
+            sides[2 + end, pairs, third] += (like * share[rows] * added[rows]).sum(dim=1).cpu().numpy()
+        weight[pairs, third] += 1

@@ -1,0 +1,302 @@
+"""Method "map" from files to a typed Model Graph: grown families, and every odd collection."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_family, save_model, vit_weights
+
+from mother.checkpoints import Checkpoint, open_checkpoint
+from mother.clusters import related_components
+from mother.errors import CheckpointError
+from mother.evidence import between, is_lora, pooled_newness
+from mother.floats import cast
+from mother.heritage import trace
+from mother.model_graph import Manifest, ModelGraph
+from mother.results import open_models
+from mother.scores import score_graph, visible_edges
+from mother.survey import survey
+from mother.typed_graph import build_graph
+
+CPU = torch.device("cpu")
+WIDTH, BLOCKS = 32, 4
+
+
+def recover(checkpoints: list[Checkpoint], **options: object) -> ModelGraph:
+    return build_graph("test", trace(checkpoints, CPU, **options), checkpoints)
+
+
+def models(folder: Path, **weights: dict[str, torch.Tensor]) -> list[Checkpoint]:
+    return [open_checkpoint(name, save_model(folder / name, content)) for name, content in weights.items()]
+
+
+def base(seed: int) -> dict[str, torch.Tensor]:
+    return {name: weight * 0.1 for name, weight in vit_weights(seed, BLOCKS, WIDTH).items()}
+
+
+def moved(weights: dict[str, torch.Tensor], seed: int, size: float = 0.1, rank: int | None = None) -> dict:
+    """A step from weights: full, or of low rank; it is not along what is there."""
+    generator = torch.Generator().manual_seed(seed)
+    result = dict(weights)
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            rows, columns = weight.shape
+            # Steps of training have a few strong directions.
+            inner = rank or 6
+            step = torch.randn(rows, inner, generator=generator) @ torch.randn(inner, columns, generator=generator)
+            if rank is None:
+                step = step + 0.2 * inner**0.5 * torch.randn(rows, columns, generator=generator)
+            result[name] = weight + size * 0.1 * step / inner**0.5
+    return result
+
+
+def halved(weights: dict[str, torch.Tensor], name: str = "bfloat16") -> dict[str, torch.Tensor]:
+    return {key: cast(weight, name) for key, weight in weights.items()}
+
+
+def edges(graph: ModelGraph) -> dict[tuple[str, str], dict]:
+    return {(edge.parent, edge.child): edge.attributes for edge in graph.edges}
+
+
+# Grown families
+
+
+def test_grown_splits_are_recovered(forest: dict[str, Manifest]) -> None:
+    for name, manifest in forest.items():
+        checkpoints, _ = open_models(manifest)
+        graph = recover(checkpoints)
+        scores = score_graph(graph, manifest)
+        assert scores["clusters"] == 1 and scores["undirected"] == 1 and scores["kinds"] == 1
+        if name == "mini_lora_v":
+            assert scores["directed"] == 1 and scores["ranks"] == 1
+        else:
+            assert scores["directed"] >= 0.75
+
+
+def test_every_operation_is_named(wild: Manifest) -> None:
+    checkpoints, _ = open_models(wild)
+    scores = score_graph(recover(checkpoints), wild)
+    assert scores["clusters"] == 1
+    assert scores["kinds"] >= 0.9 and scores["undirected"] >= 0.85 and scores["ranks"] == 1
+
+
+def test_order_and_subsets_change_nothing(forest: dict[str, Manifest]) -> None:
+    checkpoints, _ = open_models(forest["mini_lora_v"])
+    whole = edges(recover(checkpoints))
+    shuffled = [checkpoints[k] for k in np.random.default_rng(3).permutation(len(checkpoints))]
+    assert edges(recover(shuffled)) == whole
+    # Without the leaves of one parent, whose own parents stay, the other edges are the same.
+    leaves = {child for _, child in whole} - {parent for parent, _ in whole}
+    gone = sorted(leaves)[:3]
+    rest = edges(recover([checkpoint for checkpoint in checkpoints if checkpoint.model not in gone]))
+    assert set(rest) == {edge for edge in whole if edge[1] not in gone}
+
+
+# Single relations
+
+
+def test_chain_of_relations(tmp_path: Path) -> None:
+    root = base(0)
+    tuned = moved(root, 1)
+    pruned = {k: w * (w.abs() > w.abs().median()) if w.ndim == 2 else w for k, w in tuned.items()}
+    lora = moved(tuned, 2, rank=2)
+    merged = {k: (0.6 * tuned[k] + 0.4 * other).float() for k, other in moved(root, 3).items()}
+    found = recover(
+        models(
+            tmp_path,
+            root=root,
+            tuned=tuned,
+            other=moved(root, 3),
+            pruned=pruned,
+            half=halved(tuned),
+            lora=lora,
+            merged=merged,
+            copied=dict(lora),
+            stranger=base(50),
+        )
+    )
+    found_edges = edges(found)
+    assert found_edges[("tuned", "pruned")]["kind"] == "prune"
+    assert found_edges[("tuned", "half")] | {} and found_edges[("tuned", "half")]["dtype"] == "bfloat16"
+    assert found_edges[("tuned", "lora" if "lora" in found.nodes else "copied")]["rank"] == 2
+    assert found_edges[("tuned", "merged")]["coefficients"] == pytest.approx([0.6, 0.4], abs=0.001) or (
+        found_edges[("other", "merged")]["coefficients"] == pytest.approx([0.4, 0.6], abs=0.001)
+    )
+    assert found.nodes["copied"]["aliases"] == ["lora"]
+    assert ("root", "tuned") in found_edges and ("root", "other") in found_edges
+    assert not any("stranger" in edge for edge in found_edges)
+    for attributes in found_edges.values():
+        assert 0 <= attributes["adjacency"] <= 1 and 0 <= attributes["arrow"] <= 1 and attributes["compared"] == 1
+
+
+def test_lora_merged_in_half_precision_points_from_its_parent(tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16", "float16"):
+        root = halved(base(0), dtype) if dtype != "float32" else base(0)
+        child = {k: cast(w, dtype) for k, w in moved(root, 1, 0.3, rank=3).items()}
+        for names in (("a", "b"), ("b", "a")):
+            found = edges(recover(models(tmp_path / dtype / names[0], **dict(zip(names, (root, child))))))
+            facts = found[names]
+            assert facts["kind"] == "lora" and facts["rank"] == 3 and facts["arrow"] > 0.999
+
+
+def test_siblings_of_an_absent_parent_hang_under_a_hidden_ancestor(tmp_path: Path) -> None:
+    absent = base(0)
+    siblings = {f"s{k}": moved(absent, k + 1, 0.2 + 0.1 * k) for k in range(4)}
+    grandchild = moved(siblings["s3"], 9, 0.1)
+    found = recover(models(tmp_path, **siblings, grandchild=grandchild))
+    hidden = [model for model, facts in found.nodes.items() if facts.get("hidden")]
+    assert len(hidden) == 1
+    assert {child for parent, child in edges(found) if parent == hidden[0]} == set(siblings)
+    assert visible_edges(found) == {("s3", "grandchild")}
+
+
+# Odd collections
+
+
+def test_two_models_that_differ_by_nothing_told(tmp_path: Path) -> None:
+    first = base(0)
+    found = recover(models(tmp_path, a=first, b=moved(first, 1)))
+    (facts,) = edges(found).values()
+    assert facts["adjacency"] == 1 and facts["kind"] == "fine-tune"
+    assert found.nodes.keys() == {"a", "b"}
+
+
+def test_identical_models_are_one_node(tmp_path: Path) -> None:
+    found = recover(models(tmp_path, b=base(0), a=base(0), c=base(0)))
+    assert found.nodes["a"]["aliases"] == ["b", "c"] and not found.edges
+
+
+def test_one_model(tmp_path: Path) -> None:
+    found = recover(models(tmp_path, only=base(0)))
+    assert list(found.nodes) == ["only"] and not found.edges
+
+
+def test_unrelated_models_stand_alone(tmp_path: Path) -> None:
+    found = recover(models(tmp_path, **{f"m{k}": base(k) for k in range(40)}))
+    assert len({facts["tree"] for facts in found.nodes.values()}) == 40 and not found.edges
+
+
+def test_a_copy_that_lacks_a_head_and_a_model_that_differs_in_its_head_only(tmp_path: Path) -> None:
+    whole = base(0) | {"classifier.weight": torch.ones(3, WIDTH)}
+    other_head = whole | {"classifier.weight": torch.full((3, WIDTH), 2.0)}
+    found = recover(models(tmp_path, whole=whole, bare=base(0), other=other_head))
+    assert any("bare" in facts.get("aliases", ()) for facts in found.nodes.values())
+    (facts,) = edges(found).values()
+    assert facts["kind"] == "fine-tune" and "outside" in facts["note"]
+
+
+def test_missing_tensors_are_passed_over_and_counted(tmp_path: Path) -> None:
+    first = base(0)
+    second = {k: w for k, w in moved(first, 1).items() if "layer.3" not in k}
+    third = {k: (torch.ones(7, 9) if "layer.2.output.dense.weight" in k else w) for k, w in moved(first, 2).items()}
+    found = recover(models(tmp_path, first=first, second=second, third=third))
+    facts = edges(found)
+    assert set(facts) == {("first", "second"), ("first", "third")} or len(facts) == 2
+    assert all(0.5 < attributes["compared"] < 1 for attributes in facts.values())
+
+
+def test_broken_models_are_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    first = base(0)
+    broken = moved(first, 2)
+    name = next(name for name, weight in broken.items() if weight.ndim == 2)
+    broken[name] = broken[name].clone()
+    broken[name][0, 0] = torch.nan
+    only_norms = {"encoder.layer.0.layernorm.weight": torch.ones(4)}
+    found = recover(models(tmp_path, a=first, b=moved(first, 1), broken=broken, empty=only_norms))
+    assert set(found.nodes) == {"a", "b"}
+    assert "NaN" in found.left_out["broken"] and name in found.left_out["broken"]
+    assert "no weight matrix" in found.left_out["empty"]
+
+
+def test_a_model_that_vanishes_between_the_passes_is_left_out(tmp_path: Path) -> None:
+    checkpoints = models(tmp_path, a=base(0), b=moved(base(0), 1), c=moved(base(0), 2))
+
+    class Vanishing(Checkpoint):
+        reads = 0
+
+        def read(self, layer):  # noqa: ANN001, ANN202
+            Vanishing.reads += 1
+            if Vanishing.reads > BLOCKS * 6:
+                raise CheckpointError(self.model, "file", "has gone", "Fetch it again.")
+            return super().read(layer)
+
+    checkpoints[1] = Vanishing(**{name: getattr(checkpoints[1], name) for name in ("model", "tensors", "layers")})
+    graph = recover(checkpoints)
+    assert set(graph.nodes) == {"a", "c"} and "has gone" in graph.left_out["b"]
+
+
+def test_zero_difference_layers_and_frozen_blocks(tmp_path: Path) -> None:
+    first = base(0)
+    step = moved(first, 1)
+    second = {name: step[name] if "layer.1" in name else weight for name, weight in first.items()}
+    found = edges(recover(models(tmp_path, first=first, second=second)))
+    (facts,) = found.values()
+    assert facts["kind"] == "fine-tune" and facts["relative_change"] < 0.1
+
+
+def test_chain_is_recovered_whatever_its_prefix(tmp_path: Path) -> None:
+    manifest = save_family(tmp_path, 4)
+    checkpoints, _ = open_models(manifest)
+    graph = recover(checkpoints)
+    pairs = {frozenset(edge) for edge in edges(graph)}
+    assert pairs == {frozenset((f"m{k}", f"m{k + 1}")) for k in range(3)}
+
+
+# Pieces
+
+
+def test_false_relations_stay_below_the_level() -> None:
+    rng = np.random.default_rng(0)
+    level, false = 0.05, 0
+    for _ in range(200):
+        scores = rng.normal(size=(40, 40))
+        scores = (scores + scores.T) / 2**0.5
+        false += related_components(scores, level)[0].max() < 39
+    assert false <= 20  # 10 expected; 21 or more has a chance of 0.1 %
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        related_components(np.zeros((2, 2)), 1.0)
+
+
+def test_relatedness_is_standard_normal_for_anisotropic_independent_models(tmp_path: Path) -> None:
+    # All models prefer the same inputs: the naive null, 1/P, would call many of them related.
+    scale = torch.exp(torch.linspace(0, 4, WIDTH))
+    collection = {}
+    for k in range(30):
+        weights = base(k)
+        collection[f"m{k}"] = {
+            n: w * scale[: w.shape[1]].repeat(w.shape[1] // WIDTH) if w.ndim == 2 and w.shape[1] == WIDTH else w
+            for n, w in weights.items()
+        }
+    found = survey(models(tmp_path, **collection), CPU)
+    scores = found.relatedness[np.triu_indices(30, 1)]
+    assert 0.5 < scores.std() < 1.3 and np.abs(scores).max() < 5
+    assert related_components(found.relatedness)[0].max() == 29
+
+
+def test_between() -> None:
+    points = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 2]])
+    square = ((points[:, None] - points[None]) ** 2).sum(axis=2)
+    assert between(square, 0, 2, np.array([1, 3])) == pytest.approx(1)
+    assert between(square, 0, 1, np.array([2])) == pytest.approx(-1)
+    assert between(square, 0, 1, np.array([3])) == pytest.approx(-1)
+    assert between(square, 0, 1, np.array([], dtype=int)) == -1
+
+
+def test_pooled_newness() -> None:
+    assert pooled_newness(np.array([0.5, -1.0]), np.array([1.0, 0.0]))[0] == 0.5
+    mean, t = pooled_newness(np.array([0.2, 0.3, 0.4]), np.ones(3))
+    assert mean == pytest.approx(0.3) and t == pytest.approx(0.3 / np.sqrt(0.02 / 9))
+    assert pooled_newness(np.zeros(0), np.zeros(0)) == (0.0, 0.0)
+
+
+def test_lora_needs_low_rank_everywhere(tmp_path: Path) -> None:
+    first = base(0)
+    step = moved(first, 1, rank=2)
+    name = next(name for name, weight in first.items() if weight.ndim == 2)
+    mixed = step | {name: moved(first, 2)[name]}
+    heritage = trace(models(tmp_path, first=first, low=step, mixed=mixed), CPU)
+    low = heritage.index[(0, 1)]
+    assert is_lora(heritage.pairs, low) and not is_lora(heritage.pairs, heritage.index[(0, 2)])
+    assert replace(heritage, clusters=[]).survey is heritage.survey
