@@ -1,4 +1,4 @@
-# make recover   set up, grow the mini splits once, run all stages on them, print one table
+# make recover   set up, grow the mini splits once, run all stages on them, print the tables
 # make test      set up, run the tests
 # make bench     set up, run the slow and statistical checks
 # make imgs      copy the figures that README.md shows from the results
@@ -11,14 +11,16 @@ SPLITS = mini_ft mini_lora_v mini_lora_f
 .PHONY: recover test bench imgs clean
 
 recover: .venv/installed
-	$(RUN) -m dataset.grow --splits $(SPLITS)
+	$(RUN) -m dataset.grow --splits $(SPLITS) mini_wild
 	$(RUN) get_vit_layer_statistics.py --model-graph mini_ft
-	$(RUN) clustering.py --no-lora --model-graph mini_ft
-	$(RUN) clustering.py --lora --model-graph mini_lora_v
-	$(RUN) clustering.py --lora --model-graph mini_lora_f
+	$(RUN) clustering.py --method mother --no-lora --model-graph mini_ft
+	$(RUN) clustering.py --method mother --lora --model-graph mini_lora_v
+	$(RUN) clustering.py --method mother --lora --model-graph mini_lora_f
+	$(RUN) MoTHer_FullFT.py --method mother --model-graph mini_ft
+	$(RUN) MoTHer_LoRA.py --method mother --model-graphs mini_lora_v mini_lora_f
 	$(RUN) MoTHer_FullFT.py --model-graph mini_ft
-	$(RUN) MoTHer_LoRA.py --model-graphs mini_lora_v mini_lora_f
-	$(RUN) summarize.py --model-graphs $(SPLITS)
+	$(RUN) MoTHer_LoRA.py --model-graphs mini_lora_v mini_lora_f mini_wild
+	$(RUN) summarize.py --model-graphs $(SPLITS) mini_wild
 
 test: .venv/installed
 	$(RUN) -m pytest
@@ -26,12 +28,17 @@ test: .venv/installed
 bench: .venv/installed
 	$(RUN) -m benchmarks.arborescence
 	$(RUN) -m benchmarks.memory
+	$(RUN) -m benchmarks.unrelated
+	$(RUN) -m benchmarks.precision
+	$(RUN) -m benchmarks.calibrate
+	$(RUN) -m benchmarks.ablation
 
 # The figures that README.md shows, from the results.
 imgs: recover
 	cp results/mini_ft/figures/tree_1.png imgs/mini_ft_tree_1.png
 	cp results/mini_lora_v/figures/distances.png imgs/mini_lora_v_distances.png
 	cp results/mini_lora_v/figures/cluster_accuracy.png imgs/mini_lora_v_cluster_accuracy.png
+	cp results/mini_wild/map/figures/tree_7.png imgs/mini_wild_tree.png
 
 clean:
 	rm -rf results

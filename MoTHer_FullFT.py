@@ -1,10 +1,11 @@
 """Stage 3a: recover the Model Trees of fully fine-tuned models.
 
-The paper's method: distance by min-max normalised weight differences, direction by the kurtosis of
+Method "map" (the default) takes the whole collection and gives every edge a kind, an arrow and probabilities.
+Method "mother" is the paper's: distance by min-max normalised weight differences, direction by the kurtosis of
 `output.dense`, minimum spanning arborescence of the merged cost. Needs the statistics of stage 1.
 
-    python get_vit_layer_statistics.py && python MoTHer_FullFT.py
-    python MoTHer_FullFT.py --model-graph path/to/manifest.json --stage generalization
+    python MoTHer_FullFT.py --model-graph path/to/manifest.json
+    python get_vit_layer_statistics.py && python MoTHer_FullFT.py --method mother
 """
 
 import csv
@@ -14,11 +15,12 @@ from typing import Literal
 
 import numpy as np
 
-from console import announce_device, progress, report_trees, run
+from console import announce_device, progress, report_graph, report_trees, run
 from mother.direction import Stage
 from mother.distances import minmax_distance, pairwise_max_difference
 from mother.errors import InputError
 from mother.layers import ATTENTION
+from mother.map_recovery import recover_typed_graph
 from mother.measurements import Measured
 from mother.results import find_manifest
 from mother.statistics import kurtosis
@@ -31,18 +33,22 @@ class Args:
 
     model_graph: str = "mini_ft"
     """name of a split in dataset/, or path of a manifest"""
+    method: Literal["map", "mother"] = "map"
+    """map: typed edges with probabilities, on the whole collection at once; mother: the paper's"""
+    error: float = 0.01
+    """map: probability of a single false relation among independently initialised models"""
     clusters: Literal["truth", "ward"] = "truth"
-    """models of a tree: as the manifest says, or as clustering.py found"""
+    """mother: models of a tree: as the manifest says, or as clustering.py found"""
     stage: Stage = "specialization"
-    """whether kurtosis falls (fine-tuning) or rises (continued pre-training) from parent to child"""
+    """mother: whether kurtosis falls (fine-tuning) or rises (continued pre-training) from parent to child"""
     direction_weight: float = 0.3
-    """c in the paper: weight of the direction against the distance"""
+    """mother: c in the paper: weight of the direction against the distance"""
     kinds: tuple[str, ...] = ATTENTION
-    """kinds of layers for the distance, of which the square ones are read"""
+    """mother: kinds of layers for the distance, of which the square ones are read"""
     direction_kind: str = "output"
-    """kind of layers for the kurtosis (one of `kinds`)"""
+    """mother: kind of layers for the kurtosis (one of `kinds`)"""
     minmax_over: Literal["differences", "weights"] = "differences"
-    """what the range of a layer is taken from; the authors' code for Stable Diffusion uses the weights"""
+    """mother: what the range of a layer is taken from; the authors' code for Stable Diffusion uses the weights"""
     show_trees: bool = False
     """print the recovered trees as text"""
     results: Path = Path("results")
@@ -50,7 +56,7 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     overwrite: bool = False
-    """measure again instead of reusing results"""
+    """mother: measure again instead of reusing results"""
 
 
 class LayerStatistics:
@@ -97,6 +103,12 @@ def main(args: Args) -> None:
         raise InputError(f"direction_kind {args.direction_kind!r} is not among the kinds {args.kinds}.")
     manifest = find_manifest(args.model_graph)
     folder = args.results / manifest.name
+    flags = asdict(args) | {"results": str(args.results)}
+    if args.method == "map":
+        device = announce_device(args.device)
+        recovery = recover_typed_graph(manifest, Path(__file__).stem, folder, flags, device, progress)
+        report_graph(manifest, recovery, folder, args.show_trees)
+        return
     statistics = LayerStatistics(folder, args.model_graph, args.minmax_over)
     method = Method(
         name=Path(__file__).stem,
@@ -106,7 +118,6 @@ def main(args: Args) -> None:
         distance=statistics.distance,
         distance_label="max-min-max distance",
     )
-    flags = asdict(args) | {"results": str(args.results)}
     trees = recover_model_graph(manifest, method, folder, flags, announce_device(args.device), progress)
     report_trees(manifest.name, trees, overall(manifest, trees), folder, args.show_trees)
 

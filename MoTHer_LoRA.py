@@ -1,10 +1,11 @@
 """Stage 3b: recover the Model Trees of models that were fine-tuned with LoRA.
 
-The paper's method: distance by the rank of weight differences, direction by kurtosis, both over the `value`
+Method "map" (the default) takes the whole collection and gives every edge a kind, an arrow and probabilities.
+Method "mother" is the paper's: distance by the rank of weight differences, direction by kurtosis, both over the `value`
 layers, minimum spanning arborescence of the merged cost. Needs no statistics.
 
     python MoTHer_LoRA.py
-    python MoTHer_LoRA.py --model-graphs mini_lora_v
+    python MoTHer_LoRA.py --model-graphs mini_lora_v --method mother
 """
 
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from console import announce_device, progress, report_trees, run
+from console import announce_device, progress, report_graph, report_trees, run
 from mother.direction import Stage
 from mother.distances import pairwise_rank, sum_over_layers
+from mother.map_recovery import recover_typed_graph
 from mother.measurements import Measured
 from mother.results import find_manifest
 from mother.statistics import kurtosis
@@ -28,14 +30,18 @@ class Args:
 
     model_graphs: tuple[str, ...] = ("mini_lora_v", "mini_lora_f")
     """names of splits in dataset/, or paths of manifests"""
+    method: Literal["map", "mother"] = "map"
+    """map: typed edges with probabilities, on the whole collection at once; mother: the paper's"""
+    error: float = 0.01
+    """map: probability of a single false relation among independently initialised models"""
     clusters: Literal["truth", "ward"] = "truth"
-    """models of a tree: as the manifest says, or as clustering.py found"""
+    """mother: models of a tree: as the manifest says, or as clustering.py found"""
     stage: Stage = "specialization"
-    """whether kurtosis falls (fine-tuning) or rises (continued pre-training) from parent to child"""
+    """mother: whether kurtosis falls (fine-tuning) or rises (continued pre-training) from parent to child"""
     direction_weight: float = 0.3
-    """c in the paper: weight of the direction against the distance"""
+    """mother: c in the paper: weight of the direction against the distance"""
     kind: str = "value"
-    """kind of layers for distance and kurtosis, of which the square ones are read"""
+    """mother: kind of layers for distance and kurtosis, of which the square ones are read"""
     show_trees: bool = False
     """print the recovered trees as text"""
     results: Path = Path("results")
@@ -43,7 +49,7 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     overwrite: bool = False
-    """measure again instead of reusing results"""
+    """mother: measure again instead of reusing results"""
 
 
 def distance(measured: Measured, group: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +64,11 @@ def main(args: Args) -> None:
     for model_graph in args.model_graphs:
         manifest = find_manifest(model_graph)
         folder = args.results / manifest.name
+        flags = asdict(args) | {"results": str(args.results)}
+        if args.method == "map":
+            recovery = recover_typed_graph(manifest, Path(__file__).stem, folder, flags, device, progress)
+            report_graph(manifest, recovery, folder, args.show_trees)
+            continue
         method = Method(
             name=Path(__file__).stem,
             kinds=(args.kind,),
@@ -66,7 +77,6 @@ def main(args: Args) -> None:
             distance=distance,
             distance_label="sum of ranks",
         )
-        flags = asdict(args) | {"results": str(args.results)}
         trees = recover_model_graph(manifest, method, folder, flags, device, progress)
         report_trees(manifest.name, trees, overall(manifest, trees), folder, args.show_trees)
 

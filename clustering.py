@@ -1,29 +1,36 @@
 """Stage 2: which models share a tree.
 
-As in the paper: Ward's clusters on pairwise distances over all square layers; the sum of ranks for LoRA,
-the sum of mean absolute differences for full fine-tuning. Ends with the accuracy over random subsets of
-100 % to 10 % of the models, as in the paper. `--lora` (the default) and `--no-lora` choose the split.
+Method "map" (the default): connected components of the pairs that cannot be independent, no K; `--error`
+bounds the probability of a single false relation. Method "mother", as in the paper: Ward's clusters on pairwise
+distances over all square layers; the sum of ranks for LoRA, the sum of mean absolute differences for full
+fine-tuning; it ends with the accuracy over random subsets of 100 % to 10 % of the models. `--lora` (the
+default) and `--no-lora` choose the split.
 
     python clustering.py
-    python clustering.py --no-lora
+    python clustering.py --no-lora --method mother
 """
 
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
 from console import announce_device, progress, report_left_out, run
 from mother import plots
-from mother.clusters import ward_clusters
+from mother.checkpoints import Checkpoint
+from mother.clusters import related_components, ward_clusters
 from mother.distances import pairwise_mean_absolute_difference, pairwise_rank, sum_over_layers
 from mother.errors import InputError
 from mother.files import write_atomically, write_figure
 from mother.layers import ATTENTION
 from mother.measurements import measure
+from mother.model_graph import Manifest
 from mother.results import (
     find_manifest,
     format_table,
@@ -34,6 +41,7 @@ from mother.results import (
     write_result,
 )
 from mother.scores import cluster_accuracy, match_labels
+from mother.survey import survey
 
 
 @dataclass
@@ -44,8 +52,12 @@ class Args:
     """distance by ranks, on mini_lora_v; otherwise by mean absolute differences, on mini_ft"""
     model_graph: str | None = None
     """name of a split in dataset/, or path of a manifest; by default the one that goes with --lora"""
+    method: Literal["map", "mother"] = "map"
+    """map: components of related models, without K; mother: the paper's"""
+    error: float = 0.01
+    """map: probability of a single false relation among independently initialised models"""
     clusters: int = 5
-    """K, the number of trees"""
+    """mother: K, the number of trees"""
     kinds: tuple[str, ...] = ATTENTION
     """kinds of layers, of which the square ones are read"""
     iterations: int = 100
@@ -78,6 +90,33 @@ def subset_accuracies(
     return accuracies
 
 
+def report_components(
+    args: Args, manifest: Manifest, checkpoints: list[Checkpoint], left_out: dict[str, str], device: torch.device
+) -> None:
+    """Method "map": components of related models, scored where the manifest knows the trees."""
+    if not 0 < args.error < 1:
+        raise InputError(f"the error level must be between 0 and 1, not {args.error}.")
+    started = time.perf_counter()
+    found = survey(checkpoints, device, progress(f"{manifest.name} first pass"))
+    left_out |= found.left_out
+    if not found.models:
+        raise InputError(f"no model of {manifest.name} can be clustered. {next(iter(left_out.values()))}")
+    labels, _ = related_components(found.relatedness, args.error)
+    seconds = time.perf_counter() - started
+    trees = {node.id: node.tree for node in manifest.nodes}
+    truth = [str(trees[model]) for model in found.models if trees[model] is not None]
+    agreement = float(adjusted_rand_score(truth, labels)) if len(truth) == len(labels) else None
+    flags = asdict(args) | {"results": str(args.results)}
+    content = {"clusters": dict(zip(found.models, labels.tolist())), "adjusted_rand": agreement}
+    content |= {"seconds": round(seconds, 2), "left_out": left_out}
+    run_of = run_facts(Path(__file__).name, flags, read_digest(checkpoints))
+    write_result(args.results / manifest.name / "map" / "clusters.json", run_of, content)
+    print(f"{manifest.name}: {len(labels)} models in {labels.max() + 1} clusters, {seconds:.1f} s")
+    print("adjusted Rand index: " + (f"{agreement:.3f}" if agreement is not None else "the true trees are not known"))
+    report_left_out(left_out)
+    print(f"results: {args.results / manifest.name / 'map'}/\n")
+
+
 def main(args: Args) -> None:
     """Measure all pairs, cluster, score and draw."""
     if args.clusters < 1 or args.iterations < 1 or args.seed < 0:
@@ -86,6 +125,9 @@ def main(args: Args) -> None:
     folder = args.results / manifest.name
     device = announce_device(args.device)
     checkpoints, left_out = open_models(manifest)
+    if args.method == "map":
+        report_components(args, manifest, checkpoints, left_out, device)
+        return
     name, pairwise = (
         ("pair_rank", pairwise_rank) if args.lora else ("pair_difference", pairwise_mean_absolute_difference)
     )
@@ -112,6 +154,7 @@ def main(args: Args) -> None:
         truth = np.array([names.index(str(trees[model])) for model in measured.models])
         matched = match_labels(labels, truth)
         scores["accuracy"] = cluster_accuracy(labels, truth)
+        scores["adjusted_rand"] = float(adjusted_rand_score(truth, labels))
         scores["by_tree"] = {tree: float((matched == k)[truth == k].mean()) for k, tree in enumerate(names)}
         rng = np.random.default_rng(args.seed)
         for share in tqdm(np.linspace(1, 0.1, 10).round(1), desc="random subsets", unit="share", leave=False):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import tyro
 from tqdm import tqdm
 
 from mother.errors import InputError
+from mother.map_recovery import Recovery
 from mother.measurements import choose_device
-from mother.plots import tree_text
+from mother.model_graph import Manifest
+from mother.plots import graph_text, tree_text
 from mother.results import format_table
 from mother.tree_recovery import Recovered
 
@@ -85,3 +88,25 @@ def report_trees(name: str, trees: list[Recovered], total: dict[str, Any], folde
         [note for tree in trees for note in tree.notes],
     )
     print(f"results: {folder}/\n")
+
+
+def report_graph(manifest: Manifest, recovery: Recovery, folder: Path, show_trees: bool) -> None:
+    """Print a typed Model Graph: as text if asked for, how many edges of each kind, and the scores."""
+    graph = recovery.graph
+    if show_trees:
+        print(graph_text(graph))
+    kinds = Counter(edge.attributes["kind"] or "hidden" for edge in graph.edges)
+    hidden = sum(bool(facts.get("hidden")) for facts in graph.nodes.values())
+    aliases = sum(len(facts.get("aliases", ())) for facts in graph.nodes.values())
+    trees = len({facts["tree"] for facts in graph.nodes.values()})
+    unknown = sum(edge.attributes["direction"] == "unknown" for edge in graph.edges)
+    print(f"\n{manifest.name}: {len(graph.nodes) - hidden + aliases} models in {trees} trees; {aliases} copies,")
+    print(f"{hidden} hidden ancestors; arrows unknown: {unknown} of {len(graph.edges)}")
+    print("edges: " + (", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"))
+    if recovery.scores["true_edges"]:
+        keys = ("models", "true_edges", "undirected", "direction", "directed", "kinds", "ranks", "clusters", "seconds")
+        row = [manifest.name, *(recovery.scores[key] for key in keys)]
+        print("\n" + format_table(("model graph", *keys), [row]))
+        print("direction: arrows right where the edge is; clusters: adjusted Rand index, number of trees not given")
+    report_left_out(graph.left_out)
+    print(f"results: {folder / 'map'}/\n")

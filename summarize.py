@@ -1,4 +1,4 @@
-"""The end of `make recover`: one table of every tree of every split, from the results of the scripts.
+"""The end of `make recover`: tables of every tree and of both methods, from the results of the scripts.
 
 python summarize.py
 """
@@ -13,13 +13,14 @@ from mother.files import write_json
 from mother.results import format_table
 
 HEAD = ("split", "tree", "undirected", "directed", "clusters", "seconds")
+COMPARED = ("split", "method", "undirected", "direction", "directed", "kinds", "clusters", "seconds")
 
 
 @dataclass
 class Args:
-    """Print one table of all results."""
+    """Print all results in two tables."""
 
-    model_graphs: tuple[str, ...] = ("mini_ft", "mini_lora_v", "mini_lora_f")
+    model_graphs: tuple[str, ...] = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
     """names of the folders in results/"""
     results: Path = Path("results")
     """where the scripts wrote"""
@@ -33,28 +34,54 @@ def read(path: Path) -> dict:
         raise InputError(f"{path} cannot be used ({error}). Run the scripts first, or `make recover`.") from None
 
 
+def by_tree(name: str, accuracy: dict, clusters: dict) -> list[list]:
+    """Rows of the paper's method: every tree of a split, then all of them."""
+    # Numbers of clusters that were found are not those of the true trees.
+    in_cluster = clusters.get("by_tree", {}) if accuracy["run"]["flags"]["clusters"] == "truth" else {}
+    rows = []
+    for tree in accuracy["trees"]:
+        scores = tree["undirected_accuracy"], tree["directed_accuracy"]
+        rows.append([name, tree["tree"], *scores, in_cluster.get(tree["tree"]), tree["seconds"]])
+    total = accuracy["overall"]
+    seconds = round(total["seconds"] + clusters["seconds"], 2)
+    scores = total["undirected_accuracy"], total["directed_accuracy"]
+    return [*rows, [name, "all", *scores, clusters.get("accuracy"), seconds]]
+
+
 def main(args: Args) -> None:
-    """Put `accuracy.json` and `clusters.json` of each split together."""
-    rows, left_out, notes = [], {}, []
+    """Put the results of the scripts together: each tree by the paper's method, then both methods side by side."""
+    rows, compared, left_out, notes = [], [], {}, []
     for name in args.model_graphs:
-        accuracy, clusters = read(args.results / name / "accuracy.json"), read(args.results / name / "clusters.json")
-        # Numbers of clusters that were found are not those of the true trees.
-        by_tree = clusters.get("by_tree", {}) if accuracy["run"]["flags"]["clusters"] == "truth" else {}
-        for tree in accuracy["trees"]:
-            scores = tree["undirected_accuracy"], tree["directed_accuracy"]
-            rows.append([name, tree["tree"], *scores, by_tree.get(tree["tree"]), tree["seconds"]])
-        total = accuracy["overall"]
-        seconds = round(total["seconds"] + clusters["seconds"], 2)
-        scores = total["undirected_accuracy"], total["directed_accuracy"]
-        rows.append([name, "all", *scores, clusters.get("accuracy"), seconds])
-        left_out |= accuracy["left_out"]
-        notes += accuracy["notes"]
-    print(format_table(HEAD, rows))
-    print("undirected, directed: share of the true edges recovered, without and with regard to the arrow (the")
-    print("paper's score); clusters: share of the models in the right cluster; seconds: reading and measuring,")
-    print("in the last line of a split with clustering")
+        folder = args.results / name
+        if (folder / "accuracy.json").exists() or not (folder / "map" / "accuracy.json").exists():
+            accuracy, clusters = read(folder / "accuracy.json"), read(folder / "clusters.json")
+            rows += by_tree(name, accuracy, clusters)
+            total = accuracy["overall"]
+            undirected, directed = total["undirected_accuracy"], total["directed_accuracy"]
+            direction = directed / undirected if undirected else None
+            agreement = clusters.get("adjusted_rand")
+            compared.append([name, "mother", undirected, direction, directed, None, agreement, rows[-1][-1]])
+            left_out |= accuracy["left_out"]
+            notes += accuracy["notes"]
+        if (folder / "map" / "accuracy.json").exists():
+            found = read(folder / "map" / "accuracy.json")
+            keys = ("undirected", "direction", "directed", "kinds", "clusters", "seconds")
+            compared.append([name, "map", *(found[key] for key in keys)])
+            left_out |= found["left_out"]
+    if rows:
+        print(format_table(HEAD, rows))
+        print("undirected, directed: share of the true edges recovered, without and with regard to the arrow (the")
+        print("paper's score); clusters: share of the models in the right cluster; seconds: reading and measuring,")
+        print("in the last line of a split with clustering\n")
+    print(format_table(COMPARED, compared))
+    print("mother: the paper's method, told the trees, K and the stage; map: told nothing. direction: arrows right")
+    print("where the edge is; kinds: kinds of edges right; clusters: adjusted Rand index")
     report_left_out(left_out, notes)
-    write_json(args.results / "summary.json", [dict(zip(HEAD, row)) for row in rows])
+    content = {
+        "trees": [dict(zip(HEAD, row)) for row in rows],
+        "methods": [dict(zip(COMPARED, row)) for row in compared],
+    }
+    write_json(args.results / "summary.json", content)
 
 
 if __name__ == "__main__":

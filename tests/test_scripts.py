@@ -23,10 +23,19 @@ from mother.model_graph import Manifest, read_manifest, read_model_graph
 SCRIPTS = ["get_vit_layer_statistics.py", "clustering.py", "MoTHer_FullFT.py", "MoTHer_LoRA.py", "summarize.py"]
 
 
+PAPERS = ("clustering.py", "MoTHer_FullFT.py", "MoTHer_LoRA.py")
+
+
+def with_method(script: str, flags: tuple[object, ...]) -> list[str]:
+    """The flags of a script, for the paper's method unless they name another."""
+    words = list(map(str, flags))
+    return words if script not in PAPERS or {"--method", "--help"} & set(words) else [*words, "--method", "mother"]
+
+
 def run_process(script: str, *flags: object) -> str:
     """Run a script as a process of its own; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, flags)], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, str(ROOT / script), *with_method(script, flags)], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -41,7 +50,7 @@ def run(script: str, *flags: object, code: int = 0) -> str:
     module = importlib.import_module(script.removesuffix(".py"))
     out, err, ended = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *map(str, flags)])
+        patch.setattr(sys, "argv", [script, *with_method(script, flags)])
         try:
             console.run(module.main, module.Args)
         except SystemExit as exit:
@@ -84,7 +93,9 @@ def test_all_stages_in_sequence(forest: dict[str, Manifest], tmp_path: Path) -> 
     run_process("MoTHer_LoRA.py", "--model-graphs", lora, *where)
     table = run_process("summarize.py", "--model-graphs", "mini_ft", "mini_lora_v", *where)
     rows = [tuple(line.split()[:2]) for line in table.splitlines() if line.lstrip().startswith("mini_")]
-    assert rows == [(name, tree) for name in ("mini_ft", "mini_lora_v") for tree in ("0", "1", "all")]
+    splits = ("mini_ft", "mini_lora_v")
+    trees = [(name, tree) for name in splits for tree in ("0", "1", "all")]
+    assert rows == [*trees, *((name, "mother") for name in splits)]
 
     for name, manifest in forest.items():
         folder = tmp_path / name
@@ -106,6 +117,35 @@ def test_all_stages_in_sequence(forest: dict[str, Manifest], tmp_path: Path) -> 
     text = run_process("MoTHer_LoRA.py", "--model-graphs", lora, "--clusters", "ward", *where)
     again = json.loads((tmp_path / "mini_lora_v" / "accuracy.json").read_text())
     assert again["overall"]["directed_accuracy"] == accuracy["overall"]["directed_accuracy"]
+
+
+def test_method_map_needs_neither_stage_nor_k(forest: dict[str, Manifest], tmp_path: Path) -> None:
+    ft, lora = (manifest.folder / f"{name}.json" for name, manifest in forest.items())
+    where = ("--method", "map", "--results", tmp_path)
+    text = run("MoTHer_FullFT.py", "--model-graph", ft, "--show-trees", *where)
+    assert "14 models in 2 trees" in text and "12 fine-tune" in text and "arrow" in text
+    text = run("MoTHer_LoRA.py", "--model-graphs", lora, *where)
+    assert "12 lora" in text and "adjusted Rand" in text
+    for name, manifest in forest.items():
+        folder = tmp_path / name / "map"
+        accuracy = json.loads((folder / "accuracy.json").read_text())
+        assert accuracy["method"] == "map" and accuracy["clusters"] == 1 and accuracy["undirected"] == 1
+        assert accuracy["run"]["versions"]["torch"]
+        graph = read_model_graph(folder / "model_graph.json")
+        assert set(graph.nodes) == {node.id for node in manifest.nodes} and len(graph.edges) == 12
+        assert all(0 <= edge.attributes["adjacency"] <= 1 for edge in graph.edges)
+        assert (folder / "figures" / "tree_0.png").stat().st_size > 5000
+    assert "14 models in 2 clusters" in run("clustering.py", "--model-graph", ft, *where)
+    clusters = json.loads((tmp_path / "mini_ft" / "map" / "clusters.json").read_text())
+    assert clusters["adjusted_rand"] == 1
+    table = run("summarize.py", "--model-graphs", "mini_ft", "mini_lora_v", "--results", tmp_path)
+    assert [line.split()[:2] for line in table.splitlines() if " map " in line] == [
+        ["mini_ft", "map"],
+        ["mini_lora_v", "map"],
+    ]
+    for script, flag in (("MoTHer_FullFT.py", "--model-graph"), ("clustering.py", "--model-graph")):
+        message = run(script, flag, ft, "--error", "0", *where, code=2)
+        assert message.startswith("error:") and "error level" in message
 
 
 def test_results_are_reused_until_something_changes(tmp_path: Path) -> None:
