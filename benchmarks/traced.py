@@ -1,0 +1,92 @@
+"""What the benchmarks of method "map" share: trace the grown splits once, and examples of known truth."""
+
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from console import progress
+from mother.calibration import Coefficients, Example
+from mother.heritage import Heritage, recover_clusters, trace
+from mother.model_graph import Manifest
+from mother.results import find_manifest, open_models, read_digest
+from mother.scores import present_parents
+
+SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
+
+
+@dataclass
+class Case:
+    """A cluster of a traced split: its true tree, and to which group of a cross-validation it belongs."""
+
+    split: str
+    root: str  # folder name of the root, shared by splits
+    architecture: str
+    example: Example
+    members: list[int]
+
+
+def traced(split: str) -> tuple[Manifest, Heritage]:
+    """Trace a grown split. Kept in a scratch folder of this user while the models stay the same."""
+    manifest = find_manifest(split)
+    checkpoints, _ = open_models(manifest)
+    digest = read_digest(checkpoints)
+    path = Path(tempfile.gettempdir()) / f"mother-traced-{torch.__version__}" / f"{split}-{digest}.pickle"
+    if path.exists():
+        return manifest, pickle.loads(path.read_bytes())
+    heritage = trace(checkpoints, torch.device("cpu"), progress=lambda title: progress(f"{split} {title}"))
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    path.write_bytes(pickle.dumps(heritage))
+    return manifest, heritage
+
+
+def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
+    """The clusters whose whole true tree is among their members."""
+    nodes = {node.id: node for node in manifest.nodes}
+    models = heritage.survey.models
+    place = {model: heritage.aliases.get(at, at) for at, model in enumerate(models)}
+    found = []
+    for cluster in heritage.clusters:
+        at = {member: row for row, member in enumerate(cluster.members)}
+        parents: dict[int, int] = {}
+        for model in models:
+            child = place[model]
+            if nodes[model].kind == "copy" or child not in at:
+                continue
+            true = [place[parent] for parent in present_parents(manifest, model) if parent in place]
+            if true and true[0] in at and true[0] != child:
+                parents[at[child]] = cluster.forced.get(at[child], at[true[0]])
+        if len(cluster.members) < 3 or len(parents) != len(cluster.members) - 1:
+            continue
+        line = models[cluster.members[0]]
+        while nodes[line].all_parents:
+            line = nodes[line].all_parents[0]
+        kinds = {layer.kind for layer in heritage.survey.layers if layer in heritage.survey.gram}
+        gated = "mlp_gate" in kinds and any(
+            cluster.members[0] in heritage.survey.gram[layer][0]
+            for layer in heritage.survey.gram
+            if layer.kind == "mlp_gate"
+        )
+        root = Path(nodes[line].source).name
+        example = Example(cluster.evidence, parents, cluster.forced)
+        found.append(Case(manifest.name, root, "llama" if gated else "vit", example, cluster.members))
+    return found
+
+
+def with_coefficients(heritage: Heritage, coefficients: Coefficients) -> Heritage:
+    """The same measurements, recovered with other coefficients."""
+    return recover_clusters(heritage, coefficients)
+
+
+def expected_calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Mean over bins of |mean probability - share right|, weighted by how many fall into each."""
+    number = np.minimum((probability * bins).astype(int), bins - 1)
+    errors = [
+        (number == k).mean() * abs(probability[number == k].mean() - right[number == k].mean())
+        for k in range(bins)
+        if (number == k).any()
+    ]
+    return float(sum(errors))
