@@ -18,6 +18,9 @@ recover: .venv/installed
 	$(RUN) clustering.py --method mother --lora --model-graph mini_lora_f
 	$(RUN) MoTHer_FullFT.py --method mother --model-graph mini_ft
 	$(RUN) MoTHer_LoRA.py --method mother --model-graphs mini_lora_v mini_lora_f
+	$(RUN) get_vit_layer_statistics.py --model-graph mini_wild
+	$(RUN) clustering.py --method mother --no-lora --clusters 10 --model-graph mini_wild
+	$(RUN) MoTHer_FullFT.py --method mother --model-graph mini_wild
 	$(RUN) MoTHer_FullFT.py --model-graph mini_ft
 	$(RUN) MoTHer_LoRA.py --model-graphs mini_lora_v mini_lora_f mini_wild
 	$(RUN) summarize.py --model-graphs $(SPLITS) mini_wild
