@@ -3,7 +3,9 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-FLOOR = -40.0  # log weights this far below the best parent count as this: the inverse keeps its digits
+# Log weights further below the best parent than this count as this far: beyond it the inverse loses its digits. Groups
+# that are bound to each other by far more than to anything else need the next.
+FLOORS = (-25.0, -15.0, -8.0)
 
 
 def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> Int[np.ndarray, "models"]:
@@ -121,14 +123,26 @@ def edge_marginals(
     # A model without a possible parent is the root: its root weight alone counts.
     level = shift[np.isfinite(shift)].mean()
     shift = np.where(np.isfinite(shift), shift, level)
-    weight = np.exp(np.maximum(log_weight - shift, FLOOR) + np.where(np.isneginf(log_weight), -np.inf, 0))
-    root = np.exp(np.clip(level - shift, FLOOR, -FLOOR))
+    for floor in FLOORS:
+        edges, roots, log_sum = _marginals(log_weight - shift, level - shift, floor)
+        if np.isfinite(log_sum) and np.abs(edges.sum(axis=0) + roots - 1).max() < 1e-4:
+            break
+    return edges.clip(0, 1), roots.clip(0, 1), log_sum + float(shift.sum() - level)
+
+
+def _marginals(
+    log_weight: Float[np.ndarray, "models models"], log_root: Float[np.ndarray, "models"], floor: float
+) -> tuple[Float[np.ndarray, "models models"], Float[np.ndarray, "models"], float]:
+    """Marginals of shifted log weights; what is further below the best parent than `floor` counts as that far."""
+    weight = np.exp(np.maximum(log_weight, floor) + np.where(np.isneginf(log_weight), -np.inf, 0))
+    root = np.exp(np.clip(log_root, floor, -floor))
     laplacian = np.diag(weight.sum(axis=0)) - weight
     laplacian[0] = root
-    inverse = np.linalg.inv(laplacian)
-    sign, log_determinant = np.linalg.slogdet(laplacian)
-    first = np.arange(n) == 0
+    try:
+        inverse = np.linalg.inv(laplacian)
+    except np.linalg.LinAlgError:
+        return weight, root, np.nan
+    first = np.arange(len(root)) == 0
     edges = weight * np.where(first, 0, inverse.diagonal())[None, :]
     edges -= weight * np.where(first[:, None], 0, inverse.T)
-    roots = root * inverse[:, 0]
-    return edges.clip(0, 1), roots.clip(0, 1), float(log_determinant + shift.sum() - level)
+    return edges, root * inverse[:, 0], float(np.linalg.slogdet(laplacian)[1])

@@ -59,6 +59,16 @@ def test_large_and_decided_graphs_sum_to_one(rng: np.random.Generator) -> None:
     assert roots.sum() == pytest.approx(1, abs=1e-6)
 
 
+def test_groups_bound_far_more_to_each_other_than_to_the_rest() -> None:
+    log_weight = np.full((40, 40), -500.0)
+    for k in range(0, 40, 4):
+        log_weight[k : k + 4, k : k + 4] = 300.0
+    edges, roots, log_sum = edge_marginals(log_weight)
+    assert np.isfinite(log_sum)
+    assert edges.sum(axis=0) + roots == pytest.approx(np.ones(40), abs=1e-4)
+    assert edges[0, 1] > 0.2 and edges[0, 5] < 0.01
+
+
 def test_one_model_and_bad_weights() -> None:
     edges, roots, log_sum = edge_marginals(np.zeros((1, 1)))
     assert edges == 0 and roots == 1 and log_sum == 0
