@@ -39,8 +39,9 @@ def _training_kind(heritage: Heritage, checkpoints: dict[str, Checkpoint], paren
         return {"kind": "lora", **facts}
     full = np.flatnonzero((energy > 0) & (arrays["full"][:, p] > 0))
     if len(full):
-        layer = pairs.layers[full[energy[full].argmax()]]
         first, second = (checkpoints[heritage.survey.models[end]] for end in (parent, child))
+        # The matrix with the fewest columns: the search for a row space goes by their square.
+        layer = min((pairs.layers[row] for row in full), key=lambda layer: np.prod(first.shape(layer)[1:]))
         shape = first.shape(layer)
         weights = [model.read(layer).reshape(shape[0], -1) for model in (first, second)]
         found = row_scaled_rank(*weights)
