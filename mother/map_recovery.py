@@ -84,5 +84,7 @@ def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, plt.Figure]:
             if place.get(parent, parent) in models and place.get(parent, parent) != model
         }
         recovered = {(edge.parent, edge.child) for edge in graph.edges if edge.child in members}
-        figures[f"tree_{tree}"] = plots.draw_trees(f"{manifest.name}, tree {tree}", models, truth, recovered)
+        above = {edge.child: edge.parent for edge in graph.edges}
+        hidden = {model: above.get(model) for model in members if graph.nodes[model].get("hidden")}
+        figures[f"tree_{tree}"] = plots.draw_trees(f"{manifest.name}, tree {tree}", models, truth, recovered, hidden)
     return figures

@@ -69,13 +69,15 @@ def edge_verdict(edge: tuple[str, str], truth: EdgeSet) -> tuple[str, str]:
     return REVERSED if edge[::-1] in truth else WRONG
 
 
-def _draw_tree(axes: Axes, models: Sequence[str], edges: EdgeSet, truth: EdgeSet, title: str) -> None:
+def _draw_tree(
+    axes: Axes, models: Sequence[str], edges: EdgeSet, truth: EdgeSet, title: str, also_right: EdgeSet | None = None
+) -> None:
     # A merge has several parents; it is placed under one of them.
     place = tree_layout(models, {(parent, child) for child, parent in {c: p for p, c in sorted(edges)}.items()})
-    level = depths([model for model in models if any(model in edge for edge in truth)], truth)
+    level = depths([model for model in models if not model.startswith("hidden")], truth)
     inner_nodes = {parent for parent, _ in edges}
     for parent, child in sorted(edges):
-        colour, style = edge_verdict((parent, child), truth)
+        colour, style = edge_verdict((parent, child), truth | (also_right or set()))
         (x0, y0), (x1, y1) = place[parent], place[child]
         # The second parent of a merge may stand to its right: then the edge is a straight line.
         line = ([x0, x0 + 0.35, x1], [y0, y1, y1]) if x1 > x0 + 0.35 else ([x0, x1], [y0, y1])
@@ -97,17 +99,46 @@ def _draw_tree(axes: Axes, models: Sequence[str], edges: EdgeSet, truth: EdgeSet
     axes.axis("off")
 
 
-def draw_trees(name: str, models: Sequence[str], truth: EdgeSet, recovered: EdgeSet) -> Figure:
+def through_hidden(recovered: EdgeSet, truth: EdgeSet, hidden: dict[str, str | None]) -> tuple[EdgeSet, EdgeSet]:
+    """Recovered edges with hidden ancestors passed over, and which edges beside hidden ancestors are right.
+
+    `hidden` gives the model above each, or None. An edge from a hidden ancestor is right where the model above it is
+    the child's nearest known ancestor, or where neither has any.
+    """
+    visible, right = set(), set()
+    known = {child for _, child in truth}
+    for parent, child in recovered:
+        if parent in hidden:
+            above = hidden[parent]
+            if above is not None:
+                visible.add((above, child))
+            if (above, child) in truth or (above is None and child not in known):
+                right |= {(parent, child)} | ({(above, parent)} if above is not None else set())
+        elif child not in hidden:
+            visible.add((parent, child))
+    return visible, right
+
+
+def draw_trees(
+    name: str,
+    models: Sequence[str],
+    truth: EdgeSet,
+    recovered: EdgeSet,
+    hidden: dict[str, str | None] | None = None,
+) -> Figure:
     """The true tree beside the recovered one; wrong edges are dotted red, reversed ones dashed orange.
 
-    Nodes are coloured by their true depth in both, so that a model in the wrong generation stands out.
+    Nodes are coloured by their true depth in both, so that a model in the wrong generation stands out. `hidden`
+    gives the model above each hidden ancestor among the recovered edges, or None.
     """
     leaves = max(len(models) - len({parent for parent, _ in edges}) for edges in (truth, recovered))
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 0.22 * leaves + 1.0), layout="constrained")
     _draw_tree(left, models, truth, truth, f"{name}: truth")
-    correct = len(truth & recovered)
+    visible, right_beside_hidden = through_hidden(recovered, truth, hidden or {})
+    correct = len(truth & visible)
     shown = [*models, *sorted({end for edge in recovered for end in edge} - set(models))]
-    _draw_tree(right, shown, recovered, truth, f"recovered: {correct} of {len(truth)} edges right")
+    title = f"recovered: {correct} of {len(truth)} edges right"
+    _draw_tree(right, shown, recovered, truth, title, right_beside_hidden)
     styles = [("right", RIGHT), ("reversed", REVERSED), ("wrong", WRONG)]
     handles = [Line2D([], [], color=colour, linestyle=style, lw=1.4, label=label) for label, (colour, style) in styles]
     handles += [

@@ -15,6 +15,7 @@ from mother.evidence import between, is_lora, pooled_newness
 from mother.floats import cast
 from mother.heritage import trace
 from mother.model_graph import Manifest, ModelGraph
+from mother.plots import draw_trees, through_hidden
 from mother.results import open_models
 from mother.scores import score_graph, visible_edges
 from mother.survey import survey
@@ -282,6 +283,15 @@ def test_between() -> None:
     assert between(square, 0, 1, np.array([2])) == pytest.approx(-1)
     assert between(square, 0, 1, np.array([3])) == pytest.approx(-1)
     assert between(square, 0, 1, np.array([], dtype=int)) == -1
+
+
+def test_figures_count_edges_through_hidden_ancestors() -> None:
+    recovered = {("a", "h"), ("h", "b"), ("h", "c"), ("g", "d"), ("g", "e"), ("b", "x")}
+    truth = {("a", "b"), ("b", "x"), ("d", "e")}
+    visible, right = through_hidden(recovered, truth, {"h": "a", "g": None})
+    assert visible == {("a", "b"), ("a", "c"), ("b", "x")}
+    assert right == {("a", "h"), ("h", "b"), ("g", "d")}
+    draw_trees("test", ["a", "b", "c", "d", "e", "x"], truth, recovered, {"h": "a", "g": None})
 
 
 def test_pooled_newness() -> None:
