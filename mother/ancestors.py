@@ -24,6 +24,7 @@ class Hidden:
 
     children: tuple[int, ...]
     parent: int | None
+    above: int | None  # the model from which the family comes; the parent's own parent, if the parent is of the family
     private: float  # share of the hub's directions that the others lack
 
 
@@ -60,7 +61,8 @@ def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[
     """Hidden ancestors in a recovered tree, `parents[child]`; edges into `fixed` models are exact and stay.
 
     Each hub that its neighbours differ from alike is one of a family of siblings, hubs next to each other of the
-    same. Of the family one may be the parent of the hidden model: that to which the shared directions are new.
+    same. Of the family one may be the parent of the hidden model: that to which the shared directions are new. A
+    model belongs to one family at most.
     """
     shares = _Shares(pairs)
     near: dict[int, list[int]] = {}
@@ -82,7 +84,10 @@ def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[
             private += other[1]
         families.append((family, private))
     found = []
+    taken: set[int] = set()
     for family, private in families:
+        if family & taken:
+            continue
         for above in [parents[one] for one in sorted(family) if parents.get(one, one) not in family]:
             # The parent of the family's top, too, is either the hidden model's parent or one of its children.
             if max(shares.lacking(one, above, sorted(family)) for one in family) > PRIVATE:
@@ -91,8 +96,24 @@ def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[
         newness = {one: shares.newness(one, members) for one in members}
         oldest = max(members, key=lambda one: newness[one])
         above = [parents[one] for one in members if one in parents and parents[one] not in family]
+        taken |= family
+        top = above[0] if above else None
         if newness[oldest] > NEW:
-            found.append(Hidden(tuple(one for one in members if one != oldest), oldest, max(private)))
+            found.append(Hidden(tuple(one for one in members if one != oldest), oldest, top, max(private)))
         else:
-            found.append(Hidden(tuple(members), above[0] if above else None, max(private)))
+            found.append(Hidden(tuple(members), top, top, max(private)))
     return found
+
+
+def lift_parents(parents: dict[int, int], hidden: list[Hidden]) -> dict[int, int]:
+    """The tree with the parents of hidden models above their families.
+
+    Such a parent may have stood below a sibling; left there, its edges would close a circle through the hidden model.
+    """
+    lifted = dict(parents)
+    for one in hidden:
+        if one.parent is not None and parents.get(one.parent) in one.children:
+            del lifted[one.parent]
+            if one.above is not None:
+                lifted[one.parent] = one.above
+    return lifted

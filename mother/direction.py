@@ -55,11 +55,11 @@ def rounding_test(
 ) -> Float[Tensor, "pairs"]:
     """Log likelihood ratio that the second model, not the first, was rounded after a low-rank update.
 
-     The residual of D beyond its rank is the rounding error of the child, with the grain of the child's values
-    . Where exponents differ by one, the mean square error on {first has q - 1, second q} over
-     that on {first q, second q - 1} tends to 4 if the second was rounded and to 1/4 if the first was. The
-     square of a uniform error has a relative variance of 0.8, hence the variance of the log ratio. Only the top
-     exponents count: in small weights the error that truncation spreads over the matrix hides their own.
+    The residual of D beyond its rank is the rounding error of the child, with the grain of the child's values. Where
+    exponents differ by one, the mean square error on {first has q - 1, second q} over that on {first q, second
+    q - 1} tends to 4 if the second was rounded and to 1/4 if the first was. The square of a uniform error has a
+    relative variance of 0.8, hence the variance of the log ratio. Only the top exponents count: in small weights
+    the error that truncation spreads over the matrix hides their own.
     """
     results = []
     for a, b, error in zip(exponent(first), exponent(second), residual.double()):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from mother.ancestors import Hidden, find_hidden
+from mother.ancestors import Hidden, find_hidden, lift_parents
 from mother.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.calibration import Coefficients, log_weights, read_coefficients
 from mother.checkpoints import Checkpoint
@@ -60,7 +60,7 @@ def mantissa(facts: Facts) -> int:
     return min((MANTISSA[half] for half in facts.fits), default=MANTISSA["float32"])
 
 
-def find_casts(survey: Survey, places: list[int]) -> dict[int, tuple[int, str]]:
+def find_casts(survey: Survey, places: list[int], labels: Int[np.ndarray, "models"]) -> dict[int, tuple[int, str]]:
     """Casts: place of a model in half precision -> (place of the model it was rounded from, type).
 
     Exact: the digests of every shared tensor, once rounded, are equal. Of several the one in full precision with the
@@ -73,7 +73,7 @@ def find_casts(survey: Survey, places: list[int]) -> dict[int, tuple[int, str]]:
             parents = []
             for parent in places:
                 other = survey.facts[parent]
-                if parent == child or half in other.fits:
+                if parent == child or labels[parent] != labels[child] or half in other.fits:
                     continue
                 shared = facts.digests.keys() & other.digests.keys()
                 if shared >= set(facts.digests) & {str(layer) for layer in survey.layers} and all(
@@ -276,7 +276,7 @@ def trace(
     labels, _ = related_components(found.relatedness, error)
     aliases = find_aliases(found)
     singles = [place for place in range(len(found.models)) if place not in aliases]
-    casts = find_casts(found, singles)
+    casts = find_casts(found, singles, labels)
     altered = {place for place in singles if is_altered(found, place, casts)}
     candidates, neighbours = candidate_pairs(found, labels, aliases, altered)
     grids = [common_grid(facts.grids) for facts in found.facts]
@@ -335,4 +335,4 @@ def _recover_cluster(
     parents = minimum_spanning_arborescence(-finite)
     tree = {members[child]: members[parent] for child, parent in enumerate(parents) if parent >= 0}
     hidden = find_hidden(pairs, tree, {members[child] for child in forced})
-    return Cluster(members, tree, probability, roots, evidence, forced, hidden)
+    return Cluster(members, lift_parents(tree, hidden), probability, roots, evidence, forced, hidden)

@@ -1,6 +1,6 @@
 """Figures: recovered trees beside the truth, distance matrices, clustering accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib
 import numpy as np
@@ -70,11 +70,17 @@ def edge_verdict(edge: tuple[str, str], truth: EdgeSet) -> tuple[str, str]:
 
 
 def _draw_tree(
-    axes: Axes, models: Sequence[str], edges: EdgeSet, truth: EdgeSet, title: str, also_right: EdgeSet | None = None
+    axes: Axes,
+    models: Sequence[str],
+    edges: EdgeSet,
+    truth: EdgeSet,
+    title: str,
+    hidden: Collection[str] = (),
+    also_right: EdgeSet | None = None,
 ) -> None:
     # A merge has several parents; it is placed under one of them.
     place = tree_layout(models, {(parent, child) for child, parent in {c: p for p, c in sorted(edges)}.items()})
-    level = depths([model for model in models if not model.startswith("hidden")], truth)
+    level = depths([model for model in models if model not in hidden], truth)
     inner_nodes = {parent for parent, _ in edges}
     for parent, child in sorted(edges):
         colour, style = edge_verdict((parent, child), truth | (also_right or set()))
@@ -89,7 +95,7 @@ def _draw_tree(
         # Inner nodes are named above the edge that leads to them, leaves to their right.
         inner = model in inner_nodes
         offset, align = ((0, 4), "right") if inner else ((6, -2.5), "left")
-        label = model if model in level or not model.startswith("hidden") else "hidden"
+        label = "hidden" if model in hidden else model
         axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=7, ha=align)
     axes.set_title(title, loc="left")
     axes.invert_yaxis()
@@ -134,11 +140,12 @@ def draw_trees(
     leaves = max(len(models) - len({parent for parent, _ in edges}) for edges in (truth, recovered))
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 0.22 * leaves + 1.0), layout="constrained")
     _draw_tree(left, models, truth, truth, f"{name}: truth")
-    visible, right_beside_hidden = through_hidden(recovered, truth, hidden or {})
+    hidden = hidden or {}
+    visible, right_beside_hidden = through_hidden(recovered, truth, hidden)
     correct = len(truth & visible)
     shown = [*models, *sorted({end for edge in recovered for end in edge} - set(models))]
     title = f"recovered: {correct} of {len(truth)} edges right"
-    _draw_tree(right, shown, recovered, truth, title, right_beside_hidden)
+    _draw_tree(right, shown, recovered, truth, title, hidden, right_beside_hidden)
     styles = [("right", RIGHT), ("reversed", REVERSED), ("wrong", WRONG)]
     handles = [Line2D([], [], color=colour, linestyle=style, lw=1.4, label=label) for label, (colour, style) in styles]
     handles += [

@@ -1,6 +1,7 @@
 """Method "map" from files to a typed Model Graph: grown families, and every odd collection."""
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import save_family, save_model, vit_weights
 
+from mother.ancestors import find_hidden, lift_parents
 from mother.checkpoints import Checkpoint, open_checkpoint
 from mother.clusters import related_components
 from mother.errors import CheckpointError
@@ -18,7 +20,7 @@ from mother.model_graph import Manifest, ModelGraph
 from mother.plots import draw_trees, through_hidden
 from mother.results import open_models
 from mother.scores import score_graph, visible_edges
-from mother.survey import survey
+from mother.survey import Pairs, survey
 from mother.typed_graph import build_graph
 
 CPU = torch.device("cpu")
@@ -153,6 +155,25 @@ def test_siblings_of_an_absent_parent_hang_under_a_hidden_ancestor(tmp_path: Pat
     assert visible_edges(found) == {("s3", "grandchild")}
 
 
+def test_a_parent_found_below_its_sibling_moves_above_the_family() -> None:
+    # 0 is the hub of the tree 9 -> 0 -> 1, 2, 3, but what the family shares is new to 1 only: 1 is the parent.
+    index = list(combinations(range(4), 2))
+    beyond = np.full((4, len(index), 10), 0.5)
+    for p, (first, second) in enumerate(index):
+        beyond[3, p] = 0.25 if first == 1 else -0.25
+        beyond[2, p] = -0.25 if second == 1 else 0.25
+    beyond[:, :, 9] = 0
+    first, second = np.array(index).T
+    pairs = Pairs(first, second, [], {}, beyond, [])
+    tree = {0: 9, 1: 0, 2: 0, 3: 0}
+    (hidden,) = find_hidden(pairs, tree, set())
+    assert hidden.parent == 1 and hidden.children == (0, 2, 3) and hidden.above == 9
+    assert lift_parents(tree, [hidden]) == {1: 9, 0: 9, 2: 0, 3: 0}
+    del tree[0]
+    (hidden,) = find_hidden(pairs, tree, set())
+    assert hidden.above is None and 1 not in lift_parents(tree, [hidden])
+
+
 # Odd collections
 
 
@@ -167,6 +188,17 @@ def test_two_models_that_differ_by_nothing_told(tmp_path: Path) -> None:
 def test_identical_models_are_one_node(tmp_path: Path) -> None:
     found = recover(models(tmp_path, b=base(0), a=base(0), c=base(0)))
     assert found.nodes["a"]["aliases"] == ["b", "c"] and not found.edges
+
+
+def test_models_too_small_to_be_called_related_keep_apart(tmp_path: Path) -> None:
+    tiny = {"encoder.layer.0.attention.attention.query.weight": torch.randn(2, 2)}
+    found = recover(models(tmp_path, tiny=tiny, half=halved(tiny)))
+    assert set(found.nodes) == {"tiny", "half"} and not found.edges
+
+
+def test_a_model_may_be_called_hidden(tmp_path: Path) -> None:
+    figure = draw_trees("test", ["hidden gem", "b"], {("hidden gem", "b")}, {("hidden gem", "b")})
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["hidden gem", "b"] * 2
 
 
 def test_one_model(tmp_path: Path) -> None:
