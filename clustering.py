@@ -101,7 +101,7 @@ def report_components(
     left_out |= found.left_out
     if not found.models:
         raise InputError(f"no model of {manifest.name} can be clustered. {next(iter(left_out.values()))}")
-    labels, _ = related_components(found.relatedness, args.error)
+    labels = related_components(found.relatedness, args.error)
     seconds = time.perf_counter() - started
     trees = {node.id: node.tree for node in manifest.nodes}
     truth = [str(trees[model]) for model in found.models if trees[model] is not None]

@@ -63,8 +63,7 @@ def main() -> None:
             place = {model: at for at, model in enumerate(heritage.survey.models)}
             exact, layers = 0, 0
             for parent, child in manifest.edges:
-                ends = place[parent], place[child]
-                p = heritage.index.get((min(ends), max(ends)))
+                p = heritage.pairs.number(place[parent], place[child])
                 if p is None:
                     continue
                 found = heritage.pairs.arrays["rank"][:, p]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from console import progress
-from mother.calibration import Coefficients, Example
-from mother.heritage import Heritage, recover_clusters, trace
+from mother.calibration import Example
+from mother.heritage import Heritage, trace
 from mother.model_graph import Manifest
 from mother.results import find_manifest, open_models, read_digest
 from mother.scores import present_parents
@@ -48,7 +48,7 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
     nodes = {node.id: node for node in manifest.nodes}
     models = heritage.survey.models
     place = {model: heritage.aliases.get(at, at) for at, model in enumerate(models)}
-    found = []
+    found, true_parents = [], present_parents(manifest)
     for cluster in heritage.clusters:
         at = {member: row for row, member in enumerate(cluster.members)}
         parents: dict[int, int] = {}
@@ -56,7 +56,7 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
             child = place[model]
             if nodes[model].kind == "copy" or child not in at:
                 continue
-            true = [place[parent] for parent in present_parents(manifest, model) if parent in place]
+            true = [place[parent] for parent in true_parents[model] if parent in place]
             if true and true[0] in at and true[0] != child:
                 parents[at[child]] = cluster.forced.get(at[child], at[true[0]])
         if len(cluster.members) < 3 or len(parents) != len(cluster.members) - 1:
@@ -64,21 +64,12 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
         line = models[cluster.members[0]]
         while nodes[line].all_parents:
             line = nodes[line].all_parents[0]
-        kinds = {layer.kind for layer in heritage.survey.layers if layer in heritage.survey.gram}
-        gated = "mlp_gate" in kinds and any(
-            cluster.members[0] in heritage.survey.gram[layer][0]
-            for layer in heritage.survey.gram
-            if layer.kind == "mlp_gate"
-        )
+        grams = heritage.survey.gram.items()
+        gated = any(layer.kind == "mlp_gate" and cluster.members[0] in gram[0] for layer, gram in grams)
         root = Path(nodes[line].source).name
         example = Example(cluster.evidence, parents, cluster.forced)
         found.append(Case(manifest.name, root, "llama" if gated else "vit", example, cluster.members))
     return found
-
-
-def with_coefficients(heritage: Heritage, coefficients: Coefficients) -> Heritage:
-    """The same measurements, recovered with other coefficients."""
-    return recover_clusters(heritage, coefficients)
 
 
 def expected_calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:

@@ -39,7 +39,7 @@ def main() -> None:
     for repeat in range(REPEATS):
         z = scores(1000 * repeat)
         values.append(z[upper])
-        false += related_components(z, LEVEL)[0].max() < MODELS - 1
+        false += related_components(z, LEVEL).max() < MODELS - 1
     values = np.concatenate(values)
     manifest = find_manifest("mini_wild")
     tree = {node.id: node.tree for node in manifest.nodes}
@@ -52,7 +52,7 @@ def main() -> None:
     ]
     head = ("pairs", "count", "deviation of z", "largest |z|", "false relations at 0.05")
     rows = [["initialised", len(values), values.std(), np.abs(values).max(), f"in {false} of {REPEATS} collections"]]
-    clusters = related_components(found.relatedness, LEVEL)[0].max() + 1
+    clusters = related_components(found.relatedness, LEVEL).max() + 1
     rows.append(["trained apart", len(apart), np.std(apart), np.abs(apart).max(), f"{clusters} clusters of 10"])
     print(format_table(head, rows))
     # 20 collections at level 0.05: four or more with a false relation have a chance of 1.6 %.

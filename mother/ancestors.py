@@ -28,33 +28,17 @@ class Hidden:
     private: float  # share of the hub's directions that the others lack
 
 
-class _Shares:
-    """Looks up, for a hub and two others, the directions in which the two differ from the hub alike."""
+def _lacking(pairs: Pairs, hub: int, one: int, others: list[int]) -> float:
+    """Mean share of the directions from the hub to others in which `one` differs from the hub like them."""
+    found = [value[0] for other in others if other not in (hub, one) and (value := pairs.alike(hub, other, one))]
+    return float(np.mean(found)) if found else 0.0
 
-    def __init__(self, pairs: Pairs):
-        self.beyond = pairs.beyond
-        self.index = {(int(i), int(j)): p for p, (i, j) in enumerate(zip(pairs.first, pairs.second))}
 
-    def __call__(self, hub: int, one: int, other: int) -> tuple[float, float] | None:
-        """(share of the directions from hub to one, their newness seen from the hub times the share)."""
-        p = self.index.get((min(hub, one), max(hub, one)))
-        if p is None:
-            return None
-        # Directions of second - first: where the other is like `one`, it is beyond the far end.
-        end, sign = (1, 1) if hub < one else (0, -1)
-        share = self.beyond[end, p, other]
-        return None if np.isnan(share) else (float(share), sign * float(self.beyond[2 + end, p, other]))
-
-    def lacking(self, hub: int, one: int, others: list[int]) -> float:
-        """Mean share of the directions from the hub to others in which `one` differs from the hub like them."""
-        found = [value[0] for other in others if other not in (hub, one) and (value := self(hub, other, one))]
-        return float(np.mean(found)) if found else 0.0
-
-    def newness(self, hub: int, family: list[int]) -> float:
-        """Mean newness, seen from the hub, of what two others of the family share against it; 0 if nothing."""
-        pairs = permutations([one for one in family if one != hub], 2)
-        found = np.array([value for one, other in pairs if (value := self(hub, one, other))])
-        return float(found[:, 1].sum() / found[:, 0].sum()) if len(found) and found[:, 0].sum() > 0 else 0.0
+def _newness(pairs: Pairs, hub: int, family: list[int]) -> float:
+    """Mean newness, seen from the hub, of what two others of the family share against it; 0 if nothing."""
+    others = permutations([one for one in family if one != hub], 2)
+    found = np.array([value for one, other in others if (value := pairs.alike(hub, one, other))])
+    return float(found[:, 1].sum() / found[:, 0].sum()) if len(found) and found[:, 0].sum() > 0 else 0.0
 
 
 def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[Hidden]:
@@ -64,7 +48,6 @@ def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[
     same. Of the family one may be the parent of the hidden model: that to which the shared directions are new. A
     model belongs to one family at most.
     """
-    shares = _Shares(pairs)
     near: dict[int, list[int]] = {}
     for child, parent in parents.items():
         if child not in fixed:
@@ -72,9 +55,9 @@ def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[
             near.setdefault(parent, []).append(child)
     families: list[tuple[set[int], list[float]]] = []
     for hub in sorted(near):
-        lacking = {one: shares.lacking(hub, one, near[hub]) for one in near[hub]}
+        lacking = {one: _lacking(pairs, hub, one, near[hub]) for one in near[hub]}
         group = [one for one in near[hub] if lacking[one] > PRIVATE]
-        if len(group) < 2 or shares.newness(hub, [hub, *group]) > NEW:
+        if len(group) < 2 or _newness(pairs, hub, [hub, *group]) > NEW:
             continue
         family, private = {hub, *group}, [float(np.mean([lacking[one] for one in group]))]
         # Two hubs side by side stand at the same absent model.
@@ -90,10 +73,10 @@ def find_hidden(pairs: Pairs, parents: dict[int, int], fixed: set[int]) -> list[
             continue
         for above in [parents[one] for one in sorted(family) if parents.get(one, one) not in family]:
             # The parent of the family's top, too, is either the hidden model's parent or one of its children.
-            if max(shares.lacking(one, above, sorted(family)) for one in family) > PRIVATE:
+            if max(_lacking(pairs, one, above, sorted(family)) for one in family) > PRIVATE:
                 family = family | {above}
         members = sorted(family)
-        newness = {one: shares.newness(one, members) for one in members}
+        newness = {one: _newness(pairs, one, members) for one in members}
         oldest = max(members, key=lambda one: newness[one])
         above = [parents[one] for one in members if one in parents and parents[one] not in family]
         taken |= family

@@ -60,12 +60,12 @@ def layer_cosine(
 
 def related_components(
     relatedness: Float[np.ndarray, "models models"], error: float = 0.01
-) -> tuple[Int[np.ndarray, "models"], Bool[np.ndarray, "models models"]]:
+) -> Int[np.ndarray, "models"]:
     """Clusters without K: connected components of the pairs whose cosine is significant.
 
     `relatedness` holds standard normal scores under independent initialisation. Holm's correction over all pairs
     keeps the probability of a single false relation below `error`. Returns labels 0, 1, ... in the order of
-    the models, and which pairs are related.
+    the models.
     """
     if not 0 < error < 1:
         raise ValueError(f"the error level must be between 0 and 1, not {error}")
@@ -78,5 +78,5 @@ def related_components(
     fails = np.flatnonzero(scores[order] <= bound)
     passed = order[: fails[0] if len(fails) else len(order)]
     related = np.zeros((n, n), dtype=bool)
-    related[first[passed], second[passed]] = related[second[passed], first[passed]] = True
-    return connected_components(related, directed=False)[1].astype(np.int64), related
+    related[first[passed], second[passed]] = True
+    return connected_components(related, directed=False)[1].astype(np.int64)

@@ -30,20 +30,19 @@ def kurtosis_direction(kurtosis: Float[np.ndarray, "models"], stage: Stage) -> F
     return (child > parent if stage == "specialization" else child < parent).astype(float)
 
 
-def newness(
-    first: Float[Tensor, "pairs rows columns"],
-    u: Float[Tensor, "pairs rows k"],
-    s: Float[Tensor, "pairs k"],
-    v: Float[Tensor, "pairs columns k"],
-) -> Float[Tensor, "pairs"]:
-    """How far the directions of D = W_second - W_first are new in the second model: +1 all, -1 all old.
+def directions_added(projection: Float[Tensor, "pairs k"], s: Float[Tensor, "pairs k"]) -> Float[Tensor, "pairs k"]:
+    """How far each direction of D = W_second - W_first is new in the second model: +1 all, -1 all old.
 
-    A training step adds directions that its parent did not have. With a = u' W_first v / s
-    and b = u' W_second v / s = a + 1, each triple says min(|b|, 1) - min(|a|, 1), weighted by s^2. Clipping silences
-    directions that both models have much of, such as those that weight decay shrinks. Zero where D is.
+    A training step adds directions that its parent did not have. `projection` is u' W_first v; with
+    a = u' W_first v / s and b = u' W_second v / s = a + 1 it is min(|b|, 1) - min(|a|, 1). Clipping silences directions
+    that both models have much of, such as those that weight decay shrinks.
     """
-    projection = torch.einsum("prk,prc,pck->pk", u, first.double(), v) / s.clamp(min=1e-300)
-    added = (projection + 1).abs().clamp(max=1) - projection.abs().clamp(max=1)
+    a = projection / s.clamp(min=1e-300)
+    return (a + 1).abs().clamp(max=1) - a.abs().clamp(max=1)
+
+
+def newness(added: Float[Tensor, "pairs k"], s: Float[Tensor, "pairs k"]) -> Float[Tensor, "pairs"]:
+    """Mean of what the directions of D add, weighted by s^2. Zero where D is."""
     weight = s.square()
     return (weight * added).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-300)
 

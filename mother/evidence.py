@@ -73,15 +73,6 @@ def between(square: Float[np.ndarray, "models models"], i: int, j: int, others: 
     return float(max(-1.0, both.max()))
 
 
-def _middle(pairs: Pairs, index: dict[tuple[int, int], int], a: int, k: int, b: int) -> float:
-    """Share of the directions from a to k that b kept: high where k lies between a and b."""
-    p = index.get((min(a, k), max(a, k)))
-    if p is None:
-        return 0.0
-    share = pairs.beyond[1 if k == pairs.second[p] else 0, p, b]
-    return 0.0 if np.isnan(share) else float(share)
-
-
 def gather(
     survey: Survey,
     pairs: Pairs,
@@ -105,11 +96,10 @@ def gather(
     floor = smallest if np.isfinite(smallest) else 1.0
     structure[..., 0] = np.log(np.where(np.isfinite(inside), inside, np.nan_to_num(inside, posinf=0).max()).clip(floor))
     structure[..., 1:3] = 1.0
-    index = {(int(i), int(j)): p for p, (i, j) in enumerate(zip(pairs.first, pairs.second))}
     arrays = pairs.arrays
     equal = np.full((n, n), np.nan)
     third = np.array(natural, dtype=int)
-    for (i, j), p in index.items():
+    for (i, j), p in pairs.index.items():
         if i not in place or j not in place:
             continue
         a, b = place[i], place[j]
@@ -126,7 +116,9 @@ def gather(
             exact[b, a] = -exact[a, b]
         others = third[(third != i) & (third != j)]
         structure[a, b, 2] = structure[b, a, 2] = between(square, i, j, others)
-        middles = [min(_middle(pairs, index, i, int(k), j), _middle(pairs, index, j, int(k), i)) for k in others]
+        # Between the two lies a model whose difference to either end the other end shares.
+        sides = [(pairs.alike(i, k, j), pairs.alike(j, k, i)) for k in others.tolist()]
+        middles = [min(one[0], other[0]) for one, other in sides if one is not None and other is not None]
         structure[a, b, 1] = structure[b, a, 1] = max(middles, default=0.0)
     count = np.nan_to_num(equal, nan=0.0) + CHANCE
     structure[..., 3] = np.where(np.isnan(equal), 0, np.log(count / count.max(axis=0)[None, :]))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -188,13 +187,12 @@ def sparse_merges(
     """
     found = {}
     arrays = pairs.arrays
-    index = {(int(i), int(j)): p for p, (i, j) in enumerate(zip(pairs.first, pairs.second))}
     for child, near in enumerate(pairs.neighbours):
         if child in relations or survey.facts[child].fits:
             continue
         best: tuple[float, Relation] | None = None
         for base in near:
-            p = index.get((min(base, child), max(base, child)))
+            p = pairs.number(base, child)
             if p is None or base in relations:
                 continue
             changed = arrays["energy"][:, p] > 0
@@ -246,11 +244,6 @@ class Heritage:
     altered: set[int]
     clusters: list[Cluster]
 
-    @cached_property
-    def index(self) -> dict[tuple[int, int], int]:
-        """Number of each pair that was looked at, by its two places in rising order."""
-        return {(int(i), int(j)): p for p, (i, j) in enumerate(zip(self.pairs.first, self.pairs.second))}
-
     def hidden_name(self, hidden: Hidden) -> str:
         """Id of a hidden ancestor: by its children, so that it is the same in every run."""
         return f"hidden parent of {', '.join(self.survey.models[child] for child in hidden.children[:3])}"
@@ -273,7 +266,7 @@ def trace(
     found = survey(checkpoints, device, progress("first pass"))
     by_id = {checkpoint.model: checkpoint for checkpoint in checkpoints}
     checkpoints = [by_id[model] for model in found.models]
-    labels, _ = related_components(found.relatedness, error)
+    labels = related_components(found.relatedness, error)
     aliases = find_aliases(found)
     singles = [place for place in range(len(found.models)) if place not in aliases]
     casts = find_casts(found, singles, labels)

@@ -15,7 +15,7 @@ from mother.files import write_figure
 from mother.heritage import Heritage, trace
 from mother.model_graph import Manifest, ModelGraph
 from mother.results import open_models, read_digest, run_facts, write_result
-from mother.scores import present_parents, score_graph
+from mother.scores import models_above, present_parents, score_graph
 from mother.typed_graph import build_graph
 
 
@@ -69,6 +69,7 @@ def recover_typed_graph(
 def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, plt.Figure]:
     """A figure for each recovered tree of two or more models, beside what is known of the truth."""
     figures = {}
+    true_parents, hidden = present_parents(manifest), models_above(graph)
     place = {alias: model for model, facts in graph.nodes.items() for alias in facts.get("aliases", ())}
     trees: dict[str, list[str]] = {}
     for model, facts in graph.nodes.items():
@@ -80,11 +81,9 @@ def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, plt.Figure]:
         truth = {
             (place.get(parent, parent), model)
             for model in models
-            for parent in present_parents(manifest, model)
+            for parent in true_parents[model]
             if place.get(parent, parent) in models and place.get(parent, parent) != model
         }
         recovered = {(edge.parent, edge.child) for edge in graph.edges if edge.child in members}
-        above = {edge.child: edge.parent for edge in graph.edges}
-        hidden = {model: above.get(model) for model in members if graph.nodes[model].get("hidden")}
         figures[f"tree_{tree}"] = plots.draw_trees(f"{manifest.name}, tree {tree}", models, truth, recovered, hidden)
     return figures

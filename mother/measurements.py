@@ -75,6 +75,17 @@ def is_backbone(layer: Layer) -> bool:
     return layer.block != "" or _OUTSIDE.fullmatch(layer.kind) is None
 
 
+def lacks(checkpoint: Checkpoint, what: str) -> CheckpointError:
+    """The error of a model that has none of the layers asked for."""
+    some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
+    return CheckpointError(
+        checkpoint.model,
+        next((file for file, _ in checkpoint.tensors.values()), "no file"),
+        f"has no {what}; its tensors are {some}, ...",
+        "Name its layers in mother/layers.py, or leave it out of the manifest.",
+    )
+
+
 def comparable(
     checkpoints: Sequence[Checkpoint], kinds: Iterable[str] | None
 ) -> tuple[list[Checkpoint], list[Layer], dict[str, str]]:
@@ -90,15 +101,7 @@ def comparable(
         layers = square_layers(checkpoint, kinds)
         if not layers:
             asked = ", ".join(kinds) if kinds is not None else "any kind"
-            some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
-            left_out[checkpoint.model] = str(
-                CheckpointError(
-                    checkpoint.model,
-                    next((file for file, _ in checkpoint.tensors.values()), "no file"),
-                    f"has no square layers of {asked}; its tensors are {some}, ...",
-                    "Name its layers in mother/layers.py, or leave it out of the manifest.",
-                )
-            )
+            left_out[checkpoint.model] = str(lacks(checkpoint, f"square layers of {asked}"))
             continue
         signature = frozenset(layers.items())
         groups.setdefault(signature, []).append(checkpoint)

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
 from mother.model_graph import Edge, ModelGraph  # noqa: E402
-
-EdgeSet = set[tuple[str, str]]
+from mother.scores import EdgeSet, pass_over  # noqa: E402
 
 # Okabe and Ito's palette: told apart by people who do not see all colours. Line style says the same again.
 RIGHT, REVERSED, WRONG = ("#5b6770", "-"), ("#e69f00", "--"), ("#d62f2f", ":")
@@ -111,18 +110,13 @@ def through_hidden(recovered: EdgeSet, truth: EdgeSet, hidden: dict[str, str | N
     `hidden` gives the model above each, or None. An edge from a hidden ancestor is right where the model above it is
     the child's nearest known ancestor, or where neither has any.
     """
-    visible, right = set(), set()
+    right = set()
     known = {child for _, child in truth}
     for parent, child in recovered:
-        if parent in hidden:
-            above = hidden[parent]
-            if above is not None:
-                visible.add((above, child))
-            if (above, child) in truth or (above is None and child not in known):
-                right |= {(parent, child)} | ({(above, parent)} if above is not None else set())
-        elif child not in hidden:
-            visible.add((parent, child))
-    return visible, right
+        above = hidden.get(parent)
+        if parent in hidden and ((above, child) in truth or (above is None and child not in known)):
+            right |= {(parent, child)} | ({(above, parent)} if above is not None else set())
+    return pass_over(recovered, hidden), right
 
 
 def draw_trees(

@@ -54,29 +54,35 @@ def cluster_accuracy(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "
     return float((match_labels(labels, truth) == truth).mean())
 
 
-def present_parents(manifest: Manifest, model: str) -> list[str]:
-    """The true parents of a model; in place of an absent one its nearest ancestor that is there, if any."""
+def present_parents(manifest: Manifest) -> dict[str, list[str]]:
+    """The true parents of each model; in place of an absent one its nearest ancestor that is there, if any."""
     nodes = {node.id: node for node in manifest.nodes}
-    found = []
-    for parent in nodes[model].all_parents:
-        line: str | None = parent
-        while line is not None and nodes[line].absent:
-            line = nodes[line].parent
-        if line is not None:
-            found.append(line)
+    found: dict[str, list[str]] = {model: [] for model in nodes}
+    for model, node in nodes.items():
+        for parent in node.all_parents:
+            line: str | None = parent
+            while line is not None and nodes[line].absent:
+                line = nodes[line].parent
+            if line is not None:
+                found[model].append(line)
     return found
 
 
+def models_above(graph: ModelGraph) -> dict[str, str | None]:
+    """The hidden ancestors of a graph, each with the model above it or None."""
+    hidden: dict[str, str | None] = {model: None for model, facts in graph.nodes.items() if facts.get("hidden")}
+    return hidden | {edge.child: edge.parent for edge in graph.edges if edge.child in hidden}
+
+
+def pass_over(edges: EdgeSet, hidden: dict[str, str | None]) -> EdgeSet:
+    """(parent, child) pairs with hidden ancestors passed over, to the model above them if any."""
+    raised = {(hidden.get(parent, parent), child) for parent, child in edges if child not in hidden}
+    return {(parent, child) for parent, child in raised if parent is not None}
+
+
 def visible_edges(graph: ModelGraph) -> EdgeSet:
-    """The recovered (parent, child) pairs; hidden ancestors are passed over, to the model above them if any."""
-    above = {edge.child: edge.parent for edge in graph.edges if graph.nodes[edge.child].get("hidden")}
-    hidden = {model for model, facts in graph.nodes.items() if facts.get("hidden")}
-    edges = set()
-    for edge in graph.edges:
-        parent = above.get(edge.parent) if edge.parent in hidden else edge.parent
-        if parent is not None and edge.child not in hidden:
-            edges.add((parent, edge.child))
-    return edges
+    """The recovered (parent, child) pairs, hidden ancestors passed over."""
+    return pass_over({(edge.parent, edge.child) for edge in graph.edges}, models_above(graph))
 
 
 def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
@@ -99,8 +105,9 @@ def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
     truth: EdgeSet = set()
     aliased = {model for model in nodes if place[model] != model}
     copies = right_copies = 0
+    true_parents = present_parents(manifest)
     for model in nodes:
-        for parent in present_parents(manifest, model):
+        for parent in true_parents[model]:
             if parent not in place:
                 continue
             if nodes[model].kind == "copy":

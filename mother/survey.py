@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from mother.checkpoints import Checkpoint
 from mother.clusters import layer_cosine
-from mother.direction import newness, rounding_test
+from mother.direction import directions_added, newness, rounding_test
 from mother.errors import CheckpointError
 from mother.floats import MANTISSA, cast
 from mother.headers import DTYPES
 from mother.layers import Layer, canonical_name, sort_key
-from mother.measurements import is_backbone
+from mother.measurements import is_backbone, lacks
 from mother.relations import Grid, find_grid, quantization_noise
 from mother.spectra import rank_above_noise, rounding_noise, singular_triples
 
@@ -167,15 +168,7 @@ def survey(
         if matrices(checkpoint):
             usable.append(checkpoint)
         else:
-            some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
-            left_out[checkpoint.model] = str(
-                CheckpointError(
-                    checkpoint.model,
-                    next((file for file, _ in checkpoint.tensors.values()), "no file"),
-                    f"has no weight matrix outside embeddings and heads; its tensors are {some}, ...",
-                    "Name its layers in mother/layers.py, or leave it out of the manifest.",
-                )
-            )
+            left_out[checkpoint.model] = str(lacks(checkpoint, "weight matrix outside embeddings and heads"))
     checkpoints = usable
     n, failed = len(checkpoints), {}
     facts = [Facts() for _ in checkpoints]
@@ -270,7 +263,6 @@ def _note_facts(fact: Facts, layer: Layer, weight: Float[Tensor, "rows columns"]
 class Pairs:
     """Second pass: pair p is (first[p], second[p]), D = W_second - W_first; arrays[name] is [layer, pair].
 
-    compared   both models have the layer in one shape
     energy     sum of D^2
     entries, equal   entries, and how many of them are equal
     zeroed, zeroed_back   entries in which the two differ and second is zero (back: first is zero)
@@ -291,8 +283,29 @@ class Pairs:
     beyond: Float[np.ndarray, "four pairs models"]
     neighbours: list[list[int]]
 
+    @cached_property
+    def index(self) -> dict[tuple[int, int], int]:
+        """Number of each pair by its two models, the smaller place first."""
+        return {(int(i), int(j)): p for p, (i, j) in enumerate(zip(self.first, self.second))}
 
-ARRAYS = ("compared", "energy", "entries", "equal", "rank", "full", "newness", "rounding")
+    def number(self, one: int, other: int) -> int | None:
+        """Number of the pair of two models in either order; None if it was not looked at."""
+        return self.index.get((min(one, other), max(one, other)))
+
+    def alike(self, start: int, end: int, third: int) -> tuple[float, float] | None:
+        """Directions from start to end in which a third model is like the end: share, and newness times the share.
+
+        Newness is positive where what they have is new as seen from the start. None if it was not looked at.
+        """
+        p = self.number(start, end)
+        if p is None:
+            return None
+        far, sign = (1, 1) if start < end else (0, -1)
+        share = self.beyond[far, p, third]
+        return None if np.isnan(share) else (float(share), sign * float(self.beyond[2 + far, p, third]))
+
+
+ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding")
 ARRAYS += ("gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
 
 
@@ -308,8 +321,7 @@ def compare(
     """Second pass: look at the differences of these pairs, and at each model among its neighbours.
 
     `pairs` and `neighbours` are places in `checkpoints`; `grids` and `bits` are the grid and the mantissa bits of each
-    model. Raises CheckpointError for a model that has changed since the
-    first pass.
+    model. Raises CheckpointError for a model that has changed since the first pass.
     """
     first, second = (np.array([pair[end] for pair in pairs], dtype=int) for end in (0, 1))
     layers: dict[Layer, int] = {}
@@ -376,11 +388,11 @@ def _compare_pairs(
     j: Float[Tensor, "pairs rows columns"],
     grids: list[tuple[Grid | None, Grid | None]],
     precision: list[int],
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """All numbers of one layer of some pairs; leading triples (u, s, v) of D above rounding noise, and u' W_first v."""
+) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+    """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
     difference = j.double() - i.double()
     energy = difference.square().sum(dim=(1, 2))
-    values: dict[str, Any] = {"compared": 1, "energy": energy.cpu().numpy(), "entries": i[0].numel()}
+    values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
     same = i == j
     values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
     values["zeroed"] = (~same & (j == 0)).sum(dim=(1, 2)).cpu().numpy()
@@ -409,9 +421,10 @@ def _compare_pairs(
         values["rounding"][low.cpu().numpy()] = rounding_test(i[low], j[low], residual).cpu().numpy()
     u, v = u[:, :, :DIRECTIONS], v[:, :, :DIRECTIONS]
     s = torch.where(torch.arange(u.shape[2], device=s.device) < rank[:, None], s[:, :DIRECTIONS], 0)
-    values["newness"] = newness(i, u, s, v).cpu().numpy()
     start = torch.einsum("prk,prc,pck->pk", u, i.double(), v)
-    return values, (u.float(), s.float(), v.float(), start.float())
+    added = directions_added(start, s)
+    values["newness"] = newness(added, s).cpu().numpy()
+    return values, tuple(value.float() for value in (u, s, v, start, added))
 
 
 def _find_sides(
@@ -427,9 +440,8 @@ def _find_sides(
 
     beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
     """
-    u, s, v, start = triples
+    u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    added = (start / s.clamp(min=1e-30) + 1).abs().clamp(max=1) - (start / s.clamp(min=1e-30)).abs().clamp(max=1)
     asking: dict[int, list[int]] = {}
     for at, p in enumerate(chosen):
         if s[at].any():

@@ -12,7 +12,6 @@ from mother.model_graph import Edge, ModelGraph
 from mother.relations import row_scaled_rank
 
 KNOWN = 0.75  # probability of the arrow from which it counts as known
-HIDDEN = "hidden"
 
 
 def _round(value: float) -> float:
@@ -22,7 +21,7 @@ def _round(value: float) -> float:
 def _training_kind(heritage: Heritage, checkpoints: dict[str, Checkpoint], parent: int, child: int) -> dict[str, Any]:
     """Kind of an edge that training made, with the rank of its update where that is low."""
     pairs = heritage.pairs
-    p = heritage.index.get((min(parent, child), max(parent, child)))
+    p = pairs.number(parent, child)
     if p is None:
         return {"kind": "fine-tune"}
     arrays = pairs.arrays
@@ -111,7 +110,7 @@ def build_graph(name: str, heritage: Heritage, checkpoints: Sequence[Checkpoint]
                 facts["aliases"] = sorted(aliases[member])
             nodes[survey.models[member]] = facts
         for hidden in cluster.hidden:
-            facts = {"tree": str(number), HIDDEN: True, "private": _round(hidden.private)}
+            facts = {"tree": str(number), "hidden": True, "private": _round(hidden.private)}
             nodes[heritage.hidden_name(hidden)] = facts
         edges += _cluster_edges(heritage, cluster, opened)
     return ModelGraph(name, nodes, tuple(edges), dict(survey.left_out))
