@@ -60,16 +60,19 @@ def rounding_test(
     relative variance of 0.8, hence the variance of the log ratio. Only the top exponents count: in small weights
     the error that truncation spreads over the matrix hides their own.
     """
-    results = []
-    for a, b, error in zip(exponent(first), exponent(second), residual.double()):
-        top = torch.maximum(a, b)
-        square = error.square()
-        total = torch.zeros((), dtype=torch.float64, device=error.device)
-        for q in range(int(top.max()), int(top.max()) - TOP_EXPONENTS, -1):
-            finer, coarser = square[(a == q) & (b == q - 1)], square[(b == q) & (a == q - 1)]
-            if len(finer) < 8 or len(coarser) < 8 or not finer.any() or not coarser.any():
-                continue
-            ratio = (coarser.mean() / finer.mean()).log().clamp(-math.log(4), math.log(4))
-            total = total + 2 * math.log(4) * ratio / (0.8 * (1 / len(finer) + 1 / len(coarser)))
-        results.append(total)
-    return torch.stack(results)
+    a, b = exponent(first).flatten(1), exponent(second).flatten(1)
+    square, step = residual.double().square().flatten(1), a - b
+    depth = torch.maximum(a, b)
+    depth = depth.amax(dim=1, keepdim=True) - depth
+    # Cells 0, 1, ...: the top exponents where the first is the larger, then those where the second is; then the rest.
+    cell = torch.where(step > 0, depth, TOP_EXPONENTS + depth).long()
+    cell[(step.abs() != 1) | (depth >= TOP_EXPONENTS)] = 2 * TOP_EXPONENTS
+    sums = square.new_zeros(len(square), 2 * TOP_EXPONENTS + 1)
+    counts = torch.zeros_like(sums).scatter_add_(1, cell, torch.ones_like(square))[:, :-1].unflatten(1, (2, -1))
+    sums = sums.scatter_add_(1, cell, square)[:, :-1].unflatten(1, (2, -1))
+    (finer, coarser), (finer_count, coarser_count) = sums.unbind(1), counts.unbind(1)
+    enough = (counts >= 8).all(dim=1) & (sums > 0).all(dim=1)
+    log_four = math.log(4)
+    ratio = ((coarser / coarser_count) / (finer / finer_count)).log().clamp(-log_four, log_four)
+    result = 2 * log_four * ratio / (0.8 * (1 / finer_count + 1 / coarser_count))
+    return torch.where(enough, result, 0).sum(dim=1)

@@ -22,10 +22,12 @@ SAMPLE = 1 << 13  # entries that the search for a grid looks at
 REPEATED = 0.02  # share of a block's entries that repeat another one: on a grid far more, else nearly none
 CASTS = ("float32", "bfloat16", "float16")  # float32: not cast at all
 DORA_STEPS = 20  # of the fit of row lengths and row space; each gains about a digit
+STALLED = 0.9  # part of the residual that a step of this fit leaves once it gets no better
 RESIDUAL = 32.0  # times the expected rounding noise: what the arithmetic of a merge may leave
 SCATTERED = 0.05  # share of equal entries from which an update was applied in part
 SUPPORT = 0.1  # share of entries that have one ratio: by chance hardly one in a hundred
 EXPLAINED = 0.95  # share of entries that a merge of parts must explain
+OUTLIERS = 0.001  # share of entries that quantizing may have moved by more than half a step
 INSIDE = 0.01  # least coefficient of a parent of a merge
 _BLOCKS = ("tensor", "row", 32, 64, 128, 256)  # what shares one scale in the usual quantizers
 
@@ -140,20 +142,34 @@ def find_grid(weight: Float[Tensor, "rows columns"]) -> Grid | None:
     return found
 
 
+def grid_step(weight: Float[Tensor, "rows columns"], grid: Grid) -> float:
+    """The widest gap between levels, in units of a block's scale (levels may be spaced unevenly)."""
+    blocks = _blocks(weight, grid.block)
+    if blocks is None:
+        return 0.0
+    values = _normalised(blocks, grid.zero_point).flatten().sort().values
+    return float(values.diff().max()) if len(values) > 1 else 0.0
+
+
 def quantization_noise(
-    parent: Float[Tensor, "rows columns"], child: Float[Tensor, "rows columns"], grid: Grid | None
+    parent: Float[Tensor, "rows columns"],
+    child: Float[Tensor, "rows columns"],
+    grid: Grid | None,
+    grid_step: float,
 ) -> bool:
     """Whether child - parent is what rounding the parent to a grid leaves: within half a step almost everywhere.
 
-    The step is that of the child's grid; without one (half precision hides fine grids) one of 8 bits is
+    `grid` is the child's, with its `grid_step`. Without one (half precision hides fine grids) one of 8 bits is
     tried, and the noise must then be as large as that of a uniform error, too.
     """
-    difference = (child - parent).double().abs()
-    largest = float(difference.max())
-    # No error is above half a step of 8 bits, give or take the rounding of the stored type: most pairs end here.
-    if largest == 0 or (grid is None and largest > (0.6 / 127 + 2.0 ** -mantissa_bits(child)) * 2 * child.abs().max()):
+    difference = (child - parent).abs()
+    largest, bits = float(difference.max()), mantissa_bits(child)
+    # No error is above half a step, give or take the rounding of the stored type: most pairs end here.
+    bound = (0.6 * (grid_step if grid else 1 / 127) + 2.0**-bits) * 2 * float(child.abs().max())
+    if largest == 0 or (largest > bound and (grid is None or (difference > bound).double().mean() > OUTLIERS)):
         return False
-    stored = ulp(torch.maximum(parent.abs(), child.abs()), mantissa_bits(child)).double() / 2
+    difference = difference.double()
+    stored = ulp(torch.maximum(parent.abs(), child.abs()), bits).double() / 2
     for block, zero_point in (
         [(grid.block, grid.zero_point)] if grid else [(b, z) for b in _BLOCKS for z in (False, True)]
     ):
@@ -161,27 +177,18 @@ def quantization_noise(
         if blocks is None:
             continue
         values = blocks.double()
-        if grid is not None:
-            # Levels may be spaced unevenly: the widest gap bounds the error.
-            step = _widest_gap(_normalised(blocks, zero_point))
-        else:
-            step = 1 / 255 if zero_point else 1 / 127
+        step = grid_step if grid is not None else 1 / 255 if zero_point else 1 / 127
         if zero_point:
             scale = values.amax(dim=1, keepdim=True) - values.amin(dim=1, keepdim=True)
         else:
             scale = values.abs().amax(dim=1, keepdim=True)
         bound = 0.55 * step * scale + rounding
-        if (noise <= bound).double().mean() < 0.999:
+        if (noise > bound).double().mean() > OUTLIERS:
             continue
         uniform = (step * scale).square().mean() / 12
         if grid is not None or noise.square().mean() > 0.5 * uniform:
             return True
     return False
-
-
-def _widest_gap(values: Float[Tensor, "blocks entries"]) -> float:
-    values = values.flatten().sort().values
-    return float(values.diff().max()) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -312,11 +319,15 @@ def explained_share(
 
 def _row_scaled_residual(w: Float[Tensor, "rows columns"], c: Float[Tensor, "rows columns"], rank: int) -> bool:
     """Whether child - diag(g) parent has no more than this rank above rounding noise, for the best g."""
-    outside_w, outside_c = w, c
+    outside_w, outside_c, left = w, c, float("inf")
     for _ in range(DORA_STEPS):
         scale = (outside_c * outside_w).sum(dim=1) / outside_w.square().sum(dim=1).clamp(min=1e-300)
         rest = c - scale[:, None] * w
-        basis = torch.linalg.eigh(rest.T @ rest).eigenvectors[:, -rank:]
+        values, vectors = torch.linalg.eigh(rest.T @ rest)
+        before, left = left, float(values[:-rank].sum())
+        if left > STALLED * before:
+            break  # as good as it gets: rounding, or no DoRA
+        basis = vectors[:, -rank:]
         outside_w, outside_c = w - (w @ basis) @ basis.T, c - (c @ basis) @ basis.T
     scaled = (scale[:, None] * w).float()
     bits = torch.tensor([min(mantissa_bits(w.float()), mantissa_bits(c.float()))], dtype=torch.int32, device=w.device)

@@ -26,15 +26,14 @@ from mother.floats import MANTISSA, cast
 from mother.headers import DTYPES
 from mother.layers import Layer, canonical_name, sort_key
 from mother.measurements import is_backbone, lacks
-from mother.relations import Grid, find_grid, quantization_noise
-from mother.spectra import rank_above_noise, rounding_noise, singular_triples
+from mother.relations import Grid, find_grid, grid_step, quantization_noise
+from mother.spectra import rounding_noise, spectrum
 
 CHUNK = 1 << 22  # entries of a Gram product, or of a stack of differences, at a time
-CACHED = 1 << 18  # entries of the differences that are worked on together: they stay in the processor's cache
+CACHED = 1 << 19  # entries of the differences that are worked on together: they stay in the processor's cache
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 HALVES = ("bfloat16", "float16")
 GRIDS = 8  # matrices of each model that are searched for a grid
-RANK_SHARE = 0.6  # of the directions seen: a difference of higher rank counts as full
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -183,9 +182,8 @@ def survey(
         members, weights = _stack(checkpoints, layer, shape, members, failed, read)
         if not members:
             continue
-        for place, weight in zip(members, weights):
-            _note_facts(facts[place], layer, weight)
-            size[place] += float(weight.double().square().sum())
+        in_threads(lambda at: _note_facts(facts[members[at]], layer, weights[at]), range(len(members)))
+        size[members] += weights.square().sum(dim=(1, 2), dtype=torch.float64).numpy()
         weights = weights.to(device)
         chosen = np.ix_(members, members)
         gram, along, mean_square = (
@@ -343,6 +341,7 @@ def compare(
         there = [p for p in range(len(pairs)) if first[p] in place and second[p] in place]
 
         small = max(1, CACHED // weights[0].numel())
+        steps = {m: grid_step(weights[at], grids[m]) for m, at in place.items() if grids[m] is not None}
 
         def look(chosen: list[int]) -> None:
             triples = []
@@ -350,7 +349,7 @@ def compare(
                 part = chosen[start : start + small]
                 i = weights[[place[first[p]] for p in part]]
                 j = weights[[place[second[p]] for p in part]]
-                on_grid = [(grids[first[p]], grids[second[p]]) for p in part]
+                on_grid = [[(grids[m], steps.get(m, 0.0)) for m in (first[p], second[p])] for p in part]
                 precision = [min(bits[first[p]], bits[second[p]]) for p in part]
                 values, found = _compare_pairs(i, j, on_grid, precision)
                 triples.append(found)
@@ -371,14 +370,24 @@ def _in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int,
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     step = max(1, min(largest, -(-len(pairs) // threads)))
     parts = [pairs[start : start + step] for start in range(0, len(pairs), step)]
-    if threads == 1 or len(parts) == 1:
+    if device.type == "cpu":
+        in_threads(look, parts)
+    else:
         for part in parts:
             look(part)
+
+
+def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> None:
+    """Do the work for each item, each by one of as many threads as torch would use for one."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) < 2:
+        for item in items:
+            work(item)
         return
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(look, parts))
+            list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)
 
@@ -386,7 +395,7 @@ def _in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int,
 def _compare_pairs(
     i: Float[Tensor, "pairs rows columns"],
     j: Float[Tensor, "pairs rows columns"],
-    grids: list[tuple[Grid | None, Grid | None]],
+    grids: list[list[tuple[Grid | None, float]]],
     precision: list[int],
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
@@ -400,31 +409,20 @@ def _compare_pairs(
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only half precision, which hides fine ones, can be quantized.
         values[key] = [
-            (grids[p][end] is not None or precision[p] < MANTISSA["float32"])
-            and quantization_noise(parent[p], child[p], grids[p][end])
+            (grids[p][end][0] is not None or precision[p] < MANTISSA["float32"])
+            and quantization_noise(parent[p], child[p], *grids[p][end])
             for p in range(len(i))
         ]
-    u, s, v = singular_triples(difference)
-    noise = rounding_noise(i, j, torch.tensor(precision, dtype=torch.int32, device=i.device))
-    rank = rank_above_noise(s, noise)
-    full = rank > RANK_SHARE * s.shape[1]
-    values["rank"], values["full"] = rank.cpu().numpy(), full.cpu().numpy()
-    # Smallest singular value above the noise over the next one: large where the rank ends, near 1 in a continuum.
-    at = rank.clamp(1, s.shape[1] - 1)[:, None]
-    gap = s.gather(1, at - 1) / s.gather(1, at).clamp(min=1e-300)
-    values["gap"] = torch.where(full | (rank == 0), 1.0, gap[:, 0]).cpu().numpy()
-    low = (~full & (rank > 0)).nonzero()[:, 0]
+    found = spectrum(difference, rounding_noise(i, j, torch.tensor(precision, device=i.device)), DIRECTIONS)
+    values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap")}
     values["rounding"] = np.zeros(len(i))
-    if len(low):
-        kept = torch.where(torch.arange(s.shape[1], device=s.device) < rank[low, None], s[low], 0)
-        residual = difference[low] - (u[low] * kept[:, None, :]) @ v[low].transpose(1, 2)
-        values["rounding"][low.cpu().numpy()] = rounding_test(i[low], j[low], residual).cpu().numpy()
-    u, v = u[:, :, :DIRECTIONS], v[:, :, :DIRECTIONS]
-    s = torch.where(torch.arange(u.shape[2], device=s.device) < rank[:, None], s[:, :DIRECTIONS], 0)
-    start = torch.einsum("prk,prc,pck->pk", u, i.double(), v)
-    added = directions_added(start, s)
-    values["newness"] = newness(added, s).cpu().numpy()
-    return values, tuple(value.float() for value in (u, s, v, start, added))
+    if len(found.low):
+        tested = rounding_test(i[found.low], j[found.low], found.residual)
+        values["rounding"][found.low.cpu().numpy()] = tested.cpu().numpy()
+    start = ((i.double() @ found.v) * found.u).sum(dim=1)
+    added = directions_added(start, found.s)
+    values["newness"] = newness(added, found.s).cpu().numpy()
+    return values, tuple(value.float() for value in (found.u, found.s, found.v, start, added))
 
 
 def _find_sides(
@@ -442,18 +440,20 @@ def _find_sides(
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    u, v = (ends.permute(1, 0, 2).contiguous() for ends in (u, v))
     asking: dict[int, list[int]] = {}
-    for at, p in enumerate(chosen):
-        if s[at].any():
-            for third in thirds[p]:
+    for at, some in enumerate(s.any(dim=1).tolist()):
+        if some:
+            for third in thirds[chosen[at]]:
                 asking.setdefault(third, []).append(at)
     for third, rows in asking.items():
         # One product for all pairs that ask for this model.
-        part = u[rows].permute(1, 0, 2).flatten(1)
-        projected = (weights[place[third]].T @ part).unflatten(1, (len(rows), -1)).permute(1, 0, 2)
-        kept = ((projected * v[rows]).sum(dim=1) - start[rows]) / s[rows].clamp(min=1e-30)
+        at = torch.tensor(rows, device=s.device)
+        projected = weights[place[third]].T @ u.index_select(1, at).flatten(1)
+        kept = (projected * v.index_select(1, at).flatten(1)).sum(dim=0).unflatten(0, (len(rows), -1))
+        kept = (kept - start[at]) / s[at].clamp(min=1e-30)
+        like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[at]
+        found = torch.cat([like.sum(dim=2), (like * added[at]).sum(dim=2)]).cpu().numpy()
         pairs = [chosen[at] for at in rows]
-        for end, like in ((0, kept.abs() < NEAR), (1, (kept - 1).abs() < NEAR)):
-            sides[end, pairs, third] += (like * share[rows]).sum(dim=1).cpu().numpy()
-            sides[2 + end, pairs, third] += (like * share[rows] * added[rows]).sum(dim=1).cpu().numpy()
+        sides[:, pairs, third] += found
         weight[pairs, third] += 1

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mother.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
 from mother.relations import (
@@ -10,11 +12,19 @@ from mother.relations import (
     explained_share,
     find_grid,
     find_merge,
+    grid_step,
     quantization_noise,
     row_scaled_rank,
     scattered_equality,
 )
-from mother.spectra import rank_above_noise, rounding_noise, singular_triples
+from mother.spectra import (
+    leading_triples,
+    rank_above_noise,
+    rounding_noise,
+    singular_triples,
+    spectrum,
+    surely_full,
+)
 
 
 def weights(seed: int, *shape: int) -> torch.Tensor:
@@ -90,9 +100,10 @@ def test_quantization_noise_tells_a_parent_from_a_relative(name: str, dtype: str
     grid = find_grid(child)
     if grid is None:
         assert name.endswith("8") and dtype != "float32"
-    assert quantization_noise(parent, child, grid)
-    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, grid)
-    assert not quantization_noise(child, child, grid)
+    step = grid_step(child, grid) if grid is not None else 0.0
+    assert quantization_noise(parent, child, grid, step)
+    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, grid, step)
+    assert not quantization_noise(child, child, grid, step)
 
 
 def gram_of(model: torch.Tensor, others: list[torch.Tensor]) -> np.ndarray:
@@ -184,19 +195,56 @@ def test_rank_above_the_noise_is_exact(shape: tuple[int, int], dtype: str, rank:
     parent = cast(weights(8, *shape), dtype)
     update = weights(9, shape[0], rank) @ weights(10, rank, shape[1]) * 8
     child = cast(parent + update, dtype)
-    _, s, _ = singular_triples((child.double() - parent.double())[None])
-    exact = np.linalg.svd(child.double().numpy() - parent.double().numpy())[1]
+    difference = (child.double() - parent.double())[None]
+    _, s, _ = singular_triples(difference)
+    exact = np.linalg.svd(difference[0].numpy())[1]
     assert s[0].numpy() == pytest.approx(exact, abs=1e-7 * exact[0] + 1e-12)
-    noise = rounding_noise(parent[None], child[None], torch.tensor([MANTISSA[dtype]], dtype=torch.int32))
-    assert int(rank_above_noise(s, noise)[0]) == rank
+    noise = rounding_noise(parent[None], child[None], torch.tensor([MANTISSA[dtype]]))
+    found = spectrum(difference, noise, 8)
+    assert int(rank_above_noise(s, noise)[0]) == int(found.rank[0]) == rank and not found.full
+    assert int((found.s > 0).sum()) == rank
+    if rank:
+        assert np.linalg.norm(found.residual[0].numpy(), 2) == pytest.approx(exact[rank], rel=1e-6)
+        assert float(found.gap[0]) == pytest.approx(exact[rank - 1] / exact[rank], rel=0.5)
+    else:
+        assert len(found.low) == 0
+
+
+@given(rank=st.integers(1, 64), rows=st.integers(2, 80), columns=st.integers(2, 80), scale=st.floats(1e-6, 1e3))
+@settings(max_examples=60, deadline=None)
+def test_full_rank_is_proved_only_where_it_is_there(rank: int, rows: int, columns: int, scale: float) -> None:
+    difference = (weights(9, rows, rank) @ weights(10, rank, columns)).double()[None]
+    noise = difference.new_full((1,), 0.05 * scale)
+    exact = int((np.linalg.svd(difference[0].numpy())[1] > 1.2 * 0.05 * scale).sum())
+    found = spectrum(difference, noise, 8)
+    assert bool(found.full) == (exact > 0.6 * min(rows, columns))
+    if found.full:
+        assert int(found.rank) <= exact
+    else:
+        assert int(found.rank) == exact
+    if surely_full(difference, noise):
+        assert found.full
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (300, 40), (40, 300), (280, 300), (5, 9)])
+def test_leading_directions_without_the_others(shape: tuple[int, int]) -> None:
+    # A spectrum that falls slowly, as that of an update does.
+    left, right = (np.linalg.qr(weights(20 + k, side, min(shape)).numpy())[0] for k, side in enumerate(shape))
+    values = np.arange(1, min(shape) + 1) ** -0.5
+    matrix = (left * values) @ right.T
+    u, s, v = (part[0].numpy() for part in leading_triples(torch.from_numpy(matrix)[None], 8))
+    assert s == pytest.approx(values[:8], rel=0.03)
+    assert ((u.T @ matrix) * v.T).sum(axis=1) == pytest.approx(s, rel=1e-9)
+    assert u.T @ u == pytest.approx(np.eye(len(s)), abs=1e-9)
+    assert (u[:, 0] @ left[:, 0]) ** 2 > 0.99
 
 
 def test_cast_has_rank_zero_and_full_fine_tune_full_rank() -> None:
     parent = weights(11, 64, 64)
-    for child, bits, rank in ((cast(parent, "bfloat16"), 7, 0), (parent + 0.1 * weights(12, 64, 64), 23, 64)):
-        _, s, _ = singular_triples((child.double() - parent.double())[None])
-        noise = rounding_noise(parent[None], child[None], torch.tensor([bits], dtype=torch.int32))
-        assert int(rank_above_noise(s, noise)[0]) == rank
+    for child, bits, full in ((cast(parent, "bfloat16"), 7, False), (parent + 0.1 * weights(12, 64, 64), 23, True)):
+        noise = rounding_noise(parent[None], child[None], torch.tensor([bits]))
+        found = spectrum((child.double() - parent.double())[None], noise, 8)
+        assert bool(found.full) == full and int(found.rank) == (39 if full else 0)
 
 
 def test_sketch_of_a_large_matrix_sees_the_leading_directions() -> None:
