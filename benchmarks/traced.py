@@ -64,8 +64,8 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
         line = models[cluster.members[0]]
         while nodes[line].all_parents:
             line = nodes[line].all_parents[0]
-        grams = heritage.survey.gram.items()
-        gated = any(layer.kind == "mlp_gate" and cluster.members[0] in gram[0] for layer, gram in grams)
+        has = heritage.survey.facts[cluster.members[0]].digests
+        gated = any(str(layer) in has for layer in heritage.survey.layers if layer.kind == "mlp_gate")
         root = Path(nodes[line].source).name
         example = Example(cluster.evidence, parents, cluster.forced)
         found.append(Case(manifest.name, root, "llama" if gated else "vit", example, cluster.members))

@@ -19,7 +19,7 @@ from mother.errors import CheckpointError
 from mother.evidence import Evidence, gather
 from mother.floats import MANTISSA
 from mother.relations import EXPLAINED, Grid, common_ratio, explained_share, find_merge, scattered_equality
-from mother.survey import Facts, Pairs, Survey, compare, local_gram, survey
+from mother.survey import Facts, Pairs, Survey, compare, survey
 
 CANDIDATES = 8  # nearest models that may be a parent
 NEIGHBOURS = 16  # nearest models that a model in the middle, and the parents of a merge, are looked for among
@@ -170,7 +170,7 @@ def exact_relations(survey: Survey, pairs: Pairs, casts: dict[int, tuple[int, st
     for child, near in enumerate(pairs.neighbours):
         if child in found or len(near) < 2:
             continue
-        merge = find_merge(local_gram(survey, child, near), float(survey.size[child]), mantissa(survey.facts[child]))
+        merge = find_merge(pairs.grams[child], float(survey.size[child]), mantissa(survey.facts[child]))
         if merge is not None:
             parents = tuple(near[k] for k in merge.parents)
             attributes = {"coefficients": [round(a, 4) for a in merge.coefficients], "method": merge.method}

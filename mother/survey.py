@@ -60,7 +60,6 @@ class Survey:
     shared: Float[np.ndarray, "models models"]  # entries compared, as share of those of the larger model
     size: Float[np.ndarray, "models"]  # sum of W^2
     relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
-    gram: dict[Layer, tuple[list[int], np.ndarray, np.ndarray, float]]  # see `_gram`; of the most common shape
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -110,44 +109,31 @@ def _stack(
     return there, weights[: len(there)]
 
 
-def _gram(
-    weights: Float[Tensor, "members rows columns"],
-) -> tuple[Float[Tensor, "members members"], Float[Tensor, "members"], float]:
-    """Gram matrix of the weights after subtracting the mean model (else float64 cancels), in float64.
-
-    Also the products of the centred weights with the mean model, and the square of that.
-    """
+def _square_distances(weights: Float[Tensor, "members rows columns"]) -> Float[np.ndarray, "members members"]:
+    """Squared distances of all pairs by one Gram matrix, centred on the mean model (else float64 cancels)."""
     flat = weights.flatten(1)
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
-    along, square = gram.new_zeros(len(flat)), 0.0
     for part in flat.split(max(1, CHUNK // len(flat)), dim=1):
         centred = part.double()
-        mean = centred.mean(dim=0)
-        centred -= mean
+        centred -= centred.mean(dim=0)
         gram += centred @ centred.T
-        along += centred @ mean
-        square += float(mean @ mean)
-    return gram, along, square
+    norms = gram.diagonal()
+    return (norms[:, None] + norms[None] - 2 * gram).clamp(min=0).fill_diagonal_(0).cpu().numpy()
 
 
-def local_gram(survey: Survey, model: int, near: list[int]) -> Float[np.ndarray, "layers k1 k1"]:
-    """Inner products of W_neighbour - W for the neighbours of a model and, last, of W itself, layer by layer.
-
-    Layers that a model or one of its neighbours lacks are left out.
-    """
-    grams = []
-    for members, gram, along, square in survey.gram.values():
-        place = {member: at for at, member in enumerate(members)}
-        if model not in place or any(other not in place for other in near):
-            continue
-        at, own = [place[other] for other in near], place[model]
-        result = np.zeros((len(near) + 1, len(near) + 1))
-        cross = gram[own, at]
-        result[:-1, :-1] = gram[np.ix_(at, at)] - cross[:, None] - cross[None, :] + gram[own, own]
-        result[-1, :-1] = result[:-1, -1] = (cross - gram[own, own]) + (along[at] - along[own])
-        result[-1, -1] = gram[own, own] + 2 * along[own] + square
-        grams.append(result)
-    return np.array(grams).reshape(-1, len(near) + 1, len(near) + 1)
+def _local_gram(
+    weight: Float[Tensor, "rows columns"], near: Sequence[Float[Tensor, "rows columns"]]
+) -> Float[np.ndarray, "k1 k1"]:
+    """Inner products of W_neighbour - W for the neighbours of a model and, last, of W itself."""
+    flat, others = weight.flatten(), [other.flatten() for other in near]
+    gram = torch.zeros(len(near) + 1, len(near) + 1, dtype=torch.float64, device=weight.device)
+    for start in range(0, len(flat), CACHED // 8):
+        own = flat[start : start + CACHED // 8].double()
+        rows = torch.stack([*(other[start : start + CACHED // 8] for other in others), torch.zeros_like(own)]).double()
+        rows[:-1] -= own
+        rows[-1] = own
+        gram += rows @ rows.T
+    return gram.cpu().numpy()
 
 
 def _digest(values: Tensor) -> str:
@@ -175,7 +161,6 @@ def survey(
     compared, tested = np.zeros((n, n)), np.zeros((n, n))
     size = np.zeros(n)
     layers: dict[Layer, None] = {}
-    grams: dict[Layer, tuple[list[int], np.ndarray, np.ndarray, float]] = {}
     read = progress(sum(len(checkpoint.tensors) for checkpoint in checkpoints))
     for layer, shape, members in _groups(checkpoints, failed):
         layers[layer] = None
@@ -186,15 +171,7 @@ def survey(
         size[members] += weights.square().sum(dim=(1, 2), dtype=torch.float64).numpy()
         weights = weights.to(device)
         chosen = np.ix_(members, members)
-        gram, along, mean_square = (
-            value.cpu().numpy() if isinstance(value, Tensor) else value for value in _gram(weights)
-        )
-        norms = gram.diagonal()
-        distance = (norms[:, None] + norms[None] - 2 * gram).clip(0)
-        np.fill_diagonal(distance, 0)
-        square[chosen] += distance
-        if layer not in grams or len(grams[layer][0]) < len(members):
-            grams[layer] = (members, gram, along, mean_square)
+        square[chosen] += _square_distances(weights)
         compared[chosen] += weights[0].numel()
         z, valid = layer_cosine(weights)
         cosine[chosen] += z.cpu().numpy()
@@ -217,7 +194,6 @@ def survey(
         relatedness = np.where(tested > 0, cosine / np.sqrt(tested.clip(min=1)), 0)
     square = np.where(compared > 0, square, np.inf)
     chosen = np.ix_(kept, kept)
-    moved = {place: at for at, place in enumerate(kept)}
     return Survey(
         [checkpoints[place].model for place in kept],
         list(layers),
@@ -226,18 +202,8 @@ def survey(
         (compared / largest)[chosen],
         size[kept],
         relatedness[chosen],
-        {
-            layer: ([moved[m] for m in members if m in moved], *_kept(members, moved, *rest))
-            for layer, (members, *rest) in grams.items()
-        },
         left_out,
     )
-
-
-def _kept(members: list[int], moved: dict[int, int], gram: np.ndarray, along: np.ndarray, square: float) -> tuple:
-    """The part of a Gram matrix that belongs to the models kept."""
-    at = [place for place, member in enumerate(members) if member in moved]
-    return gram[np.ix_(at, at)], along[at], square
 
 
 def _note_digests(fact: Facts, name: str, values: Tensor) -> None:
@@ -280,6 +246,7 @@ class Pairs:
     arrays: dict[str, np.ndarray]
     beyond: Float[np.ndarray, "four pairs models"]
     neighbours: list[list[int]]
+    grams: list[Float[np.ndarray, "layers k1 k1"]]  # of each model, see `_local_gram`; layers that all of them have
 
     @cached_property
     def index(self) -> dict[tuple[int, int], int]:
@@ -330,6 +297,7 @@ def compare(
     arrays = {name: np.zeros((len(order), len(pairs))) for name in ARRAYS}
     n = len(checkpoints)
     sides, weight = np.zeros((4, len(pairs), n)), np.zeros((len(pairs), n))
+    grams: list[list[np.ndarray]] = [[] for _ in checkpoints]
     failed: dict[str, CheckpointError] = {}
     read = progress(sum(len(matrices(checkpoint)) for checkpoint in checkpoints))
     for layer, shape, members in _groups(checkpoints, failed):
@@ -360,9 +328,14 @@ def compare(
             _find_sides(weights, place, joined, chosen, thirds, sides, weight)
 
         _in_parts(look, there, max(1, 16 * CHUNK // weights[0].numel()), device)
+        ready = [m for m in members if len(neighbours[m]) > 1 and all(other in place for other in neighbours[m])]
+        in_threads(
+            lambda m: grams[m].append(_local_gram(weights[place[m]], [weights[place[k]] for k in neighbours[m]])), ready
+        )
     with np.errstate(invalid="ignore"):
         beyond = sides / weight
-    return Pairs(first, second, list(order), arrays, beyond, [list(near) for near in neighbours])
+    stacked = [np.array(found).reshape(-1, len(near) + 1, len(near) + 1) for found, near in zip(grams, neighbours)]
+    return Pairs(first, second, list(order), arrays, beyond, [list(near) for near in neighbours], stacked)
 
 
 def _in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int, device: torch.device) -> None:
@@ -399,13 +372,14 @@ def _compare_pairs(
     precision: list[int],
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
-    difference = j.double() - i.double()
+    difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
     energy = difference.square().sum(dim=(1, 2))
     values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
     same = i == j
     values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
-    values["zeroed"] = (~same & (j == 0)).sum(dim=(1, 2)).cpu().numpy()
-    values["zeroed_back"] = (~same & (i == 0)).sum(dim=(1, 2)).cpu().numpy()
+    for key, child in (("zeroed", j), ("zeroed_back", i)):
+        some = not child.all()  # few models have zeros
+        values[key] = ((child == 0) & ~same).sum(dim=(1, 2)).cpu().numpy() if some else 0
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only half precision, which hides fine ones, can be quantized.
         values[key] = [
@@ -419,7 +393,7 @@ def _compare_pairs(
     if len(found.low):
         tested = rounding_test(i[found.low], j[found.low], found.residual)
         values["rounding"][found.low.cpu().numpy()] = tested.cpu().numpy()
-    start = ((i.double() @ found.v) * found.u).sum(dim=1)
+    start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     values["newness"] = newness(added, found.s).cpu().numpy()
     return values, tuple(value.float() for value in (found.u, found.s, found.v, start, added))

@@ -164,7 +164,7 @@ def test_a_parent_found_below_its_sibling_moves_above_the_family() -> None:
         beyond[2, p] = -0.25 if second == 1 else 0.25
     beyond[:, :, 9] = 0
     first, second = np.array(index).T
-    pairs = Pairs(first, second, [], {}, beyond, [])
+    pairs = Pairs(first, second, [], {}, beyond, [], [])
     tree = {0: 9, 1: 0, 2: 0, 3: 0}
     (hidden,) = find_hidden(pairs, tree, set())
     assert hidden.parent == 1 and hidden.children == (0, 2, 3) and hidden.above == 9
