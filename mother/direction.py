@@ -5,13 +5,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mother.floats import exponent
+from mother.floats import exponent, ulp
 
 Stage = Literal["specialization", "generalization"]
 
+UNROUNDED = 0.2  # part of a type's rounding error that no rounding to it leaves; three bits finer leave 1/64
+TYPES = 20.0  # log likelihood ratio, as good as certain, of what a matrix says about types
+MIN_ROWS = 4  # rows of a table that must shrink by one factor; rows of fewer columns may lie along anything
+MIN_COLUMNS = 16
+PARALLEL = 1 - 1e-4  # cosine of a row's change and the row, from which it only shrank
 TOP_EXPONENTS = 4  # largest binary exponents of a matrix that the rounding test looks at
 
 
@@ -76,3 +81,45 @@ def rounding_test(
     ratio = ((coarser / coarser_count) / (finer / finer_count)).log().clamp(-log_four, log_four)
     result = 2 * log_four * ratio / (0.8 * (1 / finer_count + 1 / coarser_count))
     return torch.where(enough, result, 0).sum(dim=1)
+
+
+def precision_test(
+    first: Float[Tensor, "pairs rows columns"],
+    second: Float[Tensor, "pairs rows columns"],
+    residual: Float[Tensor, "pairs rows columns"],
+    bits: Int[Tensor, "pairs two"],
+) -> Float[Tensor, "pairs"]:
+    """Log likelihood ratio that the second model came last, where the two are stored in different types; else 0.
+
+    `bits` are the mantissa bits of the two. If the coarser model is the child, the residual of D beyond its rank is as
+    large as its rounding; if it is the parent, its values are exact, and only the finer rounding is left.
+    """
+    coarse = bits.amin(dim=1)
+    unit = ulp(torch.maximum(first.abs(), second.abs()), coarse[:, None, None]).double()
+    rounded = residual.double().square().sum(dim=(1, 2)) > UNROUNDED * unit.square().sum(dim=(1, 2)) / 12
+    second_coarser = bits[:, 1] < bits[:, 0]
+    result = torch.where(rounded == second_coarser, TYPES, -TYPES).double()
+    return torch.where(bits[:, 0] == bits[:, 1], 0.0, result)
+
+
+def shrunk_rows(first: Float[Tensor, "rows columns"], second: Float[Tensor, "rows columns"]) -> tuple[float, int]:
+    """The factor by which rows of the second table are those of the first, and how many share it; (1, 0) without any.
+
+    Decoupled weight decay shrinks rows without a gradient, such as embeddings of tokens that a fine-tune never sees,
+    by one factor; nothing makes rows grow so. The difference of such a row lies along the row, which no update does
+    by chance. At least MIN_ROWS must agree on the factor.
+    """
+    a, b = first.double(), second.double()
+    if a.shape[1] < MIN_COLUMNS:
+        return 1.0, 0
+    difference, length = b - a, a.norm(dim=1)
+    size = difference.norm(dim=1)
+    along = (difference * a).sum(dim=1)
+    straight = (size > 0) & (along.abs() > PARALLEL * size * length)
+    shrinkage = (along[straight] / length[straight].square()).sort().values
+    if len(shrinkage) < MIN_ROWS:
+        return 1.0, 0
+    middle = shrinkage[len(shrinkage) // 2]
+    agree = (shrinkage - middle).abs() < (1 - PARALLEL) ** 0.5 * middle.abs()
+    count = int(agree.sum())
+    return (1.0 + float(middle), count) if count >= max(MIN_ROWS, len(shrinkage) / 2) else (1.0, 0)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mother.survey import Pairs, Survey
+from mother.direction import shrunk_rows
+from mother.survey import Facts, Pairs, Survey
 
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arrow
+SHRUNK = 40.0  # log likelihood ratio, as good as certain, of rows that shrank by one factor
 CHANCE = 30.0  # entries that may be equal by chance
 STRUCTURE = ("log_square", "blocked", "between", "equality", "altered")
 DIRECTION = ("newness", "newness_t")
@@ -29,7 +31,7 @@ class Evidence:
         equality     log of how many entries equal those of j, against the model that shares most with it
         altered      whether i was pruned, quantized, cast or merged: few models are trained from such
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
-    exact     log likelihood ratio of the rounding test, 0 where it does not apply
+    exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
     candidate whether the pair was looked at
     """
 
@@ -46,6 +48,17 @@ def is_lora(pairs: Pairs, p: int) -> bool:
     if not risen.any() or pairs.arrays["full"][risen, p].any():
         return False
     return float(np.median(pairs.arrays["gap"][risen, p])) > LORA_GAP
+
+
+def decay_direction(first: Facts, second: Facts) -> int:
+    """1 where rows of the second model's tables are those of the first, shrunk by decay, -1 the reverse, else 0."""
+    votes = 0
+    for key in first.tables.keys() & second.tables.keys():
+        one, other = first.tables[key], second.tables[key]
+        rows = min(len(one), len(other))
+        factor, count = shrunk_rows(one[:rows], other[:rows])
+        votes += count if factor < 1 else -count
+    return int(np.sign(votes))
 
 
 def pooled_newness(newness: Float[np.ndarray, "layers"], energy: Float[np.ndarray, "layers"]) -> tuple[float, float]:
@@ -113,7 +126,9 @@ def gather(
             direction[b, a] = -direction[a, b]
         if is_lora(pairs, p):
             exact[a, b] = arrays["rounding"][:, p].sum()
-            exact[b, a] = -exact[a, b]
+        else:
+            exact[a, b] = SHRUNK * decay_direction(survey.facts[i], survey.facts[j])
+        exact[b, a] = -exact[a, b]
         others = third[(third != i) & (third != j)]
         structure[a, b, 2] = structure[b, a, 2] = between(square, i, j, others)
         # Between the two lies a model whose difference to either end the other end shares.

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mother.checkpoints import Checkpoint
 from mother.clusters import layer_cosine
-from mother.direction import directions_added, newness, rounding_test
+from mother.direction import directions_added, newness, precision_test, rounding_test
 from mother.errors import CheckpointError
 from mother.floats import MANTISSA, cast
 from mother.headers import DTYPES
@@ -34,6 +34,7 @@ CACHED = 1 << 19  # entries of the differences that are worked on together: they
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 HALVES = ("bfloat16", "float16")
 GRIDS = 8  # matrices of each model that are searched for a grid
+SAMPLE_BITS = (10, 5)  # of a table at most so many rows and columns, as powers of two, are kept
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -45,6 +46,7 @@ class Facts:
     cast_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in HALVES})
     fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
+    tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
     zeros: int = 0
     entries: int = 0
 
@@ -183,7 +185,9 @@ def survey(
                 continue
             if info.dtype in DTYPES:
                 try:
-                    _note_digests(fact, canonical_name(name), checkpoint.read_tensor(name))
+                    values = checkpoint.read_tensor(name)
+                    _note_digests(fact, canonical_name(name), values)
+                    _keep_sample(fact, canonical_name(name), values)
                 except CheckpointError as error:
                     failed[checkpoint.model] = error
             read()
@@ -204,6 +208,13 @@ def survey(
         relatedness[chosen],
         left_out,
     )
+
+
+def _keep_sample(fact: Facts, name: str, values: Tensor) -> None:
+    """Keep rows and columns of a table at equal steps: the same ones of a resized table, unless its steps differ."""
+    if values.ndim == 2:
+        steps = tuple(1 << max(0, (size - 1).bit_length() - bits) for size, bits in zip(values.shape, SAMPLE_BITS))
+        fact.tables[name, steps, values.shape[1]] = values[:: steps[0], :: steps[1]].clone()
 
 
 def _note_digests(fact: Facts, name: str, values: Tensor) -> None:
@@ -234,7 +245,7 @@ class Pairs:
     rank, full   rank of D above rounding noise, and whether it is as large as can be told
     gap   smallest singular value above the noise over the next
     newness   what D adds is new in second (+1) or was there in first (-1)
-    rounding   log likelihood ratio of "second was rounded" to "first was rounded", for low ranks
+    rounding   log likelihood ratio of "second was rounded last" to "first was", for low ranks
 
     beyond[0, p, m] is the share of D's directions in which model m is like the first of the pair, beyond[1, p, m]
     like the second (nan: not looked at). beyond[2] and beyond[3] are the newness of these directions, times the share.
@@ -246,7 +257,7 @@ class Pairs:
     arrays: dict[str, np.ndarray]
     beyond: Float[np.ndarray, "four pairs models"]
     neighbours: list[list[int]]
-    grams: list[Float[np.ndarray, "layers k1 k1"]]  # of each model, see `_local_gram`; layers that all of them have
+    grams: list[Float[np.ndarray, "_ _ _"]]  # of each model, see `_local_gram`; layers that all of them have
 
     @cached_property
     def index(self) -> dict[tuple[int, int], int]:
@@ -318,8 +329,8 @@ def compare(
                 i = weights[[place[first[p]] for p in part]]
                 j = weights[[place[second[p]] for p in part]]
                 on_grid = [[(grids[m], steps.get(m, 0.0)) for m in (first[p], second[p])] for p in part]
-                precision = [min(bits[first[p]], bits[second[p]]) for p in part]
-                values, found = _compare_pairs(i, j, on_grid, precision)
+                stored = torch.tensor([(bits[first[p]], bits[second[p]]) for p in part], device=device)
+                values, found = _compare_pairs(i, j, on_grid, stored)
                 triples.append(found)
                 for name, value in values.items():
                     arrays[name][row, part] = value
@@ -369,7 +380,7 @@ def _compare_pairs(
     i: Float[Tensor, "pairs rows columns"],
     j: Float[Tensor, "pairs rows columns"],
     grids: list[list[tuple[Grid | None, float]]],
-    precision: list[int],
+    bits: Int[Tensor, "pairs two"],
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
     difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
@@ -380,18 +391,22 @@ def _compare_pairs(
     for key, child in (("zeroed", j), ("zeroed_back", i)):
         some = not child.all()  # few models have zeros
         values[key] = ((child == 0) & ~same).sum(dim=(1, 2)).cpu().numpy() if some else 0
+    precision = bits.amin(dim=1)
+    half = (precision < MANTISSA["float32"]).tolist()
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only half precision, which hides fine ones, can be quantized.
         values[key] = [
-            (grids[p][end][0] is not None or precision[p] < MANTISSA["float32"])
-            and quantization_noise(parent[p], child[p], *grids[p][end])
+            (grids[p][end][0] is not None or half[p]) and quantization_noise(parent[p], child[p], *grids[p][end])
             for p in range(len(i))
         ]
-    found = spectrum(difference, rounding_noise(i, j, torch.tensor(precision, device=i.device)), DIRECTIONS)
+    # Between two types, parent and update may both have been rounded to the coarser.
+    noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
+    found = spectrum(difference, noise, DIRECTIONS)
     values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap")}
     values["rounding"] = np.zeros(len(i))
     if len(found.low):
-        tested = rounding_test(i[found.low], j[found.low], found.residual)
+        parts = i[found.low], j[found.low], found.residual
+        tested = rounding_test(*parts) + precision_test(*parts, bits[found.low])
         values["rounding"][found.low.cpu().numpy()] = tested.cpu().numpy()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)

@@ -12,6 +12,7 @@ from conftest import save_family, save_model, vit_weights
 from mother.ancestors import find_hidden, lift_parents
 from mother.checkpoints import Checkpoint, open_checkpoint
 from mother.clusters import related_components
+from mother.direction import shrunk_rows
 from mother.errors import CheckpointError
 from mother.evidence import between, is_lora, pooled_newness
 from mother.floats import cast
@@ -90,11 +91,16 @@ def test_order_and_subsets_change_nothing(forest: dict[str, Manifest]) -> None:
     whole = edges(recover(checkpoints))
     shuffled = [checkpoints[k] for k in np.random.default_rng(3).permutation(len(checkpoints))]
     assert edges(recover(shuffled)) == whole
-    # Without the leaves of one parent, whose own parents stay, the other edges are the same.
-    leaves = {child for _, child in whole} - {parent for parent, _ in whole}
-    gone = sorted(leaves)[:3]
-    rest = edges(recover([checkpoint for checkpoint in checkpoints if checkpoint.model not in gone]))
-    assert set(rest) == {edge for edge in whole if edge[1] not in gone}
+    # Subsets that keep the parents of their members: leaves go one after the other.
+    rng = np.random.default_rng(4)
+    kept = set(whole)
+    while len(kept) > 2:
+        leaves = sorted({child for _, child in kept} - {parent for parent, _ in kept})
+        gone = {str(leaf) for leaf in rng.choice(leaves, size=min(2, len(leaves)), replace=False)}
+        kept = {edge for edge in kept if edge[1] not in gone}
+        names = {model for edge in kept for model in edge}
+        rest = edges(recover([checkpoint for checkpoint in checkpoints if checkpoint.model in names]))
+        assert set(rest) == kept
 
 
 # Single relations
@@ -142,6 +148,18 @@ def test_lora_merged_in_half_precision_points_from_its_parent(tmp_path: Path) ->
             found = edges(recover(models(tmp_path / dtype / names[0], **dict(zip(names, (root, child))))))
             facts = found[names]
             assert facts["kind"] == "lora" and facts["rank"] == 3 and facts["arrow"] > 0.999
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "float16"), ("float16", "bfloat16")],
+)
+def test_types_tell_the_child_of_a_lora_merge(before: str, after: str, tmp_path: Path) -> None:
+    parent = halved(base(0), before)
+    child = halved(moved(parent, 1, 0.3, rank=3), after)
+    for names in (("a", "b"), ("b", "a")):
+        facts = edges(recover(models(tmp_path / names[0], **dict(zip(names, (parent, child))))))[names]
+        assert facts["kind"] == "lora" and facts["rank"] == 3 and "ranks" not in facts and facts["arrow"] > 0.999
 
 
 def test_siblings_of_an_absent_parent_hang_under_a_hidden_ancestor(tmp_path: Path) -> None:
@@ -209,6 +227,70 @@ def test_one_model(tmp_path: Path) -> None:
 def test_unrelated_models_stand_alone(tmp_path: Path) -> None:
     found = recover(models(tmp_path, **{f"m{k}": base(k) for k in range(40)}))
     assert len({facts["tree"] for facts in found.nodes.values()}) == 40 and not found.edges
+
+
+def test_a_thousand_models_of_which_none_is_related(tmp_path: Path) -> None:
+    strangers = {f"m{k}": vit_weights(k, 1, 12) for k in range(1000)}
+    heritage = trace(models(tmp_path, **strangers), CPU)
+    assert len(heritage.clusters) == 1000 and len(heritage.pairs.first) == 0
+
+
+def test_one_collection_of_every_oddity(tmp_path: Path) -> None:
+    """Mixed precisions, rank 0 and full rank, frozen and missing layers, copies and a stranger, all at once."""
+    root = base(0)
+    full = moved(root, 1)
+    frozen = {name: moved(root, 4)[name] if "layer.0" in name else weight for name, weight in root.items()}
+    lacking = {name: weight for name, weight in moved(full, 2).items() if "layer.3" not in name}
+    found = recover(
+        models(
+            tmp_path,
+            root=root,
+            full=full,
+            frozen=frozen,
+            lacking=lacking,
+            root_bf16=halved(root),
+            full_fp16=halved(full, "float16"),
+            lora_bf16=halved(moved(halved(full), 3, rank=2)),
+            copy=dict(root),
+            stranger=base(60),
+            stranger_bf16=halved(base(60)),
+        )
+    )
+    kinds = {edge: facts["kind"] for edge, facts in edges(found).items()}
+    assert found.nodes["copy"]["aliases"] == ["root"]
+    assert kinds["copy", "root_bf16"] == kinds["full", "full_fp16"] == kinds["stranger", "stranger_bf16"] == "cast"
+    related = {frozenset(edge) for edge, kind in kinds.items() if kind == "fine-tune"}
+    assert related == {frozenset(pair) for pair in (("copy", "full"), ("copy", "frozen"), ("full", "lacking"))}
+    assert edges(found)["full", "lora_bf16"]["rank"] == 2
+    assert next(facts["compared"] for edge, facts in edges(found).items() if "lacking" in edge) == 0.75
+    assert len({facts["tree"] for facts in found.nodes.values()}) == 2
+
+
+def test_rows_that_decay_shrank_tell_the_child(tmp_path: Path) -> None:
+    """Tokens that a fine-tune never sees get no gradient: AdamW only shrinks their embeddings, each step rounded."""
+    generator = torch.Generator().manual_seed(5)
+    table = torch.randn(3000, 48, generator=generator)
+    shrunk = table.clone()
+    for _ in range(200):
+        shrunk *= 1 - 1e-5
+    seen = torch.rand(3000, generator=generator) < 0.5
+    shrunk[seen] += 0.05 * torch.randn(int(seen.sum()), 48, generator=generator)
+    factor, count = shrunk_rows(table, shrunk)
+    assert count == int((~seen).sum()) and factor == pytest.approx((1 - 1e-5) ** 200, rel=1e-5)
+    back, again = shrunk_rows(shrunk, table)
+    assert again == count and back == pytest.approx(1 / factor, rel=1e-5)
+    for other in (table, table + 0.01 * torch.randn(3000, 48, generator=generator)):
+        assert shrunk_rows(table, other) == (1.0, 0)
+    assert shrunk_rows(table[:, :8], shrunk[:, :8]) == (1.0, 0)
+
+    # Both directions of a step that newness cannot tell: the table decides, resized or not.
+    name = "embeddings.word_embeddings.weight"
+    first, second = base(0), moved(base(0), 1)
+    for number, (old, new) in enumerate(((first, second), (second, first))):
+        longer = torch.cat([shrunk, torch.zeros(9, 48)])
+        graph = recover(models(tmp_path / str(number), old=old | {name: table}, new=new | {name: longer}))
+        (facts,) = edges(graph).values()
+        assert ("old", "new") in edges(graph) and facts["arrow"] > 0.95
 
 
 def test_a_copy_that_lacks_a_head_and_a_model_that_differs_in_its_head_only(tmp_path: Path) -> None:
