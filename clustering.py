@@ -21,7 +21,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
-from console import announce_device, progress, report_left_out, run
+from console import announce_device, progress, report_left_out, report_methods, run
 from mother import plots
 from mother.checkpoints import Checkpoint
 from mother.clusters import related_components, ward_clusters
@@ -112,7 +112,10 @@ def report_components(
     run_of = run_facts(Path(__file__).name, flags, read_digest(checkpoints))
     write_result(args.results / manifest.name / "map" / "clusters.json", run_of, content)
     print(f"{manifest.name}: {len(labels)} models in {labels.max() + 1} clusters, {seconds:.1f} s")
-    print("adjusted Rand index: " + (f"{agreement:.3f}" if agreement is not None else "the true trees are not known"))
+    if agreement is None:
+        print("the true trees are not known, so there is nothing to score against")
+    else:
+        report_methods(manifest.name, args.results / manifest.name)
     report_left_out(left_out)
     print(f"results: {args.results / manifest.name / 'map'}/\n")
 
@@ -181,6 +184,7 @@ def main(args: Args) -> None:
     print(f"{manifest.name}: {len(models)} models in {len(set(labels.tolist()))} clusters, {seconds:.1f} s")
     if known:
         print(format_table(("share", "models", "accuracy", "deviation"), rows))
+        report_methods(manifest.name, folder)
     else:
         print("the manifest does not say to which tree every model belongs, so there is nothing to score against")
     report_left_out(left_out)

@@ -16,7 +16,7 @@ from mother.map_recovery import Recovery
 from mother.measurements import choose_device
 from mother.model_graph import Manifest
 from mother.plots import graph_text, tree_text
-from mother.results import format_table
+from mother.results import COMPARED, compare_methods, format_table
 from mother.tree_recovery import Recovered
 
 
@@ -87,7 +87,15 @@ def report_trees(name: str, trees: list[Recovered], total: dict[str, Any], folde
         {model: reason for tree in trees for model, reason in tree.left_out.items()},
         [note for tree in trees for note in tree.notes],
     )
+    report_methods(name, folder)
     print(f"results: {folder}/\n")
+
+
+def report_methods(name: str, folder: Path) -> None:
+    """Print the scores of both methods on this model graph, as far as both have run."""
+    print("\n" + format_table(COMPARED, compare_methods(name, folder)))
+    print("both methods, each as last run (dashes: not yet; --method chooses). direction: arrows right where the edge")
+    print("is; clusters: adjusted Rand index, K given to mother only")
 
 
 def report_graph(manifest: Manifest, recovery: Recovery, folder: Path, show_trees: bool) -> None:
@@ -104,9 +112,9 @@ def report_graph(manifest: Manifest, recovery: Recovery, folder: Path, show_tree
     print(f"{hidden} hidden ancestors; arrows unknown: {unknown} of {len(graph.edges)}")
     print("edges: " + (", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"))
     if recovery.scores["true_edges"]:
-        keys = ("models", "true_edges", "undirected", "direction", "directed", "kinds", "ranks", "clusters", "seconds")
-        row = [manifest.name, *(recovery.scores[key] for key in keys)]
-        print("\n" + format_table(("model graph", *keys), [row]))
-        print("direction: arrows right where the edge is; clusters: adjusted Rand index, number of trees not given")
+        print(f"{recovery.scores['true_edges']} true edges", end="")
+        ranks = recovery.scores["ranks"]
+        print(f"; ranks of LoRA right: {ranks:.3f}" if ranks is not None else "")
+        report_methods(manifest.name, folder)
     report_left_out(graph.left_out)
     print(f"results: {folder / 'map'}/\n")

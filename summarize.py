@@ -3,17 +3,15 @@
 python summarize.py
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from console import report_left_out, run
 from mother.errors import InputError
 from mother.files import write_json
-from mother.results import format_table
+from mother.results import COMPARED, compare_methods, format_table, read_result
 
 HEAD = ("split", "tree", "undirected", "directed", "clusters", "seconds")
-COMPARED = ("split", "method", "undirected", "direction", "directed", "kinds", "clusters", "seconds")
 
 
 @dataclass
@@ -24,14 +22,6 @@ class Args:
     """names of the folders in results/"""
     results: Path = Path("results")
     """where the scripts wrote"""
-
-
-def read(path: Path) -> dict:
-    """A JSON result of a script."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used ({error}). Run the scripts first, or `make recover`.") from None
 
 
 def by_tree(name: str, accuracy: dict, clusters: dict) -> list[list]:
@@ -53,21 +43,15 @@ def main(args: Args) -> None:
     rows, compared, left_out, notes = [], [], {}, []
     for name in args.model_graphs:
         folder = args.results / name
-        if (folder / "accuracy.json").exists() or not (folder / "map" / "accuracy.json").exists():
-            accuracy, clusters = read(folder / "accuracy.json"), read(folder / "clusters.json")
+        accuracy, clusters = read_result(folder / "accuracy.json"), read_result(folder / "clusters.json")
+        found = read_result(folder / "map" / "accuracy.json")
+        if found is None and (accuracy is None or clusters is None):
+            raise InputError(f"{folder}/ lacks results. Run the scripts first, or `make recover`.")
+        if accuracy is not None and clusters is not None:
             rows += by_tree(name, accuracy, clusters)
-            total = accuracy["overall"]
-            undirected, directed = total["undirected_accuracy"], total["directed_accuracy"]
-            direction = directed / undirected if undirected else None
-            agreement = clusters.get("adjusted_rand")
-            compared.append([name, "mother", undirected, direction, directed, None, agreement, rows[-1][-1]])
-            left_out |= accuracy["left_out"]
-            notes += accuracy["notes"]
-        if (folder / "map" / "accuracy.json").exists():
-            found = read(folder / "map" / "accuracy.json")
-            keys = ("undirected", "direction", "directed", "kinds", "clusters", "seconds")
-            compared.append([name, "map", *(found[key] for key in keys)])
-            left_out |= found["left_out"]
+        compared += [row for row in compare_methods(name, folder) if any(value is not None for value in row[2:])]
+        left_out |= (accuracy or {}).get("left_out", {}) | (found or {}).get("left_out", {})
+        notes += (accuracy or {}).get("notes", [])
     if rows:
         print(format_table(HEAD, rows))
         print("undirected, directed: share of the true edges recovered, without and with regard to the arrow (the")

@@ -142,6 +142,39 @@ def write_result(path: Path, run: dict[str, Any], content: dict[str, Any]) -> No
     write_json(path, {**content, "run": run})
 
 
+COMPARED = ("model graph", "method", "undirected", "direction", "directed", "kinds", "clusters", "seconds")
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """A JSON result, or None where the script that writes it has not run. Raises InputError for a damaged one."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be used ({error}). Run the scripts again.") from None
+
+
+def compare_methods(name: str, folder: Path) -> list[list[Any]]:
+    """Rows of COMPARED for both methods, from what the scripts last wrote in `folder`; dashes where one has not run."""
+    mother, clusters = read_result(folder / "accuracy.json"), read_result(folder / "clusters.json")
+    row: list[Any] = [name, "mother", *[None] * 6]
+    if mother is not None:
+        total = mother["overall"]
+        undirected, directed = total["undirected_accuracy"], total["directed_accuracy"]
+        row[2:5] = undirected, directed / undirected if undirected else None, directed
+        row[7] = total["seconds"]
+    if clusters is not None:
+        row[6] = clusters.get("adjusted_rand")
+        row[7] = round((row[7] or 0) + clusters["seconds"], 2)
+    found = read_result(folder / "map" / "accuracy.json") or read_result(folder / "map" / "clusters.json") or {}
+    kept = ("undirected", "direction", "directed", "kinds", "clusters", "seconds")
+    values = [found.get(key) for key in kept]
+    if "adjusted_rand" in found:
+        values[4] = found["adjusted_rand"]
+    return [row, [name, "map", *values]]
+
+
 def format_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Plain text table; shares with three decimals, None as a dash, numbers to the right."""
 
