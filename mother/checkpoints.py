@@ -1,33 +1,103 @@
-"""Open a model folder, a safetensors file or a Hub repository; read the tensors asked for, one at a time.
+"""Open a model wherever it is; read the tensors asked for, and nothing else.
 
-Nothing of a checkpoint is executed, and nothing of it stays in memory: a tensor is read where it stands
-in its file and returned in float32.
+A model is a folder, a safetensors or zip-format pickle file, shards with an index, a repository of the Hugging Face Hub
+(`hf://owner/name[@revision][:subfolder]`), or a PEFT adapter of one of these. Nothing of a checkpoint is executed, and
+nothing of it stays in memory: tensors are read where they stand, as byte ranges, and returned in float32.
 """
 
 import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from mother.adapters import Adapter, applied, names_in_base, parse_adapter, update_shape
 from mother.errors import CheckpointError
 from mother.headers import DTYPES, TensorInfo, header_length, parse_header
+from mother.hub import RemoteFile, Repository, open_repository
 from mother.layers import Layer, name_layers
 from mother.model_graph import HUB_SOURCE
+from mother.pickles import parse_pickle
 
-# In the order in which they are looked for: an index, where there is one, knows all shards.
-WEIGHT_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
+# In the order in which they are looked for: an index, where there is one, knows all shards; pickles come last.
+WEIGHT_FILES = tuple(
+    f"{stem}{suffix}"
+    for stem, suffix in (
+        ("model.safetensors", ".index.json"),
+        ("model.safetensors", ""),
+        ("diffusion_pytorch_model.safetensors", ".index.json"),
+        ("diffusion_pytorch_model.safetensors", ""),
+        ("pytorch_model.bin", ".index.json"),
+        ("pytorch_model.bin", ""),
+        ("diffusion_pytorch_model.bin", ""),
+    )
 )
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 ENDS = 65536  # bytes of a file that its fingerprint reads at either end
 LARGEST = torch.finfo(torch.float32).max / 4  # differences of two weights, and their ranges, stay finite
+MAX_JSON = 200_000_000  # bytes of an index or a configuration
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on disk. It is opened anew for each look, so that none of thousands stays open."""
+
+    model: str
+    path: Path
+    size: int
+
+    @classmethod
+    def open(cls, model: str, path: Path) -> "LocalFile":
+        """Look at a file; raises CheckpointError."""
+        try:
+            with open(path, "rb") as stream:
+                return cls(model, path, os.fstat(stream.fileno()).st_size)
+        except OSError as error:
+            raise _unreadable(model, path, error) from None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
+        """The bytes of each (start, end), fewer where the file ends. Raises CheckpointError."""
+        parts = []
+        try:
+            with open(self.path, "rb", buffering=0) as stream:
+                for start, end in spans:
+                    buffer, filled = bytearray(end - start), 0
+                    stream.seek(start)
+                    while filled < len(buffer) and (count := stream.readinto(memoryview(buffer)[filled:])):
+                        filled += count
+                    parts.append(buffer if filled == len(buffer) else buffer[:filled])
+        except OSError as error:
+            raise _unreadable(self.model, self.path, error) from None
+        return parts
+
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes or fewer."""
+        return bytes(self.read([(0, min(count, self.size))])[0])
+
+    def fingerprint(self) -> tuple[str, int, int, str]:
+        """Path, size, modification time and digest of both ends. Raises CheckpointError where the file has gone."""
+        try:
+            with open(self.path, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                ends = stream.read(ENDS)
+                stream.seek(max(0, status.st_size - ENDS))
+                digest = hashlib.sha256(ends + stream.read(ENDS)).hexdigest()
+        except OSError as error:
+            raise _unreadable(self.model, self.path, error) from None
+        return (str(self.path), status.st_size, status.st_mtime_ns, digest)
+
+
+File = LocalFile | RemoteFile
 
 
 @dataclass(frozen=True)
@@ -35,43 +105,64 @@ class Checkpoint:
     """An opened model: where each of its tensors lies. Holds no weights."""
 
     model: str
-    tensors: dict[str, tuple[Path, TensorInfo]]
+    tensors: dict[str, tuple[File, TensorInfo]]
     layers: dict[Layer, str]
 
     def shape(self, layer: Layer) -> tuple[int, ...]:
         """Shape of a layer's weight."""
         return self.tensors[self.layers[layer]][1].shape
 
+    def entries(self, layer: Layer) -> int:
+        """Number of entries of a layer's weight."""
+        return math.prod(self.shape(layer))
+
+    @property
+    def remote(self) -> bool:
+        """Whether anything has to come over a network."""
+        return any(isinstance(file, RemoteFile) for file, _ in self.tensors.values())
+
     def read(self, layer: Layer) -> torch.Tensor:
-        """Read one weight in float32; raises CheckpointError as `read_tensor` does."""
+        """Read one weight in float32; raises CheckpointError as `read_tensors` does."""
         return self.read_tensor(self.layers[layer])
 
     def read_tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor by its raw name, in float32.
+        """Read one tensor by its raw name, in float32."""
+        return self.read_tensors([name])[name]
 
-        Raises CheckpointError if it cannot be read, is not floating point, or holds NaN or infinity.
+    def read_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Read tensors by their raw names, in float32; neighbours in a remote file come with one request.
+
+        Raises CheckpointError if one cannot be read, is not floating point, or holds NaN or infinity.
         """
-        file, info = self.tensors[name]
-        if info.dtype not in DTYPES:
-            raise CheckpointError(
-                self.model, file, f"tensor {name} is stored as {info.dtype}", "Give the model in F64, F32, F16 or BF16."
-            )
-        buffer = bytearray(info.end - info.start)
-        try:
-            with open(file, "rb", buffering=0) as stream:
-                stream.seek(info.start)
-                filled = 0
-                while filled < len(buffer) and (count := stream.readinto(memoryview(buffer)[filled:])):
-                    filled += count
-        except OSError as error:
-            raise _unreadable(self.model, file, error) from None
-        if filled < len(buffer):
+        by_file: dict[File, list[str]] = {}
+        for name in names:
+            file, info = self.tensors[name]
+            if info.dtype not in DTYPES:
+                raise CheckpointError(
+                    self.model,
+                    file,
+                    f"tensor {name} is stored as {info.dtype}",
+                    "Give the model in F64, F32, F16 or BF16.",
+                )
+            by_file.setdefault(file, []).append(name)
+        found = {}
+        for file, wanted in by_file.items():
+            infos = [self.tensors[name][1] for name in wanted]
+            for name, info, part in zip(wanted, infos, file.read([(info.start, info.end) for info in infos])):
+                found[name] = self._tensor(name, file, info, part)
+        return found
+
+    def _tensor(self, name: str, file: File, info: TensorInfo, part: bytes | bytearray | memoryview) -> torch.Tensor:
+        """Bytes as a sound tensor."""
+        if len(part) < info.end - info.start:
             raise CheckpointError(
                 self.model, file, f"the file ends inside tensor {name}", "Fetch or save the model again."
             )
-        if not buffer:
+        if not len(part):
             return torch.zeros(info.shape)
-        weight = torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).reshape(info.shape).float()
+        part = part if isinstance(part, bytearray) else bytearray(part)  # writable and aligned, as torch wants it
+        stored = torch.frombuffer(part, dtype=DTYPES[info.dtype])
+        weight = stored.reshape(info.shape).float()
         # NaN wins every maximum, so that one look at the weights tells whether they are sound.
         if weight.numel() and not (largest := float(weight.abs().max())) <= LARGEST:
             bad = "NaN" if math.isnan(largest) else "infinity"
@@ -83,49 +174,129 @@ class Checkpoint:
         return weight
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
-        """(path, size, modification time in ns, digest of both ends) of each file: changes whenever a file does.
-
-        Raises CheckpointError where a file has gone.
-        """
-        facts = []
-        for file in sorted({file for file, _ in self.tensors.values()}):
-            try:
-                with open(file, "rb") as stream:
-                    status = os.fstat(stream.fileno())
-                    ends = stream.read(ENDS)
-                    stream.seek(max(0, status.st_size - ENDS))
-                    digest = hashlib.sha256(ends + stream.read(ENDS)).hexdigest()
-            except OSError as error:
-                raise _unreadable(self.model, file, error) from None
-            facts.append((str(file), status.st_size, status.st_mtime_ns, digest))
-        return facts
+        """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
+        return [file.fingerprint() for file in sorted({file for file, _ in self.tensors.values()}, key=str)]
 
 
-def _unreadable(model: str, file: Path, error: OSError) -> CheckpointError:
+@dataclass(frozen=True)
+class AdaptedCheckpoint(Checkpoint):
+    """A model that is an adapter on a base, or an adapter alone (`base` is None)."""
+
+    adapter: Adapter
+    parts: Checkpoint
+    base: Checkpoint | None
+    update_of: dict[str, str]  # tensor -> module of the adapter that changes it
+
+    def read_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """See Checkpoint; updates are applied in float32."""
+        own = {name: self.adapter.whole[name] for name in names if name in self.adapter.whole}
+        updates = {name: self.adapter.updates[self.update_of[name]] for name in names if name in self.update_of}
+        from_adapter = [*own.values(), *(part for update in updates.values() for part in update.parts.values())]
+        read = self.parts.read_tensors(sorted(set(from_adapter)))
+        from_base = [name for name in names if name not in own] if self.base is not None else []
+        found = self.base.read_tensors(from_base) if self.base is not None else {}
+        for name, update in updates.items():
+            parts = {part: read[raw] for part, raw in update.parts.items()}
+            found[name] = applied(update, parts, found.get(name))
+        return found | {name: read[raw] for name, raw in own.items()}
+
+    def fingerprint(self) -> list[tuple[str, int, int, str]]:
+        """See Checkpoint."""
+        return self.parts.fingerprint() + (self.base.fingerprint() if self.base is not None else [])
+
+
+def _unreadable(model: str, file: object, error: OSError) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(model, file, "there is no such file", "Fetch or save the model again.")
     return CheckpointError(model, file, f"cannot be read: {error.strerror}", "Check the path and its permissions.")
 
 
-def _read_header(model: str, file: Path) -> dict[str, TensorInfo]:
+def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
+    """Names, types, shapes and places of the tensors of a safetensors file or a pickle; raises CheckpointError."""
+    pickled = str(file).endswith(PICKLES)
     try:
-        with open(file, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            length = header_length(stream.read(8), size)
-            return parse_header(stream.read(length), size)
-    except OSError as error:
-        raise _unreadable(model, file, error) from None
+        if pickled:
+            return parse_pickle(lambda start, end: bytes(file.read([(start, end)])[0]), file.size)
+        length = header_length(file.head(8), file.size)
+        return parse_header(file.head(8 + length)[8:], file.size)
     except ValueError as error:
-        raise CheckpointError(model, file, str(error), "Fetch or save the model again.") from None
+        if isinstance(error, CheckpointError):
+            raise
+        remedy = "Save it as safetensors, or do not trust it." if pickled else "Fetch or save the model again."
+        raise CheckpointError(model, file, str(error), remedy) from None
 
 
-def _shards(model: str, index: Path) -> list[Path]:
-    """The shard files that an index names; they must lie beside it."""
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on disk."""
+
+    model: str
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.path / name).exists()
+
+    def open(self, name: str) -> LocalFile:
+        """Open a file; raises CheckpointError."""
+        return LocalFile.open(self.model, self.path / name)
+
+    def names(self) -> list[str]:
+        """Names of its files and folders."""
+        return sorted(entry.name for entry in self.path.iterdir())
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A repository of the Hub at a commit, or a folder in it."""
+
+    model: str
+    repository: Repository
+    subfolder: str | None
+
+    def __str__(self) -> str:
+        return str(self.repository) + (f":{self.subfolder}" if self.subfolder else "")
+
+    def _path(self, name: str) -> str:
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
+    def has(self, name: str) -> bool:
+        """See LocalFolder."""
+        return self._path(name) in self.repository.files
+
+    def open(self, name: str) -> RemoteFile:
+        """See LocalFolder."""
+        return RemoteFile(self.repository, self._path(name))
+
+    def names(self) -> list[str]:
+        """See LocalFolder."""
+        start = self._path("")
+        inside = [name.removeprefix(start) for name in self.repository.files if name.startswith(start)]
+        return sorted({name.split("/")[0] for name in inside})
+
+
+Place = LocalFolder | RemoteFolder
+
+
+def _read_json(model: str, file: File) -> str:
+    """The text of a small file, whole."""
+    if file.size > MAX_JSON:
+        raise CheckpointError(model, file, f"it has {file.size} bytes", "Do not trust this checkpoint.")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return file.head(file.size).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(model, file, "it is not UTF-8", "Fetch or save the model again.") from None
+
+
+def _shards(model: str, index: File) -> list[str]:
+    """Names of the shard files that an index names; they must lie beside it."""
+    text = _read_json(model, index)
+    try:
+        weight_map = json.loads(text)["weight_map"]
         names = sorted(set(weight_map.values()))
-    except OSError as error:
-        raise _unreadable(model, index, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
             model, index, "the index has no weight_map of file names", "Fetch or save the model again."
@@ -140,89 +311,122 @@ def _shards(model: str, index: Path) -> list[Path]:
             raise CheckpointError(
                 model, index, f"the index names the shard {name!r}, outside its folder", "Do not trust this checkpoint."
             )
-    return [index.parent / name for name in names]
+    return names
 
 
-def _find_weights(model: str, location: Path) -> Path:
-    """The weight file or index of a local model."""
-    try:
-        return _look_for_weights(model, location)
-    except OSError as error:  # no permission, or a name that no file can have
-        raise _unreadable(model, location, error) from None
-
-
-def _look_for_weights(model: str, location: Path) -> Path:
-    if location.is_file():
-        if location.suffix == ".safetensors" or location.name.endswith(".safetensors.index.json"):
-            return location
-        raise CheckpointError(model, location, "is not a safetensors file", "Save the model with save_pretrained.")
-    if not location.is_dir():
-        raise CheckpointError(model, location, "there is no such file or folder", "Mend the source in the manifest.")
+def _find_weights(place: Place) -> str:
+    """Name of the weight file or index in a folder; raises CheckpointError where there is none."""
     for name in WEIGHT_FILES:
-        if (location / name).exists():
-            return location / name
-    names = sorted(entry.name for entry in location.iterdir())
-    if "adapter_config.json" in names:
-        raise CheckpointError(
-            model,
-            location,
-            "is a PEFT adapter, not a model",
-            "Merge it into its base (merge_and_unload) and save that.",
-        )
+        if place.has(name):
+            return name
+    names, model = place.names(), place.model
     files = [name for name in names if name.endswith(".safetensors")]
+    files = files or [name for name in names if name.endswith(PICKLES)]
     if len(files) == 1:
-        return location / files[0]
+        return files[0]
     if files:
-        raise CheckpointError(model, location, f"has {len(files)} safetensors files and no index", "Name one of them.")
-    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
-        raise CheckpointError(
-            model, location, "has pickled weights only", "Convert them to safetensors; pickles can run code."
-        )
+        raise CheckpointError(model, place, f"has {len(files)} weight files and no index", "Name one of them.")
     found = ", ".join(names[:5]) or "nothing"
-    raise CheckpointError(model, location, f"has no weights, only {found}", "Fetch or save the model again.")
+    raise CheckpointError(
+        model, place, f"has no weights, only {found}", "Name another revision or a ':subfolder', or save it again."
+    )
 
 
-def _download(model: str, source: str) -> Path:
-    """Fetch the weights of a Hub repository into the Hugging Face cache; returns the weight file or index."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    match = HUB_SOURCE.fullmatch(source)
-    place = {"repo_id": match["repo"], "revision": match["revision"], "subfolder": match["subfolder"]}
-    try:
-        for name in WEIGHT_FILES:
-            try:
-                found = Path(hf_hub_download(filename=name, **place))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                continue
-            if name.endswith(".index.json"):
-                for shard in _shards(model, found):
-                    hf_hub_download(filename=shard.name, **place)
-            return found
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            model,
-            source,
-            f"could not be fetched: {reason}",
-            "Check the name, your access (`hf auth login`) and the network.",
-        ) from None
-    raise CheckpointError(model, source, "has no safetensors weights", "Name another revision, or a ':subfolder'.")
-
-
-def open_checkpoint(model: str, location: str | Path) -> Checkpoint:
-    """Open a local path or an `hf://` source; reads headers only. Raises CheckpointError."""
-    if isinstance(location, str) and location.startswith("hf://"):
-        weights = _download(model, location)
+def _open_place(place: Place, base: Checkpoint | None) -> Checkpoint:
+    """Open the model, or the adapter, in a folder."""
+    model = place.model
+    if place.has(ADAPTER_CONFIG) and not any(place.has(name) for name in WEIGHT_FILES):
+        return _open_adapter(place, base)
+    if base is not None:
+        raise CheckpointError(model, place, "has a base but is no adapter", "Leave out its base in the manifest.")
+    name = _find_weights(place)
+    if name.endswith(".json"):
+        names = _shards(model, place.open(name))
+        for shard in names:
+            if not place.has(shard):
+                reason = f"its index names the shard {shard}, and there is no such file"
+                raise CheckpointError(model, place, reason, "Fetch or save the model again.")
     else:
-        weights = _find_weights(model, Path(location))
-    files = _shards(model, weights) if weights.suffix == ".json" else [weights]
-    tensors: dict[str, tuple[Path, TensorInfo]] = {}
+        names = [name]
+    return _open_files(model, [place.open(name) for name in names])
+
+
+def _open_files(model: str, files: Sequence[File]) -> Checkpoint:
+    tensors: dict[str, tuple[File, TensorInfo]] = {}
     for file in files:
         for name, info in _read_header(model, file).items():
             if name in tensors:
                 raise CheckpointError(model, file, f"tensor {name} stands in two shards", "Fetch or save it again.")
             tensors[name] = (file, info)
     return Checkpoint(model, tensors, name_layers(tensors))
+
+
+def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
+    """An adapter on its base, or alone."""
+    model = place.model
+    name = next((name for name in ADAPTER_FILES if place.has(name)), None)
+    if name is None:
+        raise CheckpointError(model, place, "is an adapter without adapter_model.safetensors", "Save it again.")
+    parts = _open_files(model, [place.open(name)])
+    infos = {name: info for name, (_, info) in parts.tensors.items()}
+    adapter = parse_adapter(model, place, _read_json(model, place.open(ADAPTER_CONFIG)), infos)
+    file = next(iter(parts.tensors.values()))[0]
+    if base is None:
+        if any("magnitude" in update.parts for update in adapter.updates.values()):
+            raise CheckpointError(
+                model, place, "is a DoRA adapter, which says nothing without its base", "Give its base in the manifest."
+            )
+        update_of = {f"{module}.weight": module for module in adapter.updates}
+        tensors = {
+            name: (file, TensorInfo("F32", update_shape(adapter.updates[module], infos), 0, 0))
+            for name, module in update_of.items()
+        }
+        adapter = Adapter(adapter.updates)  # heads that came with it are no updates
+        return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, parts, None, update_of)
+    found = names_in_base(list(adapter.updates), list(base.tensors))
+    update_of = {}
+    for module, target in found.items():
+        shape = update_shape(adapter.updates[module], infos)
+        if target is None or base.tensors[target][1].shape != shape:
+            there = "is missing" if target is None else f"has the shape {base.tensors[target][1].shape}"
+            raise CheckpointError(
+                model,
+                place,
+                f"it updates {module}, a weight of shape {shape}, which {there} in its base",
+                "Give its own base.",
+            )
+        update_of[target] = module
+    whole = {name: raw for name, raw in adapter.whole.items()}
+    tensors = dict(base.tensors) | {name: parts.tensors[raw] for name, raw in whole.items()}
+    adapter = Adapter(adapter.updates, whole)
+    return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, parts, base, update_of)
+
+
+def open_checkpoint(model: str, location: str | Path, base: str | Path | None = None) -> Checkpoint:
+    """Open a local path or an `hf://` source; reads headers only. Raises CheckpointError.
+
+    `base` is where the model is that an adapter belongs to; without it an adapter is what it adds, and nothing else.
+    """
+    adapted = open_checkpoint(model, base) if base is not None else None
+    if isinstance(location, str) and location.startswith("hf://"):
+        match = HUB_SOURCE.fullmatch(location)
+        if match is None:
+            raise CheckpointError(model, location, "is no source", "Write hf://owner/name[@revision][:subfolder].")
+        repository = open_repository(model, match["repo"], match["revision"])
+        return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted)
+    path = Path(location)
+    try:
+        if path.is_file():
+            if path.name.endswith(".index.json"):
+                names = _shards(model, LocalFile.open(model, path))
+                return _open_files(model, [LocalFile.open(model, path.parent / name) for name in names])
+            if path.suffix not in (".safetensors", *PICKLES):
+                raise CheckpointError(
+                    model, path, "is neither a safetensors file nor a pickle", "Save the model with save_pretrained."
+                )
+            return _open_files(model, [LocalFile.open(model, path)])
+        if not path.is_dir():
+            raise CheckpointError(model, path, "there is no such file or folder", "Mend the source in the manifest.")
+        return _open_place(LocalFolder(model, path), adapted)
+    except OSError as error:  # no permission, or a name that no file can have
+        raise _unreadable(model, path, error) from None

@@ -276,14 +276,14 @@ def trace(
     bits = [mantissa(facts) for facts in found.facts]
     try:
         pairs = compare(checkpoints, candidates, neighbours, grids, bits, device, progress("second pass"))
+        relations = exact_relations(found, pairs, casts)
+        relations |= sparse_merges(checkpoints, found, pairs, relations)
     except CheckpointError as reason:
         # A model has changed or gone since the first pass: the others go on without it.
         rest = [checkpoint for checkpoint in checkpoints if checkpoint.model != reason.model]
         heritage = trace(rest, device, error, coefficients, progress)
         heritage.survey.left_out.update(found.left_out | {reason.model: str(reason)})
         return heritage
-    relations = exact_relations(found, pairs, casts)
-    relations |= sparse_merges(checkpoints, found, pairs, relations)
     heritage = Heritage(found, pairs, labels, aliases, relations, altered, [])
     return recover_clusters(heritage, coefficients or read_coefficients())
 

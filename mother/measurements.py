@@ -13,6 +13,7 @@ from torch import Tensor
 from mother.checkpoints import Checkpoint
 from mother.errors import CheckpointError, InputError
 from mother.layers import Layer, sort_key
+from mother.streaming import read_ahead
 
 Statistic = Callable[[Tensor], Tensor]  # weights of one layer (models, rows, columns) -> (models,) or (models, models)
 
@@ -164,20 +165,16 @@ def stream(
     `read()` is called after each tensor. The tensor yielded is overwritten by the next layer of its shape.
     """
     buffer: Tensor | None = None
-    for layer in layers:
+    everyone = list(range(len(checkpoints)))
+    requests = [(layer, everyone) for layer in layers]
+    for layer, (there, weights) in zip(layers, read_ahead(checkpoints, requests, failed, read)):
         shape = (len(checkpoints), *checkpoints[0].shape(layer))
         if buffer is None or buffer.shape != shape:
             buffer = torch.zeros(shape)
-        for row, checkpoint in enumerate(checkpoints):
-            if checkpoint.model in failed:
-                buffer[row] = 0
-            else:
-                try:
-                    buffer[row] = checkpoint.read(layer)
-                except CheckpointError as error:
-                    failed[checkpoint.model] = error
-                    buffer[row] = 0
-            read()
+        elif len(there) < len(checkpoints):
+            buffer.zero_()
+        for row, weight in zip(there, weights):
+            buffer[row] = weight
         yield layer, buffer.to(device)
 
 

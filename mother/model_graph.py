@@ -11,11 +11,13 @@ Manifest::
      "nodes": [{"id": "a", "source": "models/a", "parent": null, "tree": 0, "task": null, "rank": null},
                {"id": "b", "source": "hf://org/name@main:unet", "parent": "a", "tree": 0}]}
 
-`source` is a folder or a `.safetensors` file relative to the manifest and inside its folder, or
+`source` is a folder or a weight file relative to the manifest and inside its folder, or
 `hf://owner/name[@revision][:subfolder]`. `parent` is null where it is unknown or where there is none;
 so are `tree`, `task` and `rank`.
 
-Four more keys say what a real collection may know. They may be left out, and are written only when set:
+`base` is the source of the model that a PEFT adapter belongs to; without it an adapter is only what it adds.
+
+Four more keys say what a real collection may know. They may be left out, as may `base`, and are written only when set:
 `kind`, how the model was made from its parent (one of `NODE_KINDS`); `parents`, two or more, in place of
 `parent` for a merge; `coefficients`, one for each of them where the merge is linear; `absent`, true for a model
 that belongs to the truth but not to the collection, so that nobody opens it.
@@ -62,6 +64,7 @@ class Node:
     parents: tuple[str, ...] = ()  # of a merge, two or more; `parent` is None then
     coefficients: tuple[float, ...] | None = None  # of a linear merge, in the order of `parents`
     absent: bool = False  # part of the truth, not of the collection
+    base: str | None = None  # of an adapter: where the model is that it belongs to
 
     @property
     def all_parents(self) -> tuple[str, ...]:
@@ -90,23 +93,30 @@ class Manifest:
 
     def location(self, node: Node) -> str | Path:
         """Where a node's weights are: a path, or the `hf://` source itself."""
-        return node.source if node.source.startswith("hf://") else self.folder / node.source
+        return self._locate(node.source)
+
+    def base_location(self, node: Node) -> str | Path | None:
+        """Where the model is that an adapter belongs to, or None."""
+        return None if node.base is None else self._locate(node.base)
+
+    def _locate(self, source: str) -> str | Path:
+        return source if source.startswith("hf://") else self.folder / source
 
 
-def _check_source(path: Path, node: Node) -> None:
+def _check_source(path: Path, node: Node, source: str) -> None:
     """Refuse a source that is neither a Hub repository nor a path inside the manifest's folder."""
-    if node.source.startswith("hf://"):
+    if source.startswith("hf://"):
         # ".." would pass for a name of dots, and would leave the repository's folder.
-        if HUB_SOURCE.fullmatch(node.source) and ".." not in node.source:
+        if HUB_SOURCE.fullmatch(source) and ".." not in source:
             return
         raise ManifestError(
-            path, f"node {node.id!r} has the source {node.source!r}", "Write hf://owner/name[@revision][:subfolder]."
+            path, f"node {node.id!r} has the source {source!r}", "Write hf://owner/name[@revision][:subfolder]."
         )
-    pure = PurePosixPath(node.source)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in node.source or "\0" in node.source or not pure.parts:
+    pure = PurePosixPath(source)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in source or "\0" in source or not pure.parts:
         raise ManifestError(
             path,
-            f"node {node.id!r} has the source {node.source!r}, which is outside the manifest's folder",
+            f"node {node.id!r} has the source {source!r}, which is outside the manifest's folder",
             "Give a path relative to the manifest, without '..', or hf://owner/name.",
         )
 
@@ -135,7 +145,12 @@ def _node(path: Path, position: int, entry: Any) -> Node:
         raise ManifestError(path, f"node {entry['id']!r} has the tree {ascii(tree)[:100]}", NAME_REMEDY)
     if isinstance(tree, int) and not 0 <= tree < 1 << 31:
         raise ManifestError(path, f"node {entry['id']!r} has the tree number {tree}", "Count trees from 0.")
-    return Node(entry["id"], entry["source"], *(entry.get(key) for key in types), *_heritage(path, entry))
+    base = entry.get("base")
+    if base is not None and not (isinstance(base, str) and base.strip() and base.isprintable()):
+        raise ManifestError(
+            path, f"node {entry['id']!r} has base = {ascii(base)[:100]}", "Give a source, or leave it out."
+        )
+    return Node(entry["id"], entry["source"], *(entry.get(key) for key in types), *_heritage(path, entry), base)
 
 
 def _heritage(path: Path, entry: dict[str, Any]) -> tuple[str | None, tuple[str, ...], tuple[float, ...] | None, bool]:
@@ -201,7 +216,9 @@ def check_nodes(path: Path, nodes: tuple[Node, ...]) -> None:
         if node.id in parents:
             raise ManifestError(path, f"two nodes have the id {node.id!r}", "Give every node an id of its own.")
         _check_parents(path, node)
-        _check_source(path, node)
+        _check_source(path, node, node.source)
+        if node.base is not None:
+            _check_source(path, node, node.base)
         parents[node.id] = node.all_parents
     for node in nodes:
         for parent in node.all_parents:
@@ -250,7 +267,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _entry(node: Node) -> dict[str, Any]:
     """A node as it is written: what is unknown as null, what may be left out only when set, the recipe last."""
-    optional = ("kind", "parents", "coefficients", "absent", "recipe")
+    optional = ("base", "kind", "parents", "coefficients", "absent", "recipe")
     entry = asdict(node)
     extra = {key: value for key in optional if (value := entry.pop(key))}
     return entry | extra

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from mother.errors import CheckpointError, InputError, ManifestError
 from mother.files import write_atomically, write_json
 from mother.layers import Layer
 from mother.measurements import Measured, versions
-from mother.model_graph import Manifest, read_manifest
+from mother.model_graph import Manifest, Node, read_manifest
+from mother.streaming import IN_FLIGHT
 
 SCHEMA = 1  # raise it when a statistic changes its meaning: what was measured before is measured again
 DATASETS = Path(__file__).parent.parent / "dataset"
@@ -42,12 +44,17 @@ def find_manifest(model_graph: str) -> Manifest:
 
 def open_models(manifest: Manifest) -> tuple[list[Checkpoint], dict[str, str]]:
     """Open every model of a manifest; returns those that can be read and why the others cannot."""
-    opened, left_out = [], {}
-    for node in manifest.present:
+
+    def look(node: Node) -> Checkpoint | CheckpointError:
         try:
-            opened.append(open_checkpoint(node.id, manifest.location(node)))
+            return open_checkpoint(node.id, manifest.location(node), manifest.base_location(node))
         except CheckpointError as error:
-            left_out[node.id] = str(error)
+            return error
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        found = list(pool.map(look, manifest.present))
+    opened = [one for one in found if isinstance(one, Checkpoint)]
+    left_out = {one.model: str(one) for one in found if isinstance(one, CheckpointError)}
     if not opened:
         reasons = "; ".join(list(left_out.values())[:2])
         raise InputError(
@@ -91,7 +98,7 @@ def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str
 
 
 def read_digest(checkpoints: Sequence[Checkpoint]) -> str:
-    """Digest of the paths, sizes and modification times of all files of these models, in their order."""
+    """Digest of the fingerprints of all files of these models, in their order."""
     facts = [(checkpoint.model, checkpoint.fingerprint()) for checkpoint in checkpoints]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

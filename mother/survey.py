@@ -28,6 +28,7 @@ from mother.layers import Layer, canonical_name, sort_key
 from mother.measurements import is_backbone, lacks
 from mother.relations import Grid, find_grid, grid_step, quantization_noise
 from mother.spectra import rounding_noise, spectrum
+from mother.streaming import read_ahead, read_each
 
 CHUNK = 1 << 22  # entries of a Gram product, or of a stack of differences, at a time
 CACHED = 1 << 19  # entries of the differences that are worked on together: they stay in the processor's cache
@@ -77,38 +78,38 @@ def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
     return found
 
 
-def _groups(
-    checkpoints: Sequence[Checkpoint], failed: dict[str, CheckpointError]
-) -> Iterator[tuple[Layer, tuple[int, int], list[int]]]:
+def _outside(checkpoint: Checkpoint) -> list[str]:
+    """Names of the tensors that are no backbone matrices, of the types that are read."""
+    inside = {checkpoint.layers[layer] for layer in matrices(checkpoint)}
+    return [name for name, (_, info) in checkpoint.tensors.items() if name not in inside and info.dtype in DTYPES]
+
+
+def _groups(checkpoints: Sequence[Checkpoint]) -> list[tuple[Layer, tuple[int, int], list[int]]]:
     """Each layer in each of its shapes, with the places of the models that have it so."""
     places: dict[Layer, dict[tuple[int, int], list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, checkpoint in enumerate(checkpoints):
         for layer, shape in matrices(checkpoint).items():
             places[layer][shape].append(place)
-    for layer in sorted(places, key=sort_key):
-        for shape, members in sorted(places[layer].items()):
-            yield layer, shape, [place for place in members if checkpoints[place].model not in failed]
+    return [
+        (layer, shape, members)
+        for layer in sorted(places, key=sort_key)
+        for shape, members in sorted(places[layer].items())
+    ]
 
 
-def _stack(
+def _stacks(
     checkpoints: Sequence[Checkpoint],
-    layer: Layer,
-    shape: tuple[int, int],
-    members: list[int],
     failed: dict[str, CheckpointError],
     read: Callable[[], object],
-) -> tuple[list[int], Float[Tensor, "members rows columns"]]:
-    """The weights of one layer of these models, as matrices; models that cannot be read go into `failed`."""
-    weights, there = torch.zeros(len(members), *shape), []
-    for place in members:
-        checkpoint = checkpoints[place]
-        try:
-            weights[len(there)] = checkpoint.read(layer).reshape(shape)
-            there.append(place)
-        except CheckpointError as error:
-            failed[checkpoint.model] = error
-        read()
-    return there, weights[: len(there)]
+) -> Iterator[tuple[Layer, list[int], Float[Tensor, "members rows columns"]]]:
+    """The weights of each group as matrices, and the places they are of; models that fail go into `failed`."""
+    groups = _groups(checkpoints)
+    requests = [(layer, members) for layer, _, members in groups]
+    for (layer, shape, _), (there, weights) in zip(groups, read_ahead(checkpoints, requests, failed, read)):
+        stack = torch.zeros(len(there), *shape)
+        for row, weight in enumerate(weights):
+            stack[row] = weight.reshape(shape)
+        yield layer, there, stack
 
 
 def _square_distances(weights: Float[Tensor, "members rows columns"]) -> Float[np.ndarray, "members members"]:
@@ -163,10 +164,10 @@ def survey(
     compared, tested = np.zeros((n, n)), np.zeros((n, n))
     size = np.zeros(n)
     layers: dict[Layer, None] = {}
-    read = progress(sum(len(checkpoint.tensors) for checkpoint in checkpoints))
-    for layer, shape, members in _groups(checkpoints, failed):
+    outside = [_outside(checkpoint) for checkpoint in checkpoints]
+    read = progress(sum(len(matrices(one)) + len(some) for one, some in zip(checkpoints, outside)))
+    for layer, members, weights in _stacks(checkpoints, failed, read):
         layers[layer] = None
-        members, weights = _stack(checkpoints, layer, shape, members, failed, read)
         if not members:
             continue
         in_threads(lambda at: _note_facts(facts[members[at]], layer, weights[at]), range(len(members)))
@@ -178,18 +179,10 @@ def survey(
         z, valid = layer_cosine(weights)
         cosine[chosen] += z.cpu().numpy()
         tested[chosen] += valid.cpu().numpy()
-    for checkpoint, fact in zip(checkpoints, facts):
-        inside = {checkpoint.layers[layer] for layer in matrices(checkpoint)}
-        for name, (_, info) in checkpoint.tensors.items():
-            if name in inside or checkpoint.model in failed:
-                continue
-            if info.dtype in DTYPES:
-                try:
-                    values = checkpoint.read_tensor(name)
-                    _note_digests(fact, canonical_name(name), values)
-                    _keep_sample(fact, canonical_name(name), values)
-                except CheckpointError as error:
-                    failed[checkpoint.model] = error
+    for place, tensors in read_each(checkpoints, outside, failed):
+        for name, values in tensors.items():
+            _note_digests(facts[place], canonical_name(name), values)
+            _keep_sample(facts[place], canonical_name(name), values)
             read()
     left_out |= {model: str(error) for model, error in failed.items()}
     kept = [place for place, checkpoint in enumerate(checkpoints) if checkpoint.model not in failed]
@@ -311,8 +304,7 @@ def compare(
     grams: list[list[np.ndarray]] = [[] for _ in checkpoints]
     failed: dict[str, CheckpointError] = {}
     read = progress(sum(len(matrices(checkpoint)) for checkpoint in checkpoints))
-    for layer, shape, members in _groups(checkpoints, failed):
-        members, weights = _stack(checkpoints, layer, shape, members, failed, read)
+    for layer, members, weights in _stacks(checkpoints, failed, read):
         if failed:
             raise next(iter(failed.values()))
         row, weights = order[layer], weights.to(device)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mother.checkpoints import Checkpoint
+from mother.errors import CheckpointError
 from mother.evidence import is_lora
 from mother.heritage import Cluster, Heritage
 from mother.model_graph import Edge, ModelGraph
@@ -42,7 +43,10 @@ def _training_kind(heritage: Heritage, checkpoints: dict[str, Checkpoint], paren
         # The matrix with the fewest columns: the search for a row space goes by their square.
         layer = min((pairs.layers[row] for row in full), key=lambda layer: np.prod(first.shape(layer)[1:]))
         shape = first.shape(layer)
-        weights = [model.read(layer).reshape(shape[0], -1) for model in (first, second)]
+        try:
+            weights = [model.read(layer).reshape(shape[0], -1) for model in (first, second)]
+        except CheckpointError as error:  # it has gone since it was measured
+            return {"kind": "fine-tune", **facts, "note": f"not looked at for DoRA: {error.reason}"}
         found = row_scaled_rank(*weights)
         if found is not None:
             return {"kind": "lora", **facts, "rank": found, "dora": True}

@@ -1,0 +1,103 @@
+"""Read layers of many models ahead of what computes with them, several models in flight, within a bound of memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from mother.checkpoints import Checkpoint
+from mother.errors import CheckpointError
+from mother.layers import Layer
+
+AHEAD = 1 << 28  # bytes of weights in float32 that one step of reading may hold; two steps are in memory at a time
+IN_FLIGHT = 8  # models that are read at once over a network
+ON_DISK = 2  # and from disks
+
+Request = tuple[Layer, list[int]]  # a layer, and places of the models that have it
+
+
+def _steps(checkpoints: Sequence[Checkpoint], requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Requests in groups of at most AHEAD bytes: neighbours of a remote file then come with one request."""
+    step: list[Request] = []
+    filled = 0
+    for layer, members in requests:
+        size = sum(4 * checkpoints[place].entries(layer) for place in members)
+        if step and filled + size > AHEAD:
+            yield step
+            step, filled = [], 0
+        step.append((layer, members))
+        filled += size
+    if step:
+        yield step
+
+
+def read_ahead(
+    checkpoints: Sequence[Checkpoint],
+    requests: Sequence[Request],
+    failed: dict[str, CheckpointError],
+    read: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+    """For each request the places of the models that could be read, and their weights in float32, as stored.
+
+    A model that cannot be read goes into `failed` with its error, and is not asked again. `read()` is called after
+    each tensor.
+    """
+    workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else ON_DISK
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[tuple[list[Request], dict[int, Future]]] = []
+        steps = _steps(checkpoints, requests)
+
+        def ask() -> None:
+            step = next(steps, None)
+            if step is None:
+                return
+            names: dict[int, list[str]] = {}
+            for layer, members in step:
+                for place in members:
+                    if checkpoints[place].model not in failed:
+                        names.setdefault(place, []).append(checkpoints[place].layers[layer])
+            waiting.append((step, {at: pool.submit(checkpoints[at].read_tensors, some) for at, some in names.items()}))
+
+        try:
+            ask()
+            while waiting:
+                ask()  # the next step is on its way while this one is worked on
+                step, futures = waiting.pop(0)
+                found: dict[int, dict[str, torch.Tensor]] = {}
+                for place, future in futures.items():
+                    try:
+                        found[place] = future.result()
+                    except CheckpointError as error:
+                        failed.setdefault(checkpoints[place].model, error)
+                for layer, members in step:
+                    there = [at for at in members if at in found and checkpoints[at].model not in failed]
+                    weights = [found[at].pop(checkpoints[at].layers[layer]) for at in there]
+                    for _ in members:
+                        read()
+                    yield there, weights
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_each(
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[list[str]],
+    failed: dict[str, CheckpointError],
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """For each model in turn its place and the tensors of these raw names; models that fail go into `failed`."""
+    places = [place for place, checkpoint in enumerate(checkpoints) if checkpoint.model not in failed]
+    workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else ON_DISK
+    with ThreadPoolExecutor(workers) as pool:
+        futures: list[tuple[int, Future]] = []
+        try:
+            while places or futures:
+                while places and len(futures) < workers:
+                    place = places.pop(0)
+                    futures.append((place, pool.submit(checkpoints[place].read_tensors, names[place])))
+                place, future = futures.pop(0)
+                try:
+                    yield place, future.result()
+                except CheckpointError as error:
+                    failed[checkpoints[place].model] = error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,244 @@
+"""Models on the Hub: the bytes that are asked for, and every fault of a network, over real sockets."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_model, vit_weights
+from hub_server import Fault, HubServer, use
+from test_checkpoints import assert_same, read_all, shard
+
+from mother import hub as client
+from mother.checkpoints import Checkpoint, open_checkpoint
+from mother.errors import CheckpointError
+from mother.layers import Layer
+from mother.measurements import measure, square_layers
+from mother.statistics import kurtosis
+
+REPO = "org/model"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with one model, whose client waits no longer than a test can."""
+    monkeypatch.setattr(client, "WAIT", 0.01)
+    monkeypatch.delenv("MOTHER_CACHE", raising=False)
+    save_model(tmp_path / "hub" / REPO, vit_weights(1, 4, 48))
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path, timeout=2)
+        yield server
+
+
+def local(server: HubServer, repo: str = REPO) -> dict[Layer, torch.Tensor]:
+    return read_all(server.folder / repo)
+
+
+def remote(source: str = f"hf://{REPO}") -> dict[Layer, torch.Tensor]:
+    checkpoint = open_checkpoint("m", source)
+    return {layer: checkpoint.read(layer) for layer in checkpoint.layers}
+
+
+def sent(server: HubServer) -> int:
+    return sum(request.bytes_sent for request in server.requests if request.file.endswith((".safetensors", ".bin")))
+
+
+def test_every_form_of_a_repository(hub: HubServer) -> None:
+    folder = hub.folder
+    shard(folder / "org" / "sharded", vit_weights(1, 4, 48))
+    save_model(folder / "org" / "nested" / "unet", vit_weights(1, 4, 48))
+    weights = vit_weights(1, 4, 48)
+    (folder / "org" / "pickled").mkdir()
+    torch.save(weights, folder / "org" / "pickled" / "pytorch_model.bin")
+    hub.revisions["org/sharded"] = {"v1": hub.commit("org/sharded")}
+    for source in (
+        f"hf://{REPO}",
+        "hf://org/sharded@v1",
+        f"hf://org/sharded@{hub.commit('org/sharded')}",
+        "hf://org/nested:unet",
+        "hf://org/pickled",
+    ):
+        assert_same(local(hub), remote(source))
+
+
+def test_only_the_bytes_wanted_are_asked_for(hub: HubServer) -> None:
+    """A ViT-B-shaped repository: four attention weights of each block, a third of the file."""
+    weights: dict[str, torch.Tensor] = {}
+    for block in range(3):
+        stem = f"vit.encoder.layer.{block}"
+        for name in ("attention.attention.query", "attention.attention.key", "attention.attention.value"):
+            weights |= {f"{stem}.{name}.weight": torch.randn(768, 768), f"{stem}.{name}.bias": torch.zeros(768)}
+        weights |= {f"{stem}.attention.output.dense.weight": torch.randn(768, 768)}
+        weights |= {f"{stem}.attention.output.dense.bias": torch.zeros(768)}
+        weights |= {f"{stem}.intermediate.dense.weight": torch.randn(3072, 768)}
+        weights |= {f"{stem}.output.dense.weight": torch.randn(768, 3072)}
+        weights |= {f"{stem}.layernorm_before.weight": torch.ones(768)}
+    save_model(hub.folder / "org" / "vit", weights)
+    checkpoints = [open_checkpoint("m", "hf://org/vit")]
+    layers = square_layers(checkpoints[0], None)
+    assert len(layers) == 12
+    wanted = sum(4 * 768 * 768 for _ in layers)
+    header = (hub.folder / "org" / "vit" / "model.safetensors").stat().st_size - sum(
+        4 * weight.numel() for weight in weights.values()
+    )
+    measure(checkpoints, ("query", "key", "value", "output"), {"kurtosis": kurtosis}, CPU)
+    assert sent(hub) <= 1.02 * wanted + max(header, client.HEAD_BYTES)
+    # The description, one resolve, the header, and the weights: those that stand side by side at once.
+    assert len(hub.requests) <= 3 + len(layers)
+    assert sum(request.method == "HEAD" for request in hub.requests) <= 2  # a redirect is not a second one
+
+    # What was seen once is kept: opening again asks for nothing but the commit.
+    hub.requests.clear()
+    open_checkpoint("m", "hf://org/vit")
+    assert [request.path for request in hub.requests] == ["/api/models/org/vit/revision/main"]
+
+
+def test_tokens_stay_with_the_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.gated[REPO] = "token"
+    assert_same(local(hub), remote())
+    assert not any(request.authorization for request in hub.requests if request.path.startswith("/cdn"))
+    assert all(request.authorization for request in hub.requests if not request.path.startswith("/cdn"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", 2, "resolve", value=503),
+        Fault("status", 2, "/api/", value=500),
+        Fault("status", 1, "model.safetensors", value=(429, 0)),
+        Fault("reset", 3, "model.safetensors", "GET"),
+        Fault("short", 2, "model.safetensors", "GET"),
+        Fault("drop", 2, "model.safetensors"),
+        Fault("stall", 1, "model.safetensors", "GET", value=4),
+        Fault("wrong_range", 2, "model.safetensors", "GET"),
+        Fault("ignore_range", -1, "model.safetensors", "GET"),
+        Fault("expired", 1, "model.safetensors", after=1),
+        Fault("no_etag", -1, "model.safetensors"),
+        Fault("gzip", -1, "model.safetensors"),
+        Fault("drop", 1, "/api/"),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.match.strip('/')}",
+)
+def test_transient_faults_end_well(fault: Fault, hub: HubServer) -> None:
+    fault.met = 0
+    hub.faults.append(fault)
+    assert_same(local(hub), remote())
+    # Who asks for identity is never sent gzip.
+    assert any(request.fault == fault.kind for request in hub.requests) == (fault.kind != "gzip")
+
+
+def test_an_interrupted_body_goes_on_where_it_broke(hub: HubServer) -> None:
+    checkpoint = open_checkpoint("m", f"hf://{REPO}")
+    hub.requests.clear()
+    hub.faults.append(Fault("short", 1, "model.safetensors", "GET", value=1000))
+    layer = next(iter(checkpoint.layers))
+    assert torch.equal(checkpoint.read(layer), local(hub)[layer])
+    first, second = (request.range for request in hub.requests if request.method == "GET")
+    assert second == (first[0] + 1000, first[1])
+
+
+FINAL = {
+    "absent": ("hf://org/absent", None, "no such repository", "hf auth login"),
+    "revision": (f"hf://{REPO}@other", None, "no such revision", "branch or commit"),
+    "subfolder": (f"hf://{REPO}:unet", None, "no weights", "subfolder"),
+    "server": (f"hf://{REPO}", Fault("status", -1, "model.safetensors", value=502), "HTTP 502", "later"),
+    "busy": (f"hf://{REPO}", Fault("status", -1, "/api/", value=429), "come back later", "kept"),
+    "truncated": (f"hf://{REPO}", Fault("truncated", -1, "model.safetensors", value=5000), "truncated", "again"),
+    "reset": (f"hf://{REPO}", Fault("reset", -1, "model.safetensors", "GET", value=0), "breaks again", "kept"),
+    "stalls": (f"hf://{REPO}", Fault("stall", -1, "model.safetensors", "GET", value=3), "breaks again", "later"),
+    "expired": (f"hf://{REPO}", Fault("expired", -1, "model.safetensors"), "refuses access", "again"),
+}
+
+
+@pytest.mark.parametrize("kind", FINAL)
+def test_final_faults_say_what_to_do(kind: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RETRIES", 2)
+    if kind == "stalls":
+        monkeypatch.setattr(client.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    source, fault, words, remedy = FINAL[kind]
+    if fault is not None:
+        fault.met = 0
+        hub.faults.append(fault)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=words) as error:
+        remote(source)
+    assert "model m" in str(error.value) and "hf://" in str(error.value) and remedy in str(error.value)
+    assert "\n" not in str(error.value) and "signature" not in str(error.value) and time.monotonic() - started < 20
+
+
+def test_gated_repositories_say_which_step_is_missing(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gated[REPO] = "licence"
+    with pytest.raises(CheckpointError, match="not logged in.*hf auth login"):
+        remote()
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(CheckpointError, match=f"Accept the licence at .*{REPO}") as error:
+        remote()
+    assert "hf_secret" not in str(error.value)
+
+
+def test_a_file_that_changes_while_it_is_read(hub: HubServer) -> None:
+    checkpoint = open_checkpoint("m", f"hf://{REPO}")
+    layers = list(checkpoint.layers)
+    checkpoint.read(layers[0])
+    hub.faults.append(Fault("changed", 1, "model.safetensors"))
+    with pytest.raises(CheckpointError, match="changed while"):
+        for layer in layers[1:]:
+            checkpoint.read(layer)
+
+
+def test_an_index_that_names_a_missing_shard(hub: HubServer) -> None:
+    folder = shard(hub.folder / "org" / "sharded", vit_weights(1))
+    next(folder.glob("*-b.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="model-b.safetensors, and there is no such file"):
+        remote("hf://org/sharded")
+
+
+def test_the_commit_is_pinned_when_the_branch_moves_on(hub: HubServer) -> None:
+    expected = local(hub)
+    checkpoint = open_checkpoint("m", f"hf://{REPO}")
+    fingerprint = checkpoint.fingerprint()
+    hub.revisions[REPO] = {hub.commit(REPO): hub.commit(REPO)}
+    assert_same(expected, {layer: checkpoint.read(layer) for layer in checkpoint.layers})
+    save_model(hub.folder / REPO, vit_weights(2, 4, 48))
+    hub.touch(REPO)
+    assert open_checkpoint("m", f"hf://{REPO}").fingerprint() != fingerprint
+
+
+def test_offline_with_a_warm_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = open_checkpoint("m", f"hf://{REPO}")
+    hub.requests.clear()
+    monkeypatch.setattr(client.constants, "HF_HUB_OFFLINE", True)
+    again = open_checkpoint("m", f"hf://{REPO}")
+    assert again.tensors.keys() == seen.tensors.keys() and again.fingerprint() == seen.fingerprint()
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
+        again.read(next(iter(again.layers)))
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
+        open_checkpoint("m", "hf://org/unseen")
+    assert not hub.requests
+
+
+def test_other_models_go_on(hub: HubServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(client, "RETRIES", 3)
+    for name in ("a", "b", "broken"):
+        save_model(hub.folder / "org" / name, vit_weights(3, 4, 48))
+    checkpoints = [open_checkpoint(name, f"hf://org/{name}") for name in ("a", "b", "broken")]
+    hub.faults.append(Fault("status", -1, "org/broken", value=500))
+    hub.faults.append(Fault("reset", 2, "model.safetensors", "GET"))
+    measured = measure(checkpoints, ("value",), {"kurtosis": kurtosis}, CPU)
+    assert measured.models == ["a", "b"] and "HTTP 500" in measured.left_out["broken"]
+    assert "signature" not in capfd.readouterr().err
+
+
+def test_several_models_are_in_flight(hub: HubServer) -> None:
+    checkpoints: list[Checkpoint] = []
+    for number in range(8):
+        save_model(hub.folder / "org" / f"m{number}", vit_weights(number, 4, 48))
+        checkpoints.append(open_checkpoint(f"m{number}", f"hf://org/m{number}"))
+    for number in range(8):
+        hub.faults.append(Fault("stall", 1, f"org/m{number}/model.safetensors", "GET", value=1))
+    started = time.monotonic()
+    measured = measure(checkpoints, ("value",), {"kurtosis": kurtosis}, CPU)
+    assert len(measured.models) == 8 and time.monotonic() - started < 6
