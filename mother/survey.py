@@ -223,7 +223,7 @@ def _note_facts(fact: Facts, layer: Layer, weight: Float[Tensor, "rows columns"]
     fact.fits = {name for name in fact.fits if fact.cast_digests[name][str(layer)] == fact.digests[str(layer)]}
     fact.zeros += int((weight == 0).sum())
     fact.entries += weight.numel()
-    if layer.block and len(fact.grids) < GRIDS:
+    if layer.block and len(fact.grids) < GRIDS and fact.grids.count(None) <= GRIDS // 2:  # else most have none
         fact.grids.append(find_grid(weight))
 
 
@@ -384,11 +384,12 @@ def _compare_pairs(
         some = not child.all()  # few models have zeros
         values[key] = ((child == 0) & ~same).sum(dim=(1, 2)).cpu().numpy() if some else 0
     precision = bits.amin(dim=1)
-    half = (precision < MANTISSA["float32"]).tolist()
+    whole = (bits == MANTISSA["float32"]).tolist()
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
-        # Without a grid only half precision, which hides fine ones, can be quantized.
+        # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
         values[key] = [
-            (grids[p][end][0] is not None or half[p]) and quantization_noise(parent[p], child[p], *grids[p][end])
+            (grids[p][end][0] is not None or (whole[p][1 - end] and not whole[p][end]))
+            and quantization_noise(parent[p], child[p], *grids[p][end])
             for p in range(len(i))
         ]
     # Between two types, parent and update may both have been rounded to the coarser.
