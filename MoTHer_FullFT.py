@@ -56,7 +56,7 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     overwrite: bool = False
-    """mother: measure again instead of reusing results"""
+    """measure again instead of reusing results"""
 
 
 class LayerStatistics:

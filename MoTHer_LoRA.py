@@ -49,7 +49,7 @@ class Args:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     overwrite: bool = False
-    """mother: measure again instead of reusing results"""
+    """measure again instead of reusing results"""
 
 
 def distance(measured: Measured, group: str) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from mother.clusters import related_components, ward_clusters
 from mother.distances import pairwise_mean_absolute_difference, pairwise_rank, sum_over_layers
 from mother.errors import InputError
 from mother.files import write_atomically, write_figure
+from mother.heritage import first_pass_snapshot
 from mother.layers import ATTENTION
 from mother.measurements import measure
 from mother.model_graph import Manifest
@@ -97,12 +98,17 @@ def report_components(
     if not 0 < args.error < 1:
         raise InputError(f"the error level must be between 0 and 1, not {args.error}.")
     started = time.perf_counter()
-    found = survey(checkpoints, device, progress(f"{manifest.name} first pass"))
+    keep = args.results / manifest.name / "measurements" / "map"
+    snapshot = first_pass_snapshot(checkpoints, keep)
+    if args.overwrite:
+        snapshot.clear()
+    checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
+    found = survey(checkpoints, device, progress(f"{manifest.name} first pass"), snapshot)
     left_out |= found.left_out
     if not found.models:
         raise InputError(f"no model of {manifest.name} can be clustered. {next(iter(left_out.values()))}")
     labels = related_components(found.relatedness, args.error)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + snapshot.before
     trees = {node.id: node.tree for node in manifest.nodes}
     truth = [str(trees[model]) for model in found.models if trees[model] is not None]
     agreement = float(adjusted_rand_score(truth, labels)) if len(truth) == len(labels) else None
@@ -138,7 +144,9 @@ def main(args: Args) -> None:
     measured, seconds, _ = measure_once(
         folder / "measurements" / f"clustering_{name}.npz",
         {"read": digest, "kinds": list(args.kinds)},
-        lambda: measure(checkpoints, args.kinds, {name: pairwise}, device, progress(f"{manifest.name} all pairs")),
+        lambda snapshot: measure(
+            checkpoints, args.kinds, {name: pairwise}, device, progress(f"{manifest.name} all pairs"), snapshot
+        ),
         args.overwrite,
     )
     left_out |= measured.left_out

@@ -99,7 +99,9 @@ def main(args: Args) -> None:
         measured, _, _ = measure_once(
             folder / "measurements" / f"{Path(__file__).stem}_{group}.npz",
             {"read": digests[group], "kinds": list(args.kinds)},
-            lambda: measure(opened, args.kinds, STATISTICS, device, progress(f"{manifest.name} tree {group}")),
+            lambda snapshot: measure(
+                opened, args.kinds, STATISTICS, device, progress(f"{manifest.name} tree {group}"), snapshot
+            ),
             args.overwrite,
         )
         left_out |= measured.left_out

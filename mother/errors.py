@@ -20,9 +20,11 @@ class CheckpointError(InputError):
     """One model cannot be used; the others of the run go on.
 
     `model` is its id in the manifest, `file` where the fault is, `reason` what is wrong (with the
-    tensor's name where there is one), `remedy` what to do about it.
+    tensor's name where there is one), `remedy` what to do about it. `transient` tells that the same may go well later,
+    so that nothing measured without the model is kept.
     """
 
-    def __init__(self, model: str, file: object, reason: str, remedy: str):
+    def __init__(self, model: str, file: object, reason: str, remedy: str, transient: bool = False):
         self.model, self.file, self.reason, self.remedy = model, str(file), reason, remedy
+        self.transient = transient
         super().__init__(f"model {model}: {reason} ({file}). {remedy}")

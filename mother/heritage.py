@@ -1,8 +1,10 @@
 """From measurements to a typed Model Graph with probabilities (method "map")."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,10 @@ from mother.clusters import related_components
 from mother.errors import CheckpointError
 from mother.evidence import Evidence, gather
 from mother.floats import MANTISSA
+from mother.measurements import versions
 from mother.relations import EXPLAINED, Grid, common_ratio, explained_share, find_merge, scattered_equality
+from mother.results import SCHEMA, read_digest
+from mother.snapshots import Snapshot
 from mother.survey import Facts, Pairs, Survey, compare, survey
 
 CANDIDATES = 8  # nearest models that may be a parent
@@ -243,6 +248,7 @@ class Heritage:
     relations: dict[int, Relation]
     altered: set[int]
     clusters: list[Cluster]
+    reused: float = 0.0  # seconds that earlier runs took for measurements that were read again
 
     def hidden_name(self, hidden: Hidden) -> str:
         """Id of a hidden ancestor: by its children, so that it is the same in every run."""
@@ -255,15 +261,18 @@ def trace(
     error: float = 0.01,
     coefficients: Coefficients | None = None,
     progress: Callable[[str], Callable[[int], Callable[[], object]]] = lambda title: lambda total: lambda: None,
+    keep: Path | None = None,
 ) -> Heritage:
     """Recover heritage: relatedness, exact relations, evidence, the most probable tree of each cluster.
 
     `error` bounds the probability of a single false relation among independently initialised models.
     Without `coefficients` those that come with the project are used. Models are sorted by id first, so that the order
-    of the collection does not matter.
+    of the collection does not matter. What is measured is kept in the folder `keep`: an interrupted run goes on, and a
+    second one of the same files reads none of them.
     """
     checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
-    found = survey(checkpoints, device, progress("first pass"))
+    first = first_pass_snapshot(checkpoints, keep)
+    found = survey(checkpoints, device, progress("first pass"), first)
     by_id = {checkpoint.model: checkpoint for checkpoint in checkpoints}
     checkpoints = [by_id[model] for model in found.models]
     labels = related_components(found.relatedness, error)
@@ -275,17 +284,27 @@ def trace(
     grids = [common_grid(facts.grids) for facts in found.facts]
     bits = [mantissa(facts) for facts in found.facts]
     try:
-        pairs = compare(checkpoints, candidates, neighbours, grids, bits, device, progress("second pass"))
+        looked_at = hashlib.sha256(repr((found.models, candidates, neighbours, grids, bits)).encode()).hexdigest()
+        second = Snapshot(keep / "second_pass.npz" if keep else None, first.key | {"pairs": looked_at})
+        pairs = compare(checkpoints, candidates, neighbours, grids, bits, device, progress("second pass"), second)
         relations = exact_relations(found, pairs, casts)
         relations |= sparse_merges(checkpoints, found, pairs, relations)
     except CheckpointError as reason:
         # A model has changed or gone since the first pass: the others go on without it.
         rest = [checkpoint for checkpoint in checkpoints if checkpoint.model != reason.model]
-        heritage = trace(rest, device, error, coefficients, progress)
+        heritage = trace(rest, device, error, coefficients, progress, keep)
         heritage.survey.left_out.update(found.left_out | {reason.model: str(reason)})
         return heritage
-    heritage = Heritage(found, pairs, labels, aliases, relations, altered, [])
+    heritage = Heritage(found, pairs, labels, aliases, relations, altered, [], first.before + second.before)
     return recover_clusters(heritage, coefficients or read_coefficients())
+
+
+def first_pass_snapshot(checkpoints: Sequence[Checkpoint], keep: Path | None) -> Snapshot:
+    """Where the first pass over these models is kept, in whatever order they are given."""
+    if keep is None:
+        return Snapshot(None, {})
+    ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
+    return Snapshot(keep / "first_pass.npz", {"read": read_digest(ordered), "versions": versions(), "schema": SCHEMA})
 
 
 def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage:

@@ -39,6 +39,7 @@ RETRIES = 5  # tries in a row that bring hardly anything, after which a fault is
 WAIT = 1.0  # seconds before the second try; each further one waits twice as long
 PROGRESS = 1 << 20  # bytes, or a good part of the range, that a try must bring to count as one that got on
 HEAD_BYTES = 1 << 16  # read at once in the hope that the whole header is there
+LATER = "Try again later: what was read is kept."
 GAP_SHARE = 1 / 64  # ranges are joined across a gap of at most this part of the smaller one
 LONGEST = 300.0  # seconds that a server may ask us to wait
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -103,6 +104,7 @@ def _answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[E
             source,
             "it is not in the cache, and HF_HUB_OFFLINE is set or the Hub cannot be reached",
             "Run once with a network.",
+            transient=True,
         ) from None
     except HFValidationError as error:
         raise CheckpointError(model, source, f"this is no name of a repository: {error}", "Check the source.") from None
@@ -110,16 +112,20 @@ def _answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[E
         status = error.response.status_code
         reason = "the server asks us to come back later" if status == 429 else "the server answers"
         raise CheckpointError(
-            model, source, f"{reason} (HTTP {status}) after {RETRIES} tries", "Try again later: what was read is kept."
+            model, source, f"{reason} (HTTP {status}) after {RETRIES} tries", LATER, transient=True
         ) from None
     except httpx2.TimeoutException:
         raise CheckpointError(
-            model, source, "the connection stalls", "Try again later, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds."
+            model,
+            source,
+            "the connection stalls",
+            "Try again later, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds.",
+            True,
         ) from None
     except (httpx2.HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            model, source, f"it cannot be fetched: {_without_query(reason)}", "Check the network, and try again."
+            model, source, f"it cannot be fetched: {_without_query(reason)}", "Check the network, and try again.", True
         ) from None
 
 
@@ -312,7 +318,8 @@ class RemoteFile:
                         model,
                         source,
                         f"the transfer breaks again and again at byte {start + len(buffer)} ({_cause(error)})",
-                        "Try again later: what was read is kept.",
+                        LATER,
+                        transient=True,
                     ) from None
                 time.sleep(max(wait if idle else 0, getattr(error, "wait", 0)))
                 wait = wait * 2 if idle else WAIT

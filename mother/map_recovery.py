@@ -46,13 +46,17 @@ def recover_typed_graph(
         raise InputError(f"the error level must be between 0 and 1, not {flags['error']}.")
     started = time.perf_counter()
     checkpoints, unreadable = open_models(manifest)
-    heritage = trace(checkpoints, device, flags["error"], progress=progress)
+    keep = folder / "measurements" / "map"
+    if flags["overwrite"]:
+        for name in ("first_pass.npz", "second_pass.npz"):
+            (keep / name).unlink(missing_ok=True)
+    heritage = trace(checkpoints, device, flags["error"], progress=progress, keep=keep)
     if not heritage.survey.models:
         reason = next(iter(heritage.survey.left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
     graph = build_graph(manifest.name, heritage, checkpoints)
     graph.left_out.update(unreadable)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + heritage.reused
     scores = score_graph(graph, manifest) | {"seconds": round(seconds, 2)}
     folder = folder / "map"
     graph.write(folder / "model_graph.json")

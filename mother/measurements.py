@@ -13,6 +13,7 @@ from torch import Tensor
 from mother.checkpoints import Checkpoint
 from mother.errors import CheckpointError, InputError
 from mother.layers import Layer, sort_key
+from mother.snapshots import Snapshot
 from mother.streaming import read_ahead
 
 Statistic = Callable[[Tensor], Tensor]  # weights of one layer (models, rows, columns) -> (models,) or (models, models)
@@ -141,6 +142,7 @@ class Measured:
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     read: str = ""  # digest of the files that were read, once they are kept as results
+    transient: bool = False  # whether a model is left out for a reason that may pass
 
     def keep(self, models: Sequence[str]) -> "Measured":
         """The same for some of the models."""
@@ -184,22 +186,39 @@ def measure(
     statistics: dict[str, Statistic],
     device: torch.device,
     progress: Callable[[int], Any] = lambda total: lambda: None,
+    snapshot: Snapshot | None = None,
 ) -> Measured:
     """Read the square layers of these kinds once and compute all statistics of each.
 
     Models of another shape, without such layers, or that turn out broken are left out with the reason.
     Names of pairwise statistics begin with "pair_". `progress(total)` returns a function that is called
-    once for each of the `total` tensors read.
+    once for each of the `total` tensors read. With a `snapshot` an interrupted run goes on.
     """
     group, layers, left_out = comparable(checkpoints, kinds)
     if not group:
         return Measured([], [], {}, left_out)
     failed: dict[str, CheckpointError] = {}
     collected: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
-    for _, weights in stream(group, layers, device, failed, progress(len(group) * len(layers))):
+    done = 0
+    snapshot = snapshot or Snapshot(None, {})
+    if (kept := snapshot.load()) is not None:
+        done, arrays, refused = kept
+        collected = {name: list(arrays[name]) for name in statistics}
+        failed = {model: CheckpointError(model, *words) for model, words in refused.items()}
+
+    def so_far() -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+        words = {model: [error.file, error.reason, error.remedy] for model, error in failed.items()}
+        return {name: np.stack(rows) for name, rows in collected.items()}, words
+
+    read = progress(len(group) * (len(layers) - done)) if done < len(layers) else None
+    for _, weights in stream(group, layers[done:], device, failed, read or (lambda: None)):
         for name, statistic in statistics.items():
             collected[name].append(statistic(weights).cpu().numpy())
+        done += 1
+        if not any(error.transient for error in failed.values()):
+            snapshot.save(done, so_far)
     arrays = {name: np.stack(rows) for name, rows in collected.items()}
     left_out |= {model: str(error) for model, error in failed.items()}
     measured = Measured([checkpoint.model for checkpoint in group], layers, arrays, left_out)
+    measured.transient = any(error.transient for error in failed.values())
     return measured.keep([model for model in measured.models if model not in failed])

@@ -21,6 +21,7 @@ from mother.files import write_atomically, write_json
 from mother.layers import Layer
 from mother.measurements import Measured, versions
 from mother.model_graph import Manifest, Node, read_manifest
+from mother.snapshots import Snapshot
 from mother.streaming import IN_FLIGHT
 
 SCHEMA = 1  # raise it when a statistic changes its meaning: what was measured before is measured again
@@ -113,6 +114,7 @@ def measure_once(
 ) -> tuple[Measured, float, bool]:
     """Load the measurements in `path` if they were made with the same key, else compute and keep them.
 
+    `compute` is given a snapshot beside `path` that holds what an interrupted run had found.
     Returns (measurements, seconds that computing took, whether they were reused).
     """
     key = key | {"versions": versions(), "schema": SCHEMA}
@@ -129,9 +131,14 @@ def measure_once(
         except Exception:  # noqa: BLE001  A damaged archive raises nearly anything; then we measure again.
             pass
     started = time.perf_counter()
-    measured = compute()
+    snapshot = Snapshot(path.with_suffix(".part.npz"), key)
+    if overwrite:
+        snapshot.clear()
+    measured = compute(snapshot)
     measured.read = key["read"]
     seconds = time.perf_counter() - started
+    if measured.transient:  # the next run tries again
+        return measured, seconds, False
     about = {
         "key": key,
         "models": measured.models,
@@ -141,6 +148,7 @@ def measure_once(
         "seconds": seconds,
     }
     write_atomically(path, lambda file: np.savez(file, about=np.array(json.dumps(about)), **measured.arrays))
+    snapshot.clear()
     return measured, seconds, False
 
 

@@ -83,9 +83,10 @@ def read_each(
     checkpoints: Sequence[Checkpoint],
     names: Sequence[list[str]],
     failed: dict[str, CheckpointError],
+    start: int = 0,
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-    """For each model in turn its place and the tensors of these raw names; models that fail go into `failed`."""
-    places = [place for place, checkpoint in enumerate(checkpoints) if checkpoint.model not in failed]
+    """For each model from place `start` on, its tensors of these raw names; models that fail go into `failed`."""
+    places = [place for place in range(start, len(checkpoints)) if checkpoints[place].model not in failed]
     workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else ON_DISK
     with ThreadPoolExecutor(workers) as pool:
         futures: list[tuple[int, Future]] = []

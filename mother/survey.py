@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from mother.headers import DTYPES
 from mother.layers import Layer, canonical_name, sort_key
 from mother.measurements import is_backbone, lacks
 from mother.relations import Grid, find_grid, grid_step, quantization_noise
+from mother.snapshots import Snapshot
 from mother.spectra import rounding_noise, spectrum
 from mother.streaming import read_ahead, read_each
 
@@ -51,6 +52,19 @@ class Facts:
     zeros: int = 0
     entries: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """All but the tables as JSON values."""
+        content = asdict(replace(self, tables={}))
+        return content | {"fits": sorted(self.fits), "tables": [list(key) for key in self.tables]}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], tables: list[np.ndarray]) -> "Facts":
+        """What `to_json` gave, with the tables in its order."""
+        keys = [(name, tuple(steps), columns) for name, steps, columns in content["tables"]]
+        grids = [grid and Grid(**grid) for grid in content["grids"]]
+        found = {key: torch.from_numpy(table) for key, table in zip(keys, tables)}
+        return cls(**content | {"fits": set(content["fits"]), "grids": grids, "tables": found})
+
 
 @dataclass
 class Survey:
@@ -64,6 +78,7 @@ class Survey:
     size: Float[np.ndarray, "models"]  # sum of W^2
     relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
     left_out: dict[str, str] = field(default_factory=dict)
+    transient: bool = False  # whether a model is left out for a reason that may pass
 
 
 def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
@@ -101,9 +116,10 @@ def _stacks(
     checkpoints: Sequence[Checkpoint],
     failed: dict[str, CheckpointError],
     read: Callable[[], object],
+    start: int = 0,
 ) -> Iterator[tuple[Layer, list[int], Float[Tensor, "members rows columns"]]]:
-    """The weights of each group as matrices, and the places they are of; models that fail go into `failed`."""
-    groups = _groups(checkpoints)
+    """The weights of each group from `start` on as matrices, and of which places; models that fail go into `failed`."""
+    groups = _groups(checkpoints)[start:]
     requests = [(layer, members) for layer, _, members in groups]
     for (layer, shape, _), (there, weights) in zip(groups, read_ahead(checkpoints, requests, failed, read)):
         stack = torch.zeros(len(there), *shape)
@@ -148,8 +164,13 @@ def survey(
     checkpoints: Sequence[Checkpoint],
     device: torch.device,
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
+    snapshot: Snapshot | None = None,
 ) -> Survey:
-    """First pass over a collection. Models without any matrix, or broken ones, are left out with the reason."""
+    """First pass over a collection. Models without any matrix, or broken ones, are left out with the reason.
+
+    With a `snapshot` an interrupted pass goes on, and a finished one is read from it.
+    """
+    snapshot = snapshot or Snapshot(None, {})
     left_out: dict[str, str] = {}
     usable = []
     for checkpoint in checkpoints:
@@ -160,30 +181,60 @@ def survey(
     checkpoints = usable
     n, failed = len(checkpoints), {}
     facts = [Facts() for _ in checkpoints]
-    square, cosine = np.zeros((n, n)), np.zeros((n, n))
-    compared, tested = np.zeros((n, n)), np.zeros((n, n))
-    size = np.zeros(n)
-    layers: dict[Layer, None] = {}
+    sums = {name: np.zeros((n, n)) for name in ("square", "cosine", "compared", "tested")} | {"size": np.zeros(n)}
     outside = [_outside(checkpoint) for checkpoint in checkpoints]
-    read = progress(sum(len(matrices(one)) + len(some) for one, some in zip(checkpoints, outside)))
-    for layer, members, weights in _stacks(checkpoints, failed, read):
-        layers[layer] = None
+    groups = len(_groups(checkpoints))
+    done = 0
+    if (saved := snapshot.load()) is not None:
+        done, sums, content = saved
+        failed = {model: CheckpointError(model, *words) for model, words in content["failed"].items()}
+        tables = {
+            place: [sums.pop(f"table_{place}_{k}") for k in range(len(one["tables"]))]
+            for place, one in enumerate(content["facts"])
+        }
+        facts = [Facts.from_json(one, tables[place]) for place, one in enumerate(content["facts"])]
+
+    def so_far() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        words = {model: [error.file, error.reason, error.remedy] for model, error in failed.items()}
+        tables = {
+            f"table_{place}_{k}": table.numpy()
+            for place, fact in enumerate(facts)
+            for k, table in enumerate(fact.tables.values())
+        }
+        return sums | tables, {"failed": words, "facts": [fact.to_json() for fact in facts]}
+
+    def keep(now: bool = False) -> None:
+        if not any(error.transient for error in failed.values()):
+            snapshot.save(done, so_far, now)
+
+    left = [sum(len(members) for _, _, members in _groups(checkpoints)[done:])] + [len(some) for some in outside]
+    read = progress(sum(left)) if done < groups + n else lambda: None
+    for layer, members, weights in _stacks(checkpoints, failed, read, min(done, groups)):
+        done += 1
         if not members:
             continue
         in_threads(lambda at: _note_facts(facts[members[at]], layer, weights[at]), range(len(members)))
-        size[members] += weights.square().sum(dim=(1, 2), dtype=torch.float64).numpy()
+        sums["size"][members] += weights.square().sum(dim=(1, 2), dtype=torch.float64).numpy()
         weights = weights.to(device)
         chosen = np.ix_(members, members)
-        square[chosen] += _square_distances(weights)
-        compared[chosen] += weights[0].numel()
+        sums["square"][chosen] += _square_distances(weights)
+        sums["compared"][chosen] += weights[0].numel()
         z, valid = layer_cosine(weights)
-        cosine[chosen] += z.cpu().numpy()
-        tested[chosen] += valid.cpu().numpy()
-    for place, tensors in read_each(checkpoints, outside, failed):
-        for name, values in tensors.items():
-            _note_digests(facts[place], canonical_name(name), values)
-            _keep_sample(facts[place], canonical_name(name), values)
-            read()
+        sums["cosine"][chosen] += z.cpu().numpy()
+        sums["tested"][chosen] += valid.cpu().numpy()
+        keep()
+    if done < groups + n:
+        for place, tensors in read_each(checkpoints, outside, failed, done - groups):
+            for name, values in tensors.items():
+                _note_digests(facts[place], canonical_name(name), values)
+                _keep_sample(facts[place], canonical_name(name), values)
+                read()
+            done = groups + place + 1
+            keep()
+        done = groups + n
+        keep(now=True)
+    square, cosine, compared, tested, size = (sums[name] for name in ("square", "cosine", "compared", "tested", "size"))
+    layers = dict.fromkeys(layer for layer, _, _ in _groups(checkpoints))
     left_out |= {model: str(error) for model, error in failed.items()}
     kept = [place for place, checkpoint in enumerate(checkpoints) if checkpoint.model not in failed]
     largest = np.maximum.outer(np.diagonal(compared), np.diagonal(compared)).clip(min=1)
@@ -200,6 +251,7 @@ def survey(
         size[kept],
         relatedness[chosen],
         left_out,
+        any(error.transient for error in failed.values()),
     )
 
 
@@ -286,12 +338,15 @@ def compare(
     bits: Sequence[int],
     device: torch.device,
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
+    snapshot: Snapshot | None = None,
 ) -> Pairs:
     """Second pass: look at the differences of these pairs, and at each model among its neighbours.
 
     `pairs` and `neighbours` are places in `checkpoints`; `grids` and `bits` are the grid and the mantissa bits of each
-    model. Raises CheckpointError for a model that has changed since the first pass.
+    model. With a `snapshot` an interrupted pass goes on, and a finished one is read from it. Raises CheckpointError for
+    a model that has changed since the first pass.
     """
+    snapshot = snapshot or Snapshot(None, {})
     first, second = (np.array([pair[end] for pair in pairs], dtype=int) for end in (0, 1))
     layers: dict[Layer, int] = {}
     for checkpoint in checkpoints:
@@ -303,8 +358,21 @@ def compare(
     sides, weight = np.zeros((4, len(pairs), n)), np.zeros((len(pairs), n))
     grams: list[list[np.ndarray]] = [[] for _ in checkpoints]
     failed: dict[str, CheckpointError] = {}
-    read = progress(sum(len(matrices(checkpoint)) for checkpoint in checkpoints))
-    for layer, members, weights in _stacks(checkpoints, failed, read):
+    groups, done = _groups(checkpoints), 0
+    if (saved := snapshot.load()) is not None:
+        done, stored, _ = saved
+        arrays = {name: stored[name] for name in ARRAYS}
+        sides, weight = stored["sides"], stored["weight"]
+        grams = [list(stored[f"gram_{place}"]) for place in range(n)]
+
+    def so_far() -> tuple[dict[str, np.ndarray], None]:
+        sizes = [len(near) + 1 for near in neighbours]
+        local = {f"gram_{m}": np.array(found).reshape(-1, sizes[m], sizes[m]) for m, found in enumerate(grams)}
+        return arrays | local | {"sides": sides, "weight": weight}, None
+
+    left = sum(len(members) for _, _, members in groups[done:])
+    read = progress(left) if left else lambda: None
+    for layer, members, weights in _stacks(checkpoints, failed, read, done):
         if failed:
             raise next(iter(failed.values()))
         row, weights = order[layer], weights.to(device)
@@ -335,6 +403,8 @@ def compare(
         in_threads(
             lambda m: grams[m].append(_local_gram(weights[place[m]], [weights[place[k]] for k in neighbours[m]])), ready
         )
+        done += 1
+        snapshot.save(done, so_far, now=done == len(groups))
     with np.errstate(invalid="ignore"):
         beyond = sides / weight
     stacked = [np.array(found).reshape(-1, len(near) + 1, len(near) + 1) for found, near in zip(grams, neighbours)]

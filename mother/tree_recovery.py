@@ -116,7 +116,9 @@ def recover_model_graph(
         measured, seconds, _ = measure_once(
             folder / "measurements" / f"{method.name}_{group}.npz",
             key,
-            lambda: measure(opened, method.kinds, method.statistics, device, progress(f"{manifest.name} tree {group}")),
+            lambda snapshot: measure(
+                opened, method.kinds, method.statistics, device, progress(f"{manifest.name} tree {group}"), snapshot
+            ),
             flags["overwrite"],
         )
         measured.left_out |= {model: unreadable[model] for model in members if model in unreadable}
