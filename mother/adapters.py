@@ -43,11 +43,11 @@ class Adapter:
     whole: dict[str, str] = field(default_factory=dict)  # name in the base -> raw name in the adapter
 
 
-def _pattern(patterns: Any, module: str, usual: float) -> float:
+def _pattern(patterns: Any, module: str, usual: int | float) -> int | float:
     """A value that the configuration gives for modules by pattern, as PEFT reads it; else the usual one."""
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return float(value)
+            return value
     return usual
 
 

@@ -1,0 +1,152 @@
+"""PEFT adapters: what they add to their base is what PEFT adds, and keeps its rank."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
+
+from mother.checkpoints import open_checkpoint
+from mother.errors import CheckpointError
+from mother.heritage import trace
+from mother.typed_graph import build_graph
+
+VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return ViTForImageClassification(ViTConfig(**VIT, image_size=8, patch_size=4, num_labels=3))
+
+
+def gpt() -> nn.Module:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=8, n_embd=24, n_layer=2, n_head=2))
+
+
+def adapt(folder: Path, base: nn.Module, **config: object) -> dict[str, torch.Tensor]:
+    """Save a base and a trained-looking adapter of it; returns the weights that PEFT merges."""
+    base.save_pretrained(folder / "base")
+    names = set(load_file(folder / "base" / "model.safetensors"))
+    model = peft.get_peft_model(base, peft.LoraConfig(**config))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder / "adapter")
+    merged = model.merge_and_unload()
+    merged.save_pretrained(folder / "merged")
+    result = load_file(folder / "merged" / "model.safetensors")
+    assert names == set(result)
+    return result
+
+
+CASES = {
+    "plain": (vit, None, {"r": 3, "lora_alpha": 6}),
+    "rslora": (vit, None, {"r": 4, "lora_alpha": 6, "use_rslora": True}),
+    "dora": (vit, None, {"r": 3, "lora_alpha": 6, "use_dora": True}),
+    "head": (vit, None, {"r": 2, "lora_alpha": 2, "modules_to_save": ["classifier"]}),
+    "patterns": (vit, None, {"r": 3, "lora_alpha": 6, "rank_pattern": {"first": 5}, "alpha_pattern": {"first": 1}}),
+    "convolution": (vit, ["projection"], {"r": 2, "lora_alpha": 3}),
+    "fan_in_fan_out": (gpt, ["c_attn"], {"r": 3, "lora_alpha": 6, "fan_in_fan_out": True}),
+    "dora, fan_in_fan_out": (gpt, ["c_attn"], {"r": 3, "lora_alpha": 6, "fan_in_fan_out": True, "use_dora": True}),
+    "embedding": (gpt, ["wpe"], {"r": 3, "lora_alpha": 6}),
+}
+
+
+def attention(base: nn.Module, *names: str) -> list[str]:
+    """Query, value as this version of transformers calls them."""
+    new = any(name.endswith("q_proj") for name, _ in base.named_modules())
+    return [f"{name[0]}_proj" if new else name for name in names]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapters_on_their_base_are_what_peft_merges(case: str, tmp_path: Path) -> None:
+    make, targets, config = CASES[case]
+    base = make()
+    targets = targets or attention(base, "query", "value")
+    config = dict(config)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if key in config:
+            config[key] = {targets[0]: config[key]["first"]}
+    expected = adapt(tmp_path, base, target_modules=targets, **config)
+    checkpoint = open_checkpoint("m", tmp_path / "adapter", tmp_path / "base")
+    assert checkpoint.tensors.keys() == expected.keys()
+    found = checkpoint.read_tensors(list(expected))
+    for name, weight in expected.items():
+        assert found[name].shape == weight.shape
+        assert torch.allclose(found[name], weight, rtol=1e-5, atol=1e-6), name
+        assert checkpoint.tensors[name][1].shape == tuple(weight.shape)
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    assert any(not torch.equal(found[name], before[name]) for name in before)
+
+
+def test_an_adapter_alone_is_what_it_adds(tmp_path: Path) -> None:
+    base = vit()
+    targets = attention(base, "query")
+    expected = adapt(tmp_path, base, r=3, lora_alpha=6, target_modules=targets)
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    alone = open_checkpoint("m", tmp_path / "adapter")
+    assert len(alone.layers) == 2
+    changed = {name for name in before if not torch.equal(before[name], expected[name])}
+    deltas = sorted(float(alone.read(layer).norm()) for layer in alone.layers)
+    assert deltas == pytest.approx(sorted(float((expected[name] - before[name]).norm()) for name in changed), rel=1e-4)
+    assert all(int(torch.linalg.matrix_rank(alone.read(layer))) == 3 for layer in alone.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_keeps_its_rank_and_its_arrow(dtype: torch.dtype, tmp_path: Path) -> None:
+    base = vit().to(dtype)
+    targets = attention(base, "query", "value")
+    adapt(tmp_path, base, r=3, lora_alpha=6, target_modules=targets)
+    checkpoints = [
+        open_checkpoint("adapted", tmp_path / "adapter", tmp_path / "base"),
+        open_checkpoint("base", tmp_path / "base"),
+    ]
+    (edge,) = build_graph("test", trace(checkpoints, torch.device("cpu")), checkpoints).edges
+    assert (edge.parent, edge.child, edge.attributes["kind"], edge.attributes["rank"]) == ("base", "adapted", "lora", 3)
+    assert edge.attributes["arrow"] > 0.9
+
+
+REFUSED = {
+    "ia3": ({"peft_type": "IA3"}, None, "adapter of type 'IA3'"),
+    "no config": ({}, None, "damaged"),
+    "bias": ({}, {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2), "m.lora_bias": (4,)}, "lora_bias"),
+    "half": ({}, {"m.lora_A.weight": (2, 4)}, "one half"),
+    "misfit": ({}, {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 3)}, "do not fit"),
+    "wrong rank": ({}, {"m.lora_A.weight": (3, 4), "m.lora_B.weight": (4, 3)}, "rank 3.*says 2"),
+    "dora alone": (
+        {"use_dora": True},
+        {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2), "m.lora_magnitude_vector": (4,)},
+        "DoRA adapter",
+    ),
+    "empty": ({}, {"other.weight": (2, 4)}, "no LoRA update"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_adapters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    config, shapes, words = REFUSED[kind]
+    usual = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({} if kind == "no config" else usual | config))
+    tensors = {name: torch.zeros(shape) for name, shape in (shapes or {"m.lora_A.weight": (2, 4)}).items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=words) as error:
+        open_checkpoint("victim", tmp_path)
+    assert "model victim" in str(error.value)
+
+
+def test_a_base_that_is_another_one(tmp_path: Path) -> None:
+    base = vit()
+    targets = attention(base, "query")
+    adapt(tmp_path, base, r=3, lora_alpha=6, target_modules=targets)
+    gpt().save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="is missing in its base"):
+        open_checkpoint("m", tmp_path / "adapter", tmp_path / "other")
+    with pytest.raises(CheckpointError, match="has a base but is no adapter"):
+        open_checkpoint("m", tmp_path / "base", tmp_path / "other")

@@ -1,0 +1,193 @@
+"""Pickled checkpoints: the same values as torch reads, and not a line of an attacker's code."""
+
+import io
+import os
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import vit_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_checkpoints import assert_same, read_all
+
+from mother.checkpoints import open_checkpoint
+from mother.errors import CheckpointError
+from mother.pickles import parse_pickle
+
+
+def parse(content: bytes) -> dict:
+    return parse_pickle(lambda start, end: content[start:end], len(content))
+
+
+def saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def archive(pickled: bytes, **members: bytes) -> bytes:
+    """A checkpoint around any pickle."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", pickled)
+        for name, content in members.items():
+            file.writestr(f"archive/data/{name}", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_equal_those_of_torch(dtype: torch.dtype, tmp_path: Path) -> None:
+    weights = OrderedDict((name, weight.to(dtype)) for name, weight in vit_weights(1).items())
+    shared = torch.randn(6, 8).to(dtype)
+    weights["blocks.0.attn.proj.weight"] = shared[2:5]  # a part of a storage
+    weights["blocks.1.attn.proj.weight"] = torch.nn.Parameter(shared)
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(weights, file)
+    checkpoint = open_checkpoint("m", tmp_path)
+    expected = torch.load(file, weights_only=True)
+    assert checkpoint.tensors.keys() == expected.keys()
+    for name, value in checkpoint.read_tensors(list(expected)).items():
+        assert torch.equal(value, expected[name].float()), name
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_dictionaries_of_training_scripts(key: str | None, tmp_path: Path) -> None:
+    weights = vit_weights(1)
+    torch.save({key: weights, "epoch": 3, "args": {"lr": 0.1}} if key else weights, tmp_path / "last.ckpt")
+    torch.save(weights, tmp_path / "plain.bin")
+    assert_same(read_all(tmp_path / "plain.bin"), read_all(tmp_path / "last.ckpt"))
+
+
+def test_a_strided_view_is_refused_by_name(tmp_path: Path) -> None:
+    weights = vit_weights(1) | {"blocks.0.attn.proj.weight": torch.randn(4, 6).T}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    checkpoint = open_checkpoint("m", tmp_path)
+    with pytest.raises(CheckpointError, match="attn.proj.weight is stored as view"):
+        checkpoint.read_tensor("blocks.0.attn.proj.weight")
+
+
+class Call:
+    """Pickles as a call of anything."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def attacks(marker: Path) -> dict[str, bytes]:
+    """Payloads that would create `marker`, in the ways that have been seen in the wild."""
+    command, code = f"touch {marker}", f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    nested = pickle.dumps(Call(os.system, command))
+    return {
+        "os.system": pickle.dumps(Call(os.system, command)),
+        "exec": pickle.dumps(Call(exec, code)),
+        "eval in a state dict": pickle.dumps({"w": Call(eval, code)}),
+        "protocol 0": f"cposix\nsystem\n(S'{command}'\ntR.".encode(),
+        "INST": f"(S'{command}'\nios\nsystem\n.".encode(),
+        "OBJ": f"(cos\nsystem\nS'{command}'\no.".encode(),
+        "pickle in a pickle": pickle.dumps(Call(pickle.loads, nested)),
+        "getattr chain": b"cbuiltins\ngetattr\n(cos\n__dict__\nS'system'\ntR.",
+        "dotted name": b"\x80\x04\x8c\x0btorch._utils\x8c\x0fos.system.thing\x93.",
+        "torch.load": pickle.dumps(Call(torch.load, str(marker))),
+        "numpy load": b"cnumpy\nload\n(S'x'\ntR.",
+        "runpy": f"crunpy\n_run_code\n(S'{code}'\n}}tR.".encode(),
+        "build": b"ctorch\nSize\n)R}(S'__class__'\ncos\nsystem\nub.",
+        "persistent id": b"(S'storage'\ncos\nsystem\nS'0'\nS'cpu'\nI1\ntQ.",
+        "extension": b"\x80\x02\x82\x01.",
+    }
+
+
+@pytest.mark.parametrize("name", attacks(Path("x")))
+def test_malicious_pickles_execute_nothing(name: str, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    content = archive(attacks(marker)[name])
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match="refused|damaged|no dictionary") as error:
+        open_checkpoint("victim", tmp_path)
+    assert "model victim" in str(error.value) and "\n" not in str(error.value)
+    assert not marker.exists()
+
+
+def test_the_attacks_are_real(tmp_path: Path) -> None:
+    """With the pickle module of the library several of them would have run."""
+    done = 0
+    for number, name in enumerate(attacks(Path("x"))):
+        marker = tmp_path / str(number)
+        try:
+            pickle.loads(attacks(marker)[name])
+        except Exception:  # noqa: BLE001, S110
+            pass
+        done += marker.exists()
+    assert done >= 6
+
+
+BROKEN = {
+    "empty": (b"", "no zip archive"),
+    "legacy": (pickle.dumps(0x1950A86A20F9469CFC6C), "no zip archive"),
+    "cut off": (saved(vit_weights(1))[:-300], "damaged"),
+    "no pickle": (archive(b"")[:0] + b"PK\x03\x04" + b"\0" * 50, "damaged"),
+    "no tensors": (saved({"a": 1}), "no tensors"),
+    "a list": (saved([torch.zeros(2)]), "no dictionary"),
+    "missing storage": (archive(pickle.dumps({})), "no tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_archives_say_why(kind: str) -> None:
+    content, words = BROKEN[kind]
+    with pytest.raises(ValueError, match=words):
+        parse(content)
+
+
+def test_storages_that_lie(tmp_path: Path) -> None:
+    whole = saved({"w": torch.zeros(4, 4)})
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
+        pickled = file.read(next(name for name in file.namelist() if name.endswith("data.pkl")))
+    with pytest.raises(ValueError, match="storage of tensor w is missing"):
+        parse(archive(pickled))
+    with pytest.raises(ValueError, match="truncated: tensor w"):
+        parse(archive(pickled, **{"0": b"\0" * 60}))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", pickled)
+        file.writestr("archive/data/0", b"\0" * 64)
+    with pytest.raises(ValueError, match="compressed"):
+        parse(buffer.getvalue())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutated_archives_never_raise_anything_else(data: st.DataObject) -> None:
+    content = bytearray(saved({"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        tensors = parse(content)
+    except ValueError:
+        return
+    for info in tensors.values():
+        assert 0 <= info.start <= info.end <= len(content)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_mutated_pickles_never_raise_anything_else(data: st.DataObject) -> None:
+    whole = saved({"a": torch.ones(2, 3), "b": torch.ones(4)})
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
+        pickled = bytearray(file.read(next(name for name in file.namelist() if name.endswith("data.pkl"))))
+    assert list(pickletools.genops(bytes(pickled)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        pickled[data.draw(st.integers(0, len(pickled) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        parse(archive(bytes(pickled), **{"0": b"\0" * 24, "1": b"\0" * 16}))
+    except ValueError:
+        pass
