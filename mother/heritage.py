@@ -249,6 +249,7 @@ class Heritage:
     altered: set[int]
     clusters: list[Cluster]
     reused: float = 0.0  # seconds that earlier runs took for measurements that were read again
+    key: dict[str, Any] = field(default_factory=dict)  # of what is kept of these models
 
     def hidden_name(self, hidden: Hidden) -> str:
         """Id of a hidden ancestor: by its children, so that it is the same in every run."""
@@ -295,7 +296,7 @@ def trace(
         heritage = trace(rest, device, error, coefficients, progress, keep)
         heritage.survey.left_out.update(found.left_out | {reason.model: str(reason)})
         return heritage
-    heritage = Heritage(found, pairs, labels, aliases, relations, altered, [], first.before + second.before)
+    heritage = Heritage(found, pairs, labels, aliases, relations, altered, [], first.before + second.before, first.key)
     return recover_clusters(heritage, coefficients or read_coefficients())
 
 

@@ -48,13 +48,13 @@ def recover_typed_graph(
     checkpoints, unreadable = open_models(manifest)
     keep = folder / "measurements" / "map"
     if flags["overwrite"]:
-        for name in ("first_pass.npz", "second_pass.npz"):
+        for name in ("first_pass.npz", "second_pass.npz", "kinds.npz"):
             (keep / name).unlink(missing_ok=True)
     heritage = trace(checkpoints, device, flags["error"], progress=progress, keep=keep)
     if not heritage.survey.models:
         reason = next(iter(heritage.survey.left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
-    graph = build_graph(manifest.name, heritage, checkpoints)
+    graph = build_graph(manifest.name, heritage, checkpoints, keep)
     graph.left_out.update(unreadable)
     seconds = time.perf_counter() - started + heritage.reused
     scores = score_graph(graph, manifest) | {"seconds": round(seconds, 2)}

@@ -180,7 +180,7 @@ def parse_pickle(read: Read, size: int) -> dict[str, TensorInfo]:
     try:
         found = _Unpickler(io.BytesIO(content)).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f"the pickle is refused: {error}") from None
+        raise ValueError(f"the pickle is refused: {' '.join(str(error).split())}") from None
     except Exception as error:  # noqa: BLE001  A hostile pickle raises nearly anything.
         raise ValueError(f"the pickle is damaged ({type(error).__name__})") from None
     return _tensors(_state_dict(found), stem, members, read, size)

@@ -38,7 +38,9 @@ def find_manifest(model_graph: str) -> Manifest:
             raise ManifestError(
                 model_graph,
                 f"there is no such model graph in dataset/ (there: {known})",
-                "Grow the mini splits with `python -m dataset.grow`, or give the path of a manifest.",
+                "Fetch the official truth with `python -m dataset.vthr`."
+                if model_graph.startswith("vthr_")
+                else "Grow the mini splits with `python -m dataset.grow`, or give the path of a manifest.",
             )
     return read_manifest(path)
 
