@@ -35,6 +35,7 @@ bench: .venv/installed
 	$(RUN) -m benchmarks.precision
 	$(RUN) -m benchmarks.calibrate
 	$(RUN) -m benchmarks.ablation
+	$(RUN) -m benchmarks.kill
 
 # The figures that README.md shows, from the results.
 imgs: recover
