@@ -1,5 +1,6 @@
 """What the benchmarks of method "map" share: trace the grown splits once, and examples of known truth."""
 
+import hashlib
 import pickle
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mother.model_graph import Manifest
 from mother.results import find_manifest, open_models, read_digest
 from mother.scores import present_parents
 
+CODE = Path(__file__).parent.parent / "mother"
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
 
 
@@ -30,10 +32,11 @@ class Case:
 
 
 def traced(split: str) -> tuple[Manifest, Heritage]:
-    """Trace a grown split. Kept in a scratch folder of this user while the models stay the same."""
+    """Trace a grown split. Kept in a scratch folder of this user while the models and our code stay the same."""
     manifest = find_manifest(split)
     checkpoints, _ = open_models(manifest)
-    digest = read_digest(checkpoints)
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(CODE.glob("*.py")))).hexdigest()[:12]
+    digest = f"{read_digest(checkpoints)}-{code}"
     path = Path(tempfile.gettempdir()) / f"mother-traced-{torch.__version__}" / f"{split}-{digest}.pickle"
     if path.exists():
         return manifest, pickle.loads(path.read_bytes())
