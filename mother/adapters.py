@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mother.errors import CheckpointError
-from mother.headers import TensorInfo
+from mother.headers import MAX_NAME, TensorInfo
 from mother.layers import canonical_name
 
 _PART = re.compile(
@@ -44,10 +44,25 @@ class Adapter:
 
 
 def _pattern(patterns: Any, module: str, usual: int | float) -> int | float:
-    """A value that the configuration gives for modules by pattern, as PEFT reads it; else the usual one."""
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return value
+    """A value that the configuration gives for modules by pattern, as PEFT reads it; else the usual one.
+
+    Raises ValueError for what is no such table. The patterns are an adapter's own: those that could keep a matcher
+    busy for ever are refused.
+    """
+    if patterns is None:
+        return usual
+    if not isinstance(patterns, dict):
+        raise ValueError("rank_pattern or alpha_pattern is no table")
+    for pattern, value in patterns.items():
+        if len(pattern) > MAX_NAME or len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"[)\]][*+{]", pattern):
+            raise ValueError(f"the pattern {ascii(pattern)[:100]} is too involved")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"the pattern {ascii(pattern)[:100]} has no number")
+        try:
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return value
+        except re.error:
+            raise ValueError(f"the pattern {ascii(pattern)[:100]} is none") from None
     return usual
 
 
@@ -93,10 +108,13 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
             raise refuse(f"{module} has parts of shapes {first} and {second}, which do not fit", "Save it again.")
         if embedding and "magnitude" in parts:
             raise refuse(f"{module}: DoRA of an embedding is not supported")
-        r = _pattern(content.get("rank_pattern"), module, rank)
-        a = _pattern(content.get("alpha_pattern"), module, alpha)
+        try:
+            r = _pattern(content.get("rank_pattern"), module, rank)
+            a = _pattern(content.get("alpha_pattern"), module, alpha)
+        except ValueError as error:
+            raise refuse(f"adapter_config.json is damaged: {error}", "Save the adapter again.") from None
         if inner != r:
-            raise refuse(f"{module} has rank {inner}, adapter_config.json says {r:.0f}", "Save the adapter again.")
+            raise refuse(f"{module} has rank {inner}, adapter_config.json says {r}", "Save the adapter again.")
         scale = a / (r**0.5 if content.get("use_rslora") else r)
         updates[module] = Update(module, parts, scale, bool(content.get("fan_in_fan_out")), embedding)
     if not updates:
@@ -135,7 +153,8 @@ def applied(update: Update, parts: dict[str, Tensor], base: Tensor | None) -> Te
 def names_in_base(modules: list[str], base: list[str]) -> dict[str, str | None]:
     """The base's tensor for each module of an adapter: by name, else by the name without wrappers."""
     plain = {canonical_name(name): name for name in base}
+    there = set(base)
     return {
-        module: f"{module}.weight" if f"{module}.weight" in base else plain.get(canonical_name(f"{module}.weight"))
+        module: f"{module}.weight" if f"{module}.weight" in there else plain.get(canonical_name(f"{module}.weight"))
         for module in modules
     }

@@ -6,6 +6,7 @@ the connection broke; what is final becomes one CheckpointError. What a header s
 with the measurements in `results/` a second run, or one without a network, reads nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -75,7 +76,7 @@ def _answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[E
     """Run a request; every way it may fail, but those `passed` on, becomes a CheckpointError that says what to do."""
     try:
         return call()
-    except passed:
+    except (CheckpointError, *passed):
         raise
     except GatedRepoError as error:
         repo = source.removeprefix("hf://").split("@")[0].split(":")[0]
@@ -192,7 +193,8 @@ def open_repository(model: str, repo: str, revision: str | None) -> Repository:
             raise ValueError(commit)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(model, source, "the Hub gives no commit or no files", "Try again later.") from None
-    write_json(kept, {"commit": commit, "files": sorted(files)})
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        write_json(kept, {"commit": commit, "files": sorted(files)})
     return Repository(model, repo, commit, frozenset(files))
 
 
@@ -220,7 +222,8 @@ class RemoteFile:
             self.size, self.etag = int(content["size"]), str(content["etag"])
         except (OSError, ValueError, KeyError, TypeError):
             self._resolve()
-            write_json(kept, {"size": self.size, "etag": self.etag})
+            with contextlib.suppress(OSError):
+                write_json(kept, {"size": self.size, "etag": self.etag})
 
     def __str__(self) -> str:
         return f"{self.repository}/{self.path}"
@@ -265,7 +268,8 @@ class RemoteFile:
         except OSError:
             pass
         (content,) = self.read([(0, min(self.size, max(count, HEAD_BYTES)))])
-        write_atomically(kept, lambda file: file.write(content))
+        with contextlib.suppress(OSError):
+            write_atomically(kept, lambda file: file.write(content))
         return bytes(content[:count])
 
     def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:

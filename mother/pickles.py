@@ -126,6 +126,8 @@ class _Window(io.RawIOBase):
     def read(self, count: int = -1) -> bytes:
         end = self.size if count is None or count < 0 else min(self.size, self.position + count)
         start = min(self.position, end)
+        if end - start > MAX_PICKLE:
+            raise ValueError(f"the archive's directory or pickle has {end - start} bytes")
         first, last = start // self.BLOCK, -(-end // self.BLOCK)
         missing = [block for block in range(first, last) if block not in self.blocks]
         if missing:

@@ -113,6 +113,7 @@ def test_an_adapter_keeps_its_rank_and_its_arrow(dtype: torch.dtype, tmp_path: P
     assert edge.attributes["arrow"] > 0.9
 
 
+GOOD = {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2)}
 REFUSED = {
     "ia3": ({"peft_type": "IA3"}, None, "adapter of type 'IA3'"),
     "no config": ({}, None, "damaged"),
@@ -126,6 +127,10 @@ REFUSED = {
         "DoRA adapter",
     ),
     "empty": ({}, {"other.weight": (2, 4)}, "no LoRA update"),
+    "endless pattern": ({"rank_pattern": {"(a*)*b": 2}}, GOOD, "too involved"),
+    "no pattern": ({"alpha_pattern": {"(": 2}}, GOOD, "is none"),
+    "pattern without a number": ({"alpha_pattern": {"m": "x"}}, GOOD, "no number"),
+    "patterns in a list": ({"rank_pattern": ["m"]}, GOOD, "no table"),
 }
 
 
