@@ -175,8 +175,8 @@ def stream(
             buffer = torch.zeros(shape)
         elif len(there) < len(checkpoints):
             buffer.zero_()
-        for row, weight in zip(there, weights):
-            buffer[row] = weight
+        for row in reversed(there):
+            buffer[row] = weights.pop()
         yield layer, buffer.to(device)
 
 

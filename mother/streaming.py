@@ -9,20 +9,20 @@ from mother.checkpoints import Checkpoint
 from mother.errors import CheckpointError
 from mother.layers import Layer
 
-AHEAD = 1 << 28  # bytes of weights in float32 that one step of reading may hold; two steps are in memory at a time
+AHEAD = 1 << 28  # bytes of weights in float32 that one step of reading from afar may hold; two are in memory at a time
 IN_FLIGHT = 8  # models that are read at once over a network
 ON_DISK = 2  # and from disks
 
 Request = tuple[Layer, list[int]]  # a layer, and places of the models that have it
 
 
-def _steps(checkpoints: Sequence[Checkpoint], requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Requests in groups of at most AHEAD bytes: neighbours of a remote file then come with one request."""
+def _steps(checkpoints: Sequence[Checkpoint], requests: Sequence[Request], ahead: int) -> Iterator[list[Request]]:
+    """Requests in groups of at most so many bytes: neighbours of a remote file then come with one request."""
     step: list[Request] = []
     filled = 0
     for layer, members in requests:
         size = sum(4 * checkpoints[place].entries(layer) for place in members)
-        if step and filled + size > AHEAD:
+        if step and filled + size > ahead:
             yield step
             step, filled = [], 0
         step.append((layer, members))
@@ -40,12 +40,12 @@ def read_ahead(
     """For each request the places of the models that could be read, and their weights in float32, as stored.
 
     A model that cannot be read goes into `failed` with its error, and is not asked again. `read()` is called after
-    each tensor.
+    each tensor. Who empties the list that is yielded frees its memory before more is read.
     """
-    workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else ON_DISK
-    with ThreadPoolExecutor(workers) as pool:
+    remote = any(checkpoint.remote for checkpoint in checkpoints)
+    with ThreadPoolExecutor(IN_FLIGHT if remote else ON_DISK) as pool:
         waiting: list[tuple[list[Request], dict[int, Future]]] = []
-        steps = _steps(checkpoints, requests)
+        steps = _steps(checkpoints, requests, AHEAD if remote else 0)
 
         def ask() -> None:
             step = next(steps, None)
@@ -69,6 +69,7 @@ def read_ahead(
                         found[place] = future.result()
                     except CheckpointError as error:
                         failed.setdefault(checkpoints[place].model, error)
+                futures.clear()  # they hold the weights, too
                 for layer, members in step:
                     there = [at for at in members if at in found and checkpoints[at].model not in failed]
                     weights = [found[at].pop(checkpoints[at].layers[layer]) for at in there]

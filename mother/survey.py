@@ -123,8 +123,8 @@ def _stacks(
     requests = [(layer, members) for layer, _, members in groups]
     for (layer, shape, _), (there, weights) in zip(groups, read_ahead(checkpoints, requests, failed, read)):
         stack = torch.zeros(len(there), *shape)
-        for row, weight in enumerate(weights):
-            stack[row] = weight.reshape(shape)
+        for row in reversed(range(len(there))):
+            stack[row] = weights.pop().reshape(shape)
         yield layer, there, stack
 
 

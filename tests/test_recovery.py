@@ -84,10 +84,12 @@ def test_any_order_of_the_input_gives_the_same_tree(rng: np.random.Generator) ->
 
 def test_every_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = open_all(save_family(tmp_path))
-    reads: list[tuple[str, Layer]] = []
-    original = Checkpoint.read
+    reads: list[tuple[str, str]] = []
+    original = Checkpoint.read_tensors
     monkeypatch.setattr(
-        Checkpoint, "read", lambda self, layer: reads.append((self.model, layer)) or original(self, layer)
+        Checkpoint,
+        "read_tensors",
+        lambda self, names: reads.extend((self.model, name) for name in names) or original(self, names),
     )
     ticks: list[int] = []
     measure(checkpoints, ATTENTION, STATISTICS, CPU, lambda total: lambda: ticks.append(total))
@@ -95,8 +97,8 @@ def test_every_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ticks == [40] * 40
 
 
-def test_no_more_than_one_layer_is_in_memory(tmp_path: Path) -> None:
-    """Peak of Python-visible allocations stays near one layer of all models, far below the whole."""
+def test_no_more_than_two_layers_are_in_memory(tmp_path: Path) -> None:
+    """Python-visible allocations stay at the layer that is worked on and the one read ahead, far below all 32."""
     import tracemalloc
 
     for model in range(6):
@@ -107,7 +109,7 @@ def test_no_more_than_one_layer_is_in_memory(tmp_path: Path) -> None:
     measure(checkpoints, ATTENTION, {"kurtosis": kurtosis}, CPU)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 6 * 128 * 128 * 4  # torch's own buffer is not counted: one model's read buffer and small change
+    assert peak < 2.5 * 6 * 128 * 128 * 4  # torch's own buffer is not counted
 
 
 def broken_family(folder: Path) -> list[Checkpoint]:

@@ -42,7 +42,6 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return whole(self, names)
 
     monkeypatch.setattr(Checkpoint, "read_tensors", read)
-    monkeypatch.setattr("mother.streaming.AHEAD", 1)  # a step holds one layer: there is something to keep
     monkeypatch.setattr(snapshots, "SPACING", 0.0)
     monkeypatch.setattr(snapshots, "SHARE", 0.0)
     yield left
