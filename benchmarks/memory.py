@@ -4,7 +4,7 @@
     python -m benchmarks.memory --lora     (the rank of 210 pairs of 768 x 768 matrices: some ten minutes)
 
 Writes 21 models with the names and shapes of ViT-B's attention matrices (2.4 GB in a temporary folder,
-deleted afterwards) and runs the scripts on them. Fails where one needs 3 GB or more.
+deleted afterwards) and runs the scripts on them. Fails where the paper's method needs 3 GB or more, or ours 5 GB.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from mother.model_graph import Manifest, Node, write_manifest
 from mother.results import format_table
 
-LIMIT = 3.0  # GB
+LIMITS = {"mother": 3.0, "map": 5.0}  # GB
 BLOCKS, WIDTH = 12, 768
 LAYERS = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense")
 
@@ -64,17 +64,21 @@ def main(lora: bool) -> bool:
     rows = []
     with tempfile.TemporaryDirectory(prefix="vit_b.") as scratch:
         manifest = write_tree(Path(scratch))
-        runs = [("get_vit_layer_statistics.py", "--model-graph"), ("MoTHer_FullFT.py", "--model-graph")]
+        runs = [
+            ("get_vit_layer_statistics.py", "mother", "--model-graph"),
+            ("MoTHer_FullFT.py", "mother", "--method", "mother", "--model-graph"),
+            ("MoTHer_FullFT.py", "map", "--model-graph"),
+        ]
         if lora:
-            runs.append(("MoTHer_LoRA.py", "--model-graphs"))
-        for script, flag in runs:
+            runs.append(("MoTHer_LoRA.py", "mother", "--method", "mother", "--model-graphs"))
+        for script, method, *flags in runs:
             started = time.perf_counter()
-            command = [sys.executable, "-c", _REPORT, script, flag, str(manifest), "--results", f"{scratch}/results"]
+            command = [sys.executable, "-c", _REPORT, script, *flags, str(manifest), "--results", f"{scratch}/results"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             peak = int(done.stdout.strip().splitlines()[-1]) / 1e6
-            rows.append([script, time.perf_counter() - started, peak])
-    print(format_table(("21 models, 48 matrices of 768 x 768", "seconds", "peak GB"), rows))
-    return all(peak < LIMIT for _, _, peak in rows)
+            rows.append([script, method, time.perf_counter() - started, peak])
+    print(format_table(("21 models, 48 matrices of 768 x 768", "method", "seconds", "peak GB"), rows))
+    return all(peak < LIMITS[method] for _, method, _, peak in rows)
 
 
 # Runs a script and prints the peak resident memory of the process in kB as its last line.
@@ -90,4 +94,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lora", action="store_true", help="measure MoTHer_LoRA.py as well")
-    sys.exit(0 if main(parser.parse_args().lora) else f"a script needed {LIMIT} GB or more")
+    sys.exit(0 if main(parser.parse_args().lora) else "a script needed more memory than it may")
