@@ -17,14 +17,13 @@ import numpy as np
 
 from console import announce_device, progress, report_graph, report_trees, run
 from mother.direction import Stage
-from mother.distances import minmax_distance, pairwise_max_difference
+from mother.distances import minmax_distance
 from mother.errors import InputError
 from mother.layers import ATTENTION
 from mother.map_recovery import recover_typed_graph
 from mother.measurements import Measured
 from mother.results import find_manifest
-from mother.statistics import kurtosis
-from mother.tree_recovery import Method, overall, recover_model_graph
+from mother.tree_recovery import FULL_FINE_TUNING, Method, overall, recover_model_graph
 
 
 @dataclass
@@ -37,6 +36,8 @@ class Args:
     """map: typed edges with probabilities, on the whole collection at once; mother: the paper's"""
     error: float = 0.01
     """map: probability of a single false relation among independently initialised models"""
+    read: Literal["manifest", "attention", "all"] = "manifest"
+    """map: matrices inside the blocks that are read: as the manifest says, only those of attention, or all"""
     clusters: Literal["truth", "ward"] = "truth"
     """mother: models of a tree: as the manifest says, or as clustering.py found"""
     stage: Stage = "specialization"
@@ -114,9 +115,10 @@ def main(args: Args) -> None:
         name=Path(__file__).stem,
         kinds=args.kinds,
         direction_kind=args.direction_kind,
-        statistics={"pair_max_difference": pairwise_max_difference, "kurtosis": kurtosis},
+        statistics=FULL_FINE_TUNING,
         distance=statistics.distance,
         distance_label="max-min-max distance",
+        kept_as="get_vit_layer_statistics",
     )
     trees = recover_model_graph(manifest, method, folder, flags, announce_device(args.device), progress)
     report_trees(manifest.name, trees, overall(manifest, trees), folder, args.show_trees)

@@ -34,6 +34,8 @@ class Args:
     """map: typed edges with probabilities, on the whole collection at once; mother: the paper's"""
     error: float = 0.01
     """map: probability of a single false relation among independently initialised models"""
+    read: Literal["manifest", "attention", "all"] = "manifest"
+    """map: matrices inside the blocks that are read: as the manifest says, only those of attention, or all"""
     clusters: Literal["truth", "ward"] = "truth"
     """mother: models of a tree: as the manifest says, or as clustering.py found"""
     stage: Stage = "specialization"

@@ -57,6 +57,8 @@ class Args:
     """map: components of related models, without K; mother: the paper's"""
     error: float = 0.01
     """map: probability of a single false relation among independently initialised models"""
+    read: Literal["manifest", "attention", "all"] = "manifest"
+    """map: matrices inside the blocks that are read: as the manifest says, only those of attention, or all"""
     clusters: int = 5
     """mother: K, the number of trees"""
     kinds: tuple[str, ...] = ATTENTION
@@ -98,6 +100,8 @@ def report_components(
     if not 0 < args.error < 1:
         raise InputError(f"the error level must be between 0 and 1, not {args.error}.")
     started = time.perf_counter()
+    if (manifest.read if args.read == "manifest" else args.read) == "attention":
+        checkpoints = [checkpoint.attention_only() for checkpoint in checkpoints]
     keep = args.results / manifest.name / "measurements" / "map"
     snapshot = first_pass_snapshot(checkpoints, keep)
     if args.overwrite:

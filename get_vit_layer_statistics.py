@@ -16,14 +16,13 @@ from typing import Literal
 import numpy as np
 
 from console import announce_device, progress, report_left_out, run
-from mother.distances import difference_range, pairwise_max_difference, pairwise_mean_square_difference
+from mother.distances import difference_range
 from mother.errors import InputError
 from mother.files import write_text
 from mother.layers import ATTENTION
 from mother.measurements import Measured, measure
 from mother.results import find_manifest, format_table, measure_once, open_models, read_digest, run_facts, write_result
-from mother.statistics import moments
-from mother.tree_recovery import group_models
+from mother.tree_recovery import FULL_FINE_TUNING, group_models, measurement_key
 
 
 @dataclass
@@ -73,13 +72,6 @@ def layer_rows(group: str, measured: Measured, both_orders: bool) -> list[dict[s
     return rows
 
 
-STATISTICS = {
-    "pair_max_difference": pairwise_max_difference,
-    "pair_mean_square_difference": pairwise_mean_square_difference,
-    "moments": moments,
-}
-
-
 def main(args: Args) -> None:
     """Read every tree once and write `layer_statistics.csv`."""
     manifest = find_manifest(args.model_graph)
@@ -98,9 +90,9 @@ def main(args: Args) -> None:
         digests[group] = read_digest(opened)
         measured, _, _ = measure_once(
             folder / "measurements" / f"{Path(__file__).stem}_{group}.npz",
-            {"read": digests[group], "kinds": list(args.kinds)},
+            measurement_key(digests[group], args.kinds, FULL_FINE_TUNING),
             lambda snapshot: measure(
-                opened, args.kinds, STATISTICS, device, progress(f"{manifest.name} tree {group}"), snapshot
+                opened, args.kinds, FULL_FINE_TUNING, device, progress(f"{manifest.name} tree {group}"), snapshot
             ),
             args.overwrite,
         )

@@ -145,7 +145,7 @@ def convert(split: str, content: bytes, source: object = "truth") -> Manifest:
     description = (
         "VTHR (arXiv 2405.18432), made from the authors' truth file by `python -m dataset.vthr`. Not ours to ship."
     )
-    return Manifest(split, tuple(nodes), DATASET, description)
+    return Manifest(split, tuple(nodes), DATASET, description, "attention")
 
 
 def fetch(split: str, folder: Path = DATASET, truth: Path | None = None) -> Path:

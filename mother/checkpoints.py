@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from mother.adapters import Adapter, applied, names_in_base, parse_adapter, upda
 from mother.errors import CheckpointError
 from mother.headers import DTYPES, TensorInfo, header_length, parse_header
 from mother.hub import RemoteFile, Repository, open_repository
-from mother.layers import Layer, name_layers
+from mother.layers import ATTENTION, Layer, name_layers
 from mother.model_graph import HUB_SOURCE
 from mother.pickles import parse_pickle
 
@@ -172,6 +172,16 @@ class Checkpoint:
                 self.model, file, f"tensor {name} holds {bad}", "The model is broken: take another snapshot of it."
             )
         return weight
+
+    def attention_only(self) -> "Checkpoint":
+        """The same model without the matrices inside its blocks that are not those of attention."""
+        dropped = {
+            name
+            for layer, name in self.layers.items()
+            if layer.block and layer.kind not in ATTENTION and len(self.shape(layer)) >= 2
+        }
+        tensors = {name: place for name, place in self.tensors.items() if name not in dropped}
+        return replace(self, tensors=tensors, layers={k: name for k, name in self.layers.items() if name in tensors})
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""

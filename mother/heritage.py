@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,10 +21,12 @@ from mother.clusters import related_components
 from mother.errors import CheckpointError
 from mother.evidence import Evidence, gather
 from mother.floats import MANTISSA
+from mother.hub import cache_folder
 from mother.measurements import versions
 from mother.relations import EXPLAINED, Grid, common_ratio, explained_share, find_merge, scattered_equality
 from mother.results import SCHEMA, read_digest
 from mother.snapshots import Snapshot
+from mother.spool import spooled
 from mother.survey import Facts, Pairs, Survey, compare, survey
 
 CANDIDATES = 8  # nearest models that may be a parent
@@ -271,6 +274,18 @@ def trace(
     of the collection does not matter. What is measured is kept in the folder `keep`: an interrupted run goes on, and a
     second one of the same files reads none of them.
     """
+    with spooled(cache_folder()) if any(c.remote for c in checkpoints) else nullcontext():
+        return _trace(checkpoints, device, error, coefficients, progress, keep)
+
+
+def _trace(
+    checkpoints: Sequence[Checkpoint],
+    device: torch.device,
+    error: float,
+    coefficients: Coefficients | None,
+    progress: Callable[[str], Callable[[int], Callable[[], object]]],
+    keep: Path | None,
+) -> Heritage:
     checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
     first = first_pass_snapshot(checkpoints, keep)
     found = survey(checkpoints, device, progress("first pass"), first)
@@ -293,7 +308,7 @@ def trace(
     except CheckpointError as reason:
         # A model has changed or gone since the first pass: the others go on without it.
         rest = [checkpoint for checkpoint in checkpoints if checkpoint.model != reason.model]
-        heritage = trace(rest, device, error, coefficients, progress, keep)
+        heritage = _trace(rest, device, error, coefficients, progress, keep)
         heritage.survey.left_out.update(found.left_out | {reason.model: str(reason)})
         return heritage
     heritage = Heritage(found, pairs, labels, aliases, relations, altered, [], first.before + second.before, first.key)
@@ -305,7 +320,9 @@ def first_pass_snapshot(checkpoints: Sequence[Checkpoint], keep: Path | None) ->
     if keep is None:
         return Snapshot(None, {})
     ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
-    return Snapshot(keep / "first_pass.npz", {"read": read_digest(ordered), "versions": versions(), "schema": SCHEMA})
+    names = repr([sorted(checkpoint.tensors) for checkpoint in ordered])
+    key = {"read": read_digest(ordered), "tensors": hashlib.sha256(names.encode()).hexdigest()[:16]}
+    return Snapshot(keep / "first_pass.npz", key | {"versions": versions(), "schema": SCHEMA})
 
 
 def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage:

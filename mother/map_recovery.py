@@ -39,13 +39,15 @@ def recover_typed_graph(
 ) -> Recovery:
     """Recover the whole collection at once, trees and all, and write all results into `folder`/map.
 
-    Nothing of the manifest is used but where the models are; the rest is for scoring. `flags["error"]` bounds the
-    probability of a false relation. Raises InputError where nothing can be recovered.
+    Nothing of the manifest is used but where the models are and which matrices are to be read; the rest is for scoring.
+    `flags["error"]` bounds the probability of a false relation; `flags["read"]` is "manifest", "attention" or "all". Raises InputError where nothing can be recovered.
     """
     if not 0 < flags["error"] < 1:
         raise InputError(f"the error level must be between 0 and 1, not {flags['error']}.")
     started = time.perf_counter()
     checkpoints, unreadable = open_models(manifest)
+    if (manifest.read if flags["read"] == "manifest" else flags["read"]) == "attention":
+        checkpoints = [checkpoint.attention_only() for checkpoint in checkpoints]
     keep = folder / "measurements" / "map"
     if flags["overwrite"]:
         for name in ("first_pass.npz", "second_pass.npz", "kinds.npz"):

@@ -16,6 +16,8 @@ Manifest::
 so are `tree`, `task` and `rank`.
 
 `base` is the source of the model that a PEFT adapter belongs to; without it an adapter is only what it adds.
+`"read": "attention"` beside the name says that of the matrices inside the blocks only those of attention are to be
+read (the paper's experiments), `"all"`, the default, that all are.
 
 Four more keys say what a real collection may know. They may be left out, as may `base`, and are written only when set:
 `kind`, how the model was made from its parent (one of `NODE_KINDS`); `parents`, two or more, in place of
@@ -39,6 +41,7 @@ from mother.files import write_json, write_text
 MANIFEST_FORMAT = "mother-manifest/1"
 GRAPH_FORMAT = "mother-model-graph/1"
 
+READ = ("all", "attention")
 NODE_KINDS = ("fine-tune", "lora", "cast", "prune", "quantize", "merge", "copy")
 
 NAME = r"\w[\w. -]{0,63}"
@@ -80,6 +83,7 @@ class Manifest:
     nodes: tuple[Node, ...]
     folder: Path
     description: str = ""
+    read: str = "all"  # one of READ: which matrices inside the blocks
 
     @property
     def edges(self) -> set[tuple[str, str]]:
@@ -262,7 +266,10 @@ def read_manifest(path: str | Path) -> Manifest:
     names = {node.tree for node in nodes if node.tree is not None}
     if len({str(tree) for tree in names}) < len(names):
         raise ManifestError(path, "has a tree whose number is another tree's name", "Use numbers or names, not both.")
-    return Manifest(name, nodes, path.parent, str(content.get("description", "")))
+    read = content.get("read", "all")
+    if read not in READ:
+        raise ManifestError(path, f"has read = {ascii(read)[:100]}", f"Choose from {', '.join(READ)}.")
+    return Manifest(name, nodes, path.parent, str(content.get("description", "")), read)
 
 
 def _entry(node: Node) -> dict[str, Any]:
@@ -278,6 +285,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     check_nodes(path, manifest.nodes)
     nodes = [_entry(node) for node in manifest.nodes]
     content = {"format": MANIFEST_FORMAT, "name": manifest.name, "description": manifest.description}
+    content |= {"read": manifest.read} if manifest.read != "all" else {}
     lines = ",\n  ".join(json.dumps(node, ensure_ascii=False) for node in nodes)
     head = json.dumps(content, indent=1, ensure_ascii=False)[:-2]
     write_text(path, f'{head},\n "nodes": [\n  {lines}\n ]\n}}\n')

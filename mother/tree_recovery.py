@@ -1,7 +1,7 @@
 """What the two recovery scripts share: measure every tree, recover it, score it, keep and draw the results."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from mother import plots
 from mother.direction import Stage, kurtosis_direction
+from mother.distances import pairwise_max_difference, pairwise_mean_square_difference
 from mother.errors import InputError
 from mother.files import write_atomically, write_figure
 from mother.measurements import Measured, Statistic, measure
@@ -27,6 +28,7 @@ from mother.results import (
     write_result,
 )
 from mother.scores import directed_accuracy, kurtosis_accuracy, undirected_accuracy
+from mother.statistics import kurtosis, moments
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class Method:
     # (measurements, group) -> distance and a matrix that is zero where two models do not differ
     distance: Callable[[Measured, str], tuple[np.ndarray, np.ndarray]]
     distance_label: str
+    kept_as: str | None = None  # a script whose measurements these are, too; None: they are this script's own
+
+
+# Stages 1 and 3a of full fine-tuning read the same layers: whichever runs first measures for both.
+FULL_FINE_TUNING: dict[str, Statistic] = {
+    "pair_max_difference": pairwise_max_difference,
+    "pair_mean_square_difference": pairwise_mean_square_difference,
+    "moments": moments,
+    "kurtosis": kurtosis,
+}
+
+
+def measurement_key(digest: str, kinds: Sequence[str] | None, statistics: dict[str, Statistic]) -> dict[str, Any]:
+    """What measurements are kept under: equal for the same files, layers and statistics."""
+    return {"read": digest, "kinds": list(kinds) if kinds else None, "statistics": sorted(statistics)}
 
 
 @dataclass
@@ -111,10 +128,9 @@ def recover_model_graph(
             trees.append(Recovered(group, [], np.zeros((0, 0)), [], set(), 0.0, {m: unreadable[m] for m in members}))
             continue
         digests[group] = read_digest(opened)
-        kinds = list(method.kinds) if method.kinds else None
-        key = {"read": digests[group], "kinds": kinds, "statistics": sorted(method.statistics)}
+        key = measurement_key(digests[group], method.kinds, method.statistics)
         measured, seconds, _ = measure_once(
-            folder / "measurements" / f"{method.name}_{group}.npz",
+            folder / "measurements" / f"{method.kept_as or method.name}_{group}.npz",
             key,
             lambda snapshot: measure(
                 opened, method.kinds, method.statistics, device, progress(f"{manifest.name} tree {group}"), snapshot
@@ -137,18 +153,18 @@ def _recover_one(
     started = time.perf_counter()
     if not measured.models:
         return Recovered(group, [], np.zeros((0, 0)), [], set(), seconds, measured.left_out)
-    measured, kurtosis = direction_kurtosis(measured, method.direction_kind)
+    measured, sums = direction_kurtosis(measured, method.direction_kind)
     if not measured.models:
         return Recovered(group, [], np.zeros((0, 0)), [], set(), seconds, measured.left_out)
     distance, difference = method.distance(measured, group)
     stage: Stage = flags["stage"]
-    edges = recover_tree(measured.models, distance, kurtosis, stage, flags["direction_weight"])
+    edges = recover_tree(measured.models, distance, sums, stage, flags["direction_weight"])
     present = set(measured.models)
     truth = {(parent, child) for parent, child in manifest.edges if parent in present and child in present}
     notes = [*measured.notes, *identical_models(difference, measured.models)]
-    right = kurtosis_accuracy(kurtosis_direction(kurtosis, stage), measured.models, truth)
+    right = kurtosis_accuracy(kurtosis_direction(sums, stage), measured.models, truth)
     seconds += time.perf_counter() - started
-    return Recovered(group, measured.models, distance, edges, truth, seconds, measured.left_out, notes, kurtosis, right)
+    return Recovered(group, measured.models, distance, edges, truth, seconds, measured.left_out, notes, sums, right)
 
 
 def overall(manifest: Manifest, trees: list[Recovered]) -> dict[str, Any]:
