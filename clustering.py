@@ -10,6 +10,7 @@ default) and `--no-lora` choose the split.
     python clustering.py --no-lora --method mother
 """
 
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from mother.results import (
     write_result,
 )
 from mother.scores import cluster_accuracy, match_labels
+from mother.sketches import sketch_models
 from mother.survey import survey
 
 
@@ -103,16 +105,17 @@ def report_components(
     if (manifest.read if args.read == "manifest" else args.read) == "attention":
         checkpoints = [checkpoint.attention_only() for checkpoint in checkpoints]
     keep = args.results / manifest.name / "measurements" / "map"
-    snapshot = first_pass_snapshot(checkpoints, keep)
     if args.overwrite:
-        snapshot.clear()
-    checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
-    found = survey(checkpoints, device, progress(f"{manifest.name} first pass"), snapshot)
-    left_out |= found.left_out
+        shutil.rmtree(keep, ignore_errors=True)
+    taken = sketch_models(checkpoints, keep / "models", progress=progress("reading"))
+    sketches = sorted(taken.sketches, key=lambda sketch: sketch.model)
+    snapshot = first_pass_snapshot(sketches, keep)
+    found = survey(sketches, device, progress("first pass"), snapshot)
+    left_out |= taken.left_out
     if not found.models:
         raise InputError(f"no model of {manifest.name} can be clustered. {next(iter(left_out.values()))}")
     labels = related_components(found.relatedness, args.error)
-    seconds = time.perf_counter() - started + snapshot.before
+    seconds = time.perf_counter() - started + snapshot.before + taken.reused
     trees = {node.id: node.tree for node in manifest.nodes}
     truth = [str(trees[model]) for model in found.models if trees[model] is not None]
     agreement = float(adjusted_rand_score(truth, labels)) if len(truth) == len(labels) else None

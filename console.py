@@ -39,14 +39,15 @@ def run(main: Callable[[Any], None], arguments: type) -> None:
         sys.exit(130)
 
 
-def progress(title: str) -> Callable[[int], Callable[[], object]]:
-    """A progress bar over tensors, in the form that `mother.measurements.measure` takes."""
+def progress(title: str) -> Callable[[int], Callable[..., object]]:
+    """A progress bar in the form that `mother/` takes: over the bytes of models while these are read, else tensors."""
 
-    def start(total: int) -> Callable[[], object]:
-        bar = tqdm(total=total, desc=title, unit="tensor", leave=False)
+    def start(total: int) -> Callable[..., object]:
+        in_bytes = title == "reading"
+        bar = tqdm(total=total, desc=title, unit="B" if in_bytes else "tensor", unit_scale=in_bytes, leave=False)
 
-        def step() -> None:
-            bar.update()
+        def step(count: int = 1) -> None:
+            bar.update(count)
             if bar.n >= total:
                 bar.close()
 

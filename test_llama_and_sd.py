@@ -111,7 +111,7 @@ def recover_by_paper(
 def recover_typed(manifest: Manifest) -> dict[str, float]:
     """Method map, told nothing; prints graph and accuracy."""
     checkpoints, _ = open_models(manifest)
-    graph = build_graph(manifest.name, trace(checkpoints, CPU), checkpoints)
+    graph = build_graph(manifest.name, trace(checkpoints, CPU))
     scores = score_graph(graph, manifest)
     print(f"\n{manifest.name}, map: directed accuracy {scores['directed']:.2f}, undirected {scores['undirected']:.2f}")
     print(graph_text(graph))

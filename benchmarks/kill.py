@@ -81,7 +81,7 @@ def main(args: Args) -> None:
             finished = False
             while done[method] < args.kills // 2:
                 if finished:  # again from nothing: it was too quick for so many kills
-                    for path in sorted((folder / "killed" / "vthr_ft" / "measurements").rglob("*.npz")):
+                    for path in sorted((folder / "killed" / "vthr_ft" / "measurements").rglob("*.*")):
                         if ("map" in path.parts) == (method == "map") and "statistics" not in path.name:
                             path.unlink()
                 process = start("killed", method)

@@ -59,7 +59,7 @@ def main() -> None:
                 heritage = trace(
                     checkpoints, torch.device("cpu"), progress=lambda title: progress(f"{split} {name} {title}")
                 )
-                scores = score_graph(build_graph(split, heritage, checkpoints), manifest)
+                scores = score_graph(build_graph(split, heritage), manifest)
             place = {model: at for at, model in enumerate(heritage.survey.models)}
             exact, layers = 0, 0
             for parent, child in manifest.edges:

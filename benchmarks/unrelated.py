@@ -4,6 +4,8 @@ python -m benchmarks.unrelated
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from transformers import ViTConfig, ViTModel
 from dataset.vit import ARCHITECTURE
 from mother.clusters import layer_cosine, related_components
 from mother.results import find_manifest, format_table, open_models
+from mother.sketches import sketch_models
 from mother.survey import survey
 
 MODELS, REPEATS, LEVEL = 150, 20, 0.05  # 11,175 pairs in each repeat
@@ -43,7 +46,9 @@ def main() -> None:
     values = np.concatenate(values)
     manifest = find_manifest("mini_wild")
     tree = {node.id: node.tree for node in manifest.nodes}
-    found = survey(open_models(manifest)[0], torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        taken = sketch_models(open_models(manifest)[0], Path(folder))
+        found = survey(taken.sketches, torch.device("cpu"))
     apart = [
         found.relatedness[i, j]
         for i in range(len(found.models))

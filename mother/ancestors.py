@@ -10,7 +10,7 @@ from itertools import permutations
 
 import numpy as np
 
-from mother.survey import Pairs
+from mother.pairs import Pairs
 
 # Share of directions that a hub's neighbours must lack together. Independent updates share one or two in a hundred
 # by chance (the width of survey.NEAR), siblings of an absent parent a good part of the hub's own.

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mother.direction import shrunk_rows
-from mother.survey import Facts, Pairs, Survey
+from mother.pairs import Pairs
+from mother.sketches import Facts
+from mother.survey import Survey
 
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arrow

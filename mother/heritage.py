@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,32 @@ from mother.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.calibration import Coefficients, log_weights, read_coefficients
 from mother.checkpoints import Checkpoint
 from mother.clusters import related_components
-from mother.errors import CheckpointError
-from mother.evidence import Evidence, gather
+from mother.evidence import Evidence, gather, is_lora
 from mother.floats import MANTISSA
-from mother.hub import cache_folder
 from mother.measurements import versions
-from mother.relations import EXPLAINED, Grid, common_ratio, explained_share, find_merge, scattered_equality
-from mother.results import SCHEMA, read_digest
+from mother.pairs import Pairs, compare
+from mother.relations import (
+    EXPLAINED,
+    Grid,
+    common_ratio,
+    explained_share,
+    find_merge,
+    row_scaled_rank,
+    scattered_equality,
+)
+from mother.sketches import SKETCH, Facts, Sketch, sketch_models
 from mother.snapshots import Snapshot
-from mother.spool import spooled
-from mother.survey import Facts, Pairs, Survey, compare, survey
+from mother.survey import Survey, survey
 
 CANDIDATES = 8  # nearest models that may be a parent
 NEIGHBOURS = 16  # nearest models that a model in the middle, and the parents of a merge, are looked for among
 SMALL = 12  # clusters of at most so many models: every pair is a candidate
 SAMPLED_LAYERS = 3  # matrices that the search for parts of task vectors reads
 SPARSE = 0.02  # share of zeros from which a model may be pruned
+SCHEMA = 2  # raise it when a measurement of a pair changes its meaning
+
+# progress(title)(total)(count): how much of the total has been done since the last call, 1 where it does not say
+Progress = Callable[[str], Callable[[int], Callable[..., object]]]
 
 
 def find_aliases(survey: Survey) -> dict[int, int]:
@@ -187,11 +198,11 @@ def exact_relations(survey: Survey, pairs: Pairs, casts: dict[int, tuple[int, st
 
 
 def sparse_merges(
-    checkpoints: Sequence[Checkpoint], survey: Survey, pairs: Pairs, relations: dict[int, Relation]
+    sketches: Sequence[Sketch], survey: Survey, pairs: Pairs, relations: dict[int, Relation]
 ) -> dict[int, Relation]:
     """TIES and DARE merges: models that hold parts of two task vectors on top of a third model.
 
-    Only models that share scattered entries with a neighbour, their base, are read again, and only some matrices.
+    Only models that share scattered entries with a neighbour, their base, are looked at again, and only some matrices.
     """
     found = {}
     arrays = pairs.arrays
@@ -210,9 +221,9 @@ def sparse_merges(
             layers = [pairs.layers[row] for row in np.argsort(-arrays["energy"][:, p])[:SAMPLED_LAYERS]]
             others = [m for m in near if m != base and m not in relations]
             read = {
-                m: torch.cat([checkpoints[m].read(layer).flatten() for layer in layers])
+                m: torch.cat([sketches[m].read(layer).flatten() for layer in layers])
                 for m in (child, base, *others)
-                if all(layer in checkpoints[m].layers for layer in layers)
+                if all(sketches[m].shapes.get(layer) == sketches[base].shapes.get(layer) for layer in layers)
             }
             ratios = {m: common_ratio(read[base], read[m], read[child]) for m in others if m in read}
             fitting = [m for m in others if ratios.get(m) is not None]
@@ -252,7 +263,8 @@ class Heritage:
     altered: set[int]
     clusters: list[Cluster]
     reused: float = 0.0  # seconds that earlier runs took for measurements that were read again
-    key: dict[str, Any] = field(default_factory=dict)  # of what is kept of these models
+    row_scaled: dict[tuple[int, int], int | None] = field(default_factory=dict)  # see `row_scaled_ranks`
+    left_out: dict[str, str] = field(default_factory=dict)  # models that could not be used, and why
 
     def hidden_name(self, hidden: Hidden) -> str:
         """Id of a hidden ancestor: by its children, so that it is the same in every run."""
@@ -264,33 +276,38 @@ def trace(
     device: torch.device,
     error: float = 0.01,
     coefficients: Coefficients | None = None,
-    progress: Callable[[str], Callable[[int], Callable[[], object]]] = lambda title: lambda total: lambda: None,
+    progress: Progress = lambda title: lambda total: lambda *count: None,
+    keep: Path | None = None,
+    sketch: int = SKETCH,
+) -> Heritage:
+    """Recover the heritage of models: read each once, then `trace_sketches`.
+
+    Of each matrix at most `sketch` entries are compared. What is measured is kept in the folder `keep`: an interrupted
+    run goes on, and a second one of the same files reads none of them. Models that cannot be read are left out.
+    """
+    with nullcontext(keep) if keep is not None else TemporaryDirectory() as folder:
+        taken = sketch_models(checkpoints, Path(folder) / "models", sketch, progress("reading"))
+        heritage = trace_sketches(taken.sketches, device, error, coefficients, progress, keep)
+    return replace(heritage, left_out=taken.left_out, reused=heritage.reused + taken.reused)
+
+
+def trace_sketches(
+    sketches: Sequence[Sketch],
+    device: torch.device,
+    error: float = 0.01,
+    coefficients: Coefficients | None = None,
+    progress: Progress = lambda title: lambda total: lambda *count: None,
     keep: Path | None = None,
 ) -> Heritage:
     """Recover heritage: relatedness, exact relations, evidence, the most probable tree of each cluster.
 
     `error` bounds the probability of a single false relation among independently initialised models.
     Without `coefficients` those that come with the project are used. Models are sorted by id first, so that the order
-    of the collection does not matter. What is measured is kept in the folder `keep`: an interrupted run goes on, and a
-    second one of the same files reads none of them.
+    of the collection does not matter. What is measured is kept in the folder `keep`.
     """
-    with spooled(cache_folder()) if any(c.remote for c in checkpoints) else nullcontext():
-        return _trace(checkpoints, device, error, coefficients, progress, keep)
-
-
-def _trace(
-    checkpoints: Sequence[Checkpoint],
-    device: torch.device,
-    error: float,
-    coefficients: Coefficients | None,
-    progress: Callable[[str], Callable[[int], Callable[[], object]]],
-    keep: Path | None,
-) -> Heritage:
-    checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
-    first = first_pass_snapshot(checkpoints, keep)
-    found = survey(checkpoints, device, progress("first pass"), first)
-    by_id = {checkpoint.model: checkpoint for checkpoint in checkpoints}
-    checkpoints = [by_id[model] for model in found.models]
+    sketches = sorted(sketches, key=lambda sketch: sketch.model)
+    first = first_pass_snapshot(sketches, keep)
+    found = survey(sketches, device, progress("first pass"), first)
     labels = related_components(found.relatedness, error)
     aliases = find_aliases(found)
     singles = [place for place in range(len(found.models)) if place not in aliases]
@@ -299,30 +316,47 @@ def _trace(
     candidates, neighbours = candidate_pairs(found, labels, aliases, altered)
     grids = [common_grid(facts.grids) for facts in found.facts]
     bits = [mantissa(facts) for facts in found.facts]
-    try:
-        looked_at = hashlib.sha256(repr((found.models, candidates, neighbours, grids, bits)).encode()).hexdigest()
-        second = Snapshot(keep / "second_pass.npz" if keep else None, first.key | {"pairs": looked_at})
-        pairs = compare(checkpoints, candidates, neighbours, grids, bits, device, progress("second pass"), second)
-        relations = exact_relations(found, pairs, casts)
-        relations |= sparse_merges(checkpoints, found, pairs, relations)
-    except CheckpointError as reason:
-        # A model has changed or gone since the first pass: the others go on without it.
-        rest = [checkpoint for checkpoint in checkpoints if checkpoint.model != reason.model]
-        heritage = _trace(rest, device, error, coefficients, progress, keep)
-        heritage.survey.left_out.update(found.left_out | {reason.model: str(reason)})
-        return heritage
-    heritage = Heritage(found, pairs, labels, aliases, relations, altered, [], first.before + second.before, first.key)
-    return recover_clusters(heritage, coefficients or read_coefficients())
+    looked_at = hashlib.sha256(repr((found.models, candidates, neighbours, grids, bits)).encode()).hexdigest()
+    second = Snapshot(keep / "second_pass.npz" if keep else None, first.key | {"pairs": looked_at})
+    pairs = compare(sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second)
+    relations = exact_relations(found, pairs, casts)
+    relations |= sparse_merges(sketches, found, pairs, relations)
+    heritage = Heritage(found, pairs, labels, aliases, relations, altered, [], first.before + second.before)
+    heritage = recover_clusters(heritage, coefficients or read_coefficients())
+    ranks = Snapshot(keep / "kinds.npz" if keep else None, second.key)
+    return replace(heritage, row_scaled=row_scaled_ranks(heritage, sketches, ranks))
 
 
-def first_pass_snapshot(checkpoints: Sequence[Checkpoint], keep: Path | None) -> Snapshot:
+def first_pass_snapshot(sketches: Sequence[Sketch], keep: Path | None) -> Snapshot:
     """Where the first pass over these models is kept, in whatever order they are given."""
     if keep is None:
         return Snapshot(None, {})
-    ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.model)
-    names = repr([sorted(checkpoint.tensors) for checkpoint in ordered])
-    key = {"read": read_digest(ordered), "tensors": hashlib.sha256(names.encode()).hexdigest()[:16]}
-    return Snapshot(keep / "first_pass.npz", key | {"versions": versions(), "schema": SCHEMA})
+    keys = sorted((sketch.model, sketch.key) for sketch in sketches)
+    digest = hashlib.sha256(repr(keys).encode()).hexdigest()
+    return Snapshot(keep / "first_pass.npz", {"models": digest, "versions": versions(), "schema": SCHEMA})
+
+
+def row_scaled_ranks(
+    heritage: Heritage, sketches: Sequence[Sketch], snapshot: Snapshot
+) -> dict[tuple[int, int], int | None]:
+    """Ranks of DoRA: by (parent, child) of the trees' edges of full rank, None where the update was none."""
+    known = {(parent, child): rank for parent, child, rank in (snapshot.load() or (0, {}, []))[2]}
+    pairs, found = heritage.pairs, {}
+    for cluster in heritage.clusters:
+        for child, parent in cluster.parents.items():
+            p = pairs.number(parent, child)
+            if child in heritage.relations or p is None or is_lora(pairs, p):
+                continue
+            full = np.flatnonzero((pairs.arrays["energy"][:, p] > 0) & (pairs.arrays["full"][:, p] > 0))
+            if not len(full):
+                continue
+            if (parent, child) not in known:
+                # The matrix with the fewest columns: the search for a row space goes by their square.
+                layer = min((pairs.layers[row] for row in full), key=lambda layer: sketches[parent].shapes[layer][1])
+                known[parent, child] = row_scaled_rank(sketches[parent].read(layer), sketches[child].read(layer))
+            found[parent, child] = known[parent, child]
+    snapshot.save(1, lambda: ({}, [[*ends, rank] for ends, rank in found.items()]), now=True)
+    return found
 
 
 def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage:

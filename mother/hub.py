@@ -35,7 +35,6 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 
 from mother.errors import CheckpointError
 from mother.files import write_atomically, write_json
-from mother.spool import current
 
 RETRIES = 5  # tries in a row that bring hardly anything, after which a fault is final
 WAIT = 1.0  # seconds before the second try; each further one waits twice as long
@@ -276,11 +275,7 @@ class RemoteFile:
     def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
         """The bytes of each (start, end); neighbours come with one request. Raises CheckpointError."""
         joined: list[list[int]] = []
-        known: dict[int, bytes | memoryview] = {}
-        if (spool := current()) is not None:
-            name = "/".join(map(str, self.fingerprint()))
-            known = {k: part for k, span in enumerate(spans) if (part := spool.take((name, *span))) is not None}
-        order = sorted((k for k in range(len(spans)) if k not in known), key=lambda k: spans[k])
+        order = sorted(range(len(spans)), key=lambda k: spans[k])
         inside: dict[int, int] = {}
         for k in order:
             start, end = spans[k]
@@ -290,13 +285,11 @@ class RemoteFile:
                 joined.append([start, end])
             inside[k] = len(joined) - 1
         parts = [memoryview(self._fetch(start, end)) for start, end in joined]
-        for k in order:
-            start, end = spans[k]
+        result = []
+        for k, (start, end) in enumerate(spans):
             base = joined[inside[k]][0]
-            known[k] = parts[inside[k]][start - base : end - base]
-            if spool is not None and self._local is None:
-                spool.keep((name, start, end), known[k])
-        return [known[k] for k in range(len(spans))]
+            result.append(parts[inside[k]][start - base : end - base])
+        return result
 
     def _fetch(self, start: int, end: int) -> bytes | bytearray:
         """Bytes start to end, tried again from where the connection broke."""

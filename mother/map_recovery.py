@@ -1,7 +1,7 @@
 """Method "map" for the scripts: trace a whole collection, score it, keep and draw the results."""
 
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from mother import plots
 from mother.errors import InputError
 from mother.files import write_figure
-from mother.heritage import Heritage, trace
+from mother.heritage import Heritage, Progress, trace
 from mother.model_graph import Manifest, ModelGraph
 from mother.results import open_models, read_digest, run_facts, write_result
 from mother.scores import models_above, present_parents, score_graph
@@ -35,7 +35,7 @@ def recover_typed_graph(
     folder: Path,
     flags: dict[str, Any],
     device: torch.device,
-    progress: Callable[[str], Callable[[int], Callable[[], object]]],
+    progress: Progress,
 ) -> Recovery:
     """Recover the whole collection at once, trees and all, and write all results into `folder`/map.
 
@@ -50,13 +50,12 @@ def recover_typed_graph(
         checkpoints = [checkpoint.attention_only() for checkpoint in checkpoints]
     keep = folder / "measurements" / "map"
     if flags["overwrite"]:
-        for name in ("first_pass.npz", "second_pass.npz", "kinds.npz"):
-            (keep / name).unlink(missing_ok=True)
+        shutil.rmtree(keep, ignore_errors=True)
     heritage = trace(checkpoints, device, flags["error"], progress=progress, keep=keep)
     if not heritage.survey.models:
-        reason = next(iter(heritage.survey.left_out.values()))
+        reason = next(iter(heritage.left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
-    graph = build_graph(manifest.name, heritage, checkpoints, keep)
+    graph = build_graph(manifest.name, heritage)
     graph.left_out.update(unreadable)
     seconds = time.perf_counter() - started + heritage.reused
     scores = score_graph(graph, manifest) | {"seconds": round(seconds, 2)}

@@ -1,21 +1,12 @@
 """The typed Model Graph of method "map": kinds, arrows and probabilities of edges, aliases, hidden ancestors."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mother.checkpoints import Checkpoint
-from mother.errors import CheckpointError
 from mother.evidence import is_lora
 from mother.heritage import Cluster, Heritage
-from mother.layers import Layer
 from mother.model_graph import Edge, ModelGraph
-from mother.relations import row_scaled_rank
-from mother.snapshots import Snapshot
-
-Ranks = dict[tuple[str, str], int | None]  # of DoRA, by (parent, child)
 
 KNOWN = 0.75  # probability of the arrow from which it counts as known
 
@@ -24,17 +15,7 @@ def _round(value: float) -> float:
     return round(float(value), 4)
 
 
-def _row_scaled_rank(first: Checkpoint, second: Checkpoint, layers: list[Layer]) -> int | None:
-    """Rank of the DoRA update that made the second model, read off one of these layers; None if it was none."""
-    # The matrix with the fewest columns: the search for a row space goes by their square.
-    layer = min(layers, key=lambda layer: np.prod(first.shape(layer)[1:]))
-    rows = first.shape(layer)[0]
-    return row_scaled_rank(*(model.read(layer).reshape(rows, -1) for model in (first, second)))
-
-
-def _training_kind(
-    heritage: Heritage, checkpoints: dict[str, Checkpoint], ranks: Ranks, parent: int, child: int
-) -> dict[str, Any]:
+def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any]:
     """Kind of an edge that training made, with the rank of its update where that is low."""
     pairs = heritage.pairs
     p = pairs.number(parent, child)
@@ -52,22 +33,13 @@ def _training_kind(
         if len(values) > 1:
             facts["ranks"] = {str(pairs.layers[row]): int(rank[row]) for row in risen}
         return {"kind": "lora", **facts}
-    full = np.flatnonzero((energy > 0) & (arrays["full"][:, p] > 0))
-    if len(full):
-        ends = heritage.survey.models[parent], heritage.survey.models[child]
-        if ends not in ranks:
-            try:
-                ranks[ends] = _row_scaled_rank(*(checkpoints[end] for end in ends), [pairs.layers[row] for row in full])
-            except CheckpointError as error:  # it has gone since it was measured
-                return {"kind": "fine-tune", **facts, "note": f"not looked at for DoRA: {error.reason}"}
-        if ranks[ends] is not None:
-            return {"kind": "lora", **facts, "rank": ranks[ends], "dora": True}
+    rank = heritage.row_scaled.get((parent, child))
+    if rank is not None:
+        return {"kind": "lora", **facts, "rank": rank, "dora": True}
     return {"kind": "fine-tune", **facts}
 
 
-def _cluster_edges(
-    heritage: Heritage, cluster: Cluster, checkpoints: dict[str, Checkpoint], ranks: Ranks
-) -> list[Edge]:
+def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
     models = heritage.survey.models
     place = {member: at for at, member in enumerate(cluster.members)}
     under = {child: hidden for hidden in cluster.hidden for child in hidden.children}
@@ -90,7 +62,7 @@ def _cluster_edges(
             forth = float(cluster.probability[place[parent], place[child]])
             back = float(cluster.probability[place[child], place[parent]])
             arrow = forth / max(forth + back, 1e-300)
-            facts = _training_kind(heritage, checkpoints, ranks, parent, child)
+            facts = _training_kind(heritage, parent, child)
             facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
             facts["direction"] = "known" if arrow >= KNOWN else "unknown"
             facts["compared"] = _round(heritage.survey.shared[parent, child])
@@ -102,10 +74,8 @@ def _cluster_edges(
     return edges
 
 
-def build_graph(
-    name: str, heritage: Heritage, checkpoints: Sequence[Checkpoint], keep: Path | None = None
-) -> ModelGraph:
-    """The Model Graph of traced models. What it reads of them once more is kept in the folder `keep`.
+def build_graph(name: str, heritage: Heritage) -> ModelGraph:
+    """The Model Graph of traced models.
 
     Nodes carry their cluster, their aliases (other names of equal weights) and the probability of being the root;
     hidden ancestors are nodes marked as such. Edges carry
@@ -116,9 +86,6 @@ def build_graph(
     * arrow: probability that it points this way, given that they are; direction says "unknown" where it is too low
     * compared: share of the matrix entries that both have in common shapes
     """
-    snapshot = Snapshot(keep / "kinds.npz" if keep else None, heritage.key)
-    ranks: Ranks = {(parent, child): rank for parent, child, rank in (snapshot.load() or (0, {}, []))[2]}
-    opened = {checkpoint.model: checkpoint for checkpoint in checkpoints}
     survey = heritage.survey
     aliases: dict[int, list[str]] = {}
     for copy, original in heritage.aliases.items():
@@ -134,6 +101,5 @@ def build_graph(
         for hidden in cluster.hidden:
             facts = {"tree": str(number), "hidden": True, "private": _round(hidden.private)}
             nodes[heritage.hidden_name(hidden)] = facts
-        edges += _cluster_edges(heritage, cluster, opened, ranks)
-    snapshot.save(1, lambda: ({}, [[*ends, rank] for ends, rank in ranks.items()]), now=True)
-    return ModelGraph(name, nodes, tuple(edges), dict(survey.left_out))
+        edges += _cluster_edges(heritage, cluster)
+    return ModelGraph(name, nodes, tuple(edges), dict(heritage.left_out))

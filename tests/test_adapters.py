@@ -108,7 +108,7 @@ def test_an_adapter_keeps_its_rank_and_its_arrow(dtype: torch.dtype, tmp_path: P
         open_checkpoint("adapted", tmp_path / "adapter", tmp_path / "base"),
         open_checkpoint("base", tmp_path / "base"),
     ]
-    (edge,) = build_graph("test", trace(checkpoints, torch.device("cpu")), checkpoints).edges
+    (edge,) = build_graph("test", trace(checkpoints, torch.device("cpu"))).edges
     assert (edge.parent, edge.child, edge.attributes["kind"], edge.attributes["rank"]) == ("base", "adapted", "lora", 3)
     assert edge.attributes["arrow"] > 0.9
 

@@ -1,0 +1,328 @@
+"""What method "map" keeps of a model: exact facts of all its tensors, and the same part of every large matrix.
+
+A model is read once, tensor by tensor. Of each matrix inside it the same rows and columns are kept, whatever model it
+is in, at most SKETCH entries; smaller matrices are kept whole. A part of a matrix is all that pairs of models need:
+the difference of two parts is the part of the difference, with its rank, its rounding, its equal entries; a merge is
+one of the parts, too; and the directions of a part are new or old as those of the whole. What does not follow from a
+part (digests, zeros, the type that holds all entries) is noted while the whole is at hand.
+
+A sketch is kept as a safetensors file with a JSON file beside it. Models can so be added to a collection, or a result be
+made again, with no other model read a second time.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from mother.checkpoints import Checkpoint, open_checkpoint
+from mother.errors import CheckpointError
+from mother.files import write_atomically, write_json
+from mother.floats import cast
+from mother.headers import DTYPES
+from mother.layers import Layer, canonical_name, name_layers, sort_key
+from mother.measurements import is_backbone, lacks, versions
+from mother.relations import Grid, find_grid
+from mother.streaming import IN_FLIGHT
+
+SKETCH = 1 << 16  # entries of a matrix that are kept
+RUN = 128  # columns that are kept come in runs of so many: quantizers give as many one scale
+HALVES = ("bfloat16", "float16")
+GRIDS = 8  # matrices of each model that are searched for a grid
+SAMPLE_BITS = (10, 5)  # of a table at most so many rows and columns, as powers of two, are kept
+AT_ONCE = 1 << 25  # bytes of a model that are read at a time
+SCHEMA = 1  # raise it when a fact or the choice of entries changes its meaning
+
+
+@dataclass
+class Facts:
+    """What is known of one model by itself."""
+
+    digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
+    cast_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in HALVES})
+    fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
+    grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
+    tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
+    zeros: int = 0
+    entries: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the tables as JSON values."""
+        content = asdict(replace(self, tables={}))
+        return content | {"fits": sorted(self.fits), "tables": [list(key) for key in self.tables]}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], tables: Sequence[Tensor]) -> "Facts":
+        """What `to_json` gave, with the tables in its order."""
+        keys = [(name, tuple(steps), columns) for name, steps, columns in content["tables"]]
+        grids = [grid and Grid(**grid) for grid in content["grids"]]
+        return cls(**content | {"fits": set(content["fits"]), "grids": grids, "tables": dict(zip(keys, tables))})
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model as method "map" sees it."""
+
+    model: str
+    facts: Facts
+    shapes: dict[Layer, tuple[int, int]]  # of the whole matrices
+    kept: Checkpoint  # of the parts
+    key: str  # equal for equal files and versions
+    seconds: float  # that reading the model took, of one of those that were read at once
+
+    def scale(self, layer: Layer) -> float:
+        """Entries of a matrix over those of its part: what a sum of squares over the part is multiplied with."""
+        return float(np.prod(self.shapes[layer])) / self.kept.entries(layer)
+
+    def read(self, layer: Layer) -> Float[Tensor, "rows columns"]:
+        """The part that is kept of a matrix."""
+        return self.kept.read(layer)
+
+
+def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
+    """Backbone weights as matrices: (rows, everything else) of each weight with two or more dimensions."""
+    found = {}
+    for layer in checkpoint.layers:
+        shape = checkpoint.shape(layer)
+        if len(shape) >= 2 and is_backbone(layer):
+            rows, columns = shape[0], int(np.prod(shape[1:]))
+            if min(rows, columns) >= 2:
+                found[layer] = (rows, columns)
+    return found
+
+
+def kept_shape(rows: int, columns: int, limit: int = SKETCH) -> tuple[int, int]:
+    """How many rows and columns of a matrix are kept: all, or a part as square as can be."""
+    if rows * columns <= limit:
+        return rows, columns
+    side = int(limit**0.5)
+    if columns <= max(side, RUN):
+        return max(1, limit // columns), columns
+    wide = side if rows > side else max(side, limit // rows)
+    wide = min(columns, max(RUN, wide // RUN * RUN))
+    return min(rows, max(1, limit // wide)), wide
+
+
+def part(weight: Float[Tensor, "rows columns"], limit: int = SKETCH) -> Float[Tensor, "some few"]:
+    """The part of a matrix that is kept: which rows and columns follows from its shape alone.
+
+    Rows are drawn one by one; columns in runs, each from a stretch of its own, which start at a multiple of RUN.
+    """
+    rows, columns = weight.shape
+    some, few = kept_shape(rows, columns, limit)
+    if some < rows:
+        chosen = np.sort(np.random.default_rng([rows, columns]).permutation(rows)[:some])
+        weight = weight[torch.from_numpy(chosen)]
+    if few < columns:
+        draw, runs = np.random.default_rng([columns, rows]), few // RUN
+        ends = np.linspace(0, columns // RUN, runs + 1).astype(int)
+        starts = [int(draw.integers(low, high)) * RUN for low, high in zip(ends, ends[1:])]
+        weight = torch.cat([weight[:, start : start + RUN] for start in starts], dim=1)
+    return weight.contiguous()
+
+
+def _digest(values: Tensor) -> str:
+    """Digest of a tensor's float32 values: equal for equal values, whatever type they are stored in."""
+    return hashlib.blake2b((values + 0.0).contiguous().numpy().data, digest_size=8).hexdigest()
+
+
+def _keep_sample(facts: Facts, name: str, values: Tensor) -> None:
+    """Keep rows and columns of a table at equal steps: the same ones of a resized table, unless its steps differ."""
+    if values.ndim == 2:
+        steps = tuple(1 << max(0, (size - 1).bit_length() - bits) for size, bits in zip(values.shape, SAMPLE_BITS))
+        facts.tables[name, steps, values.shape[1]] = values[:: steps[0], :: steps[1]].clone()
+
+
+def _note_digests(facts: Facts, name: str, values: Tensor) -> None:
+    """Digest of a tensor as it is and as it would be after a cast: equal digests are an exact relation."""
+    facts.digests[name] = _digest(values)
+    for half in HALVES:
+        facts.cast_digests[half][name] = _digest(cast(values, half))
+
+
+def _note_matrix(facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"]) -> None:
+    """Add one matrix to what is known of its model."""
+    _note_digests(facts, str(layer), weight)
+    facts.fits = {name for name in facts.fits if facts.cast_digests[name][str(layer)] == facts.digests[str(layer)]}
+    facts.zeros += int((weight == 0).sum())
+    facts.entries += weight.numel()
+    if layer.block and len(facts.grids) < GRIDS and facts.grids.count(None) <= GRIDS // 2:  # else most have none
+        facts.grids.append(find_grid(weight))
+
+
+def wanted_names(checkpoint: Checkpoint) -> list[str]:
+    """Raw names of the tensors that are read: matrices in their order, then all others of a type that we know."""
+    inside = [checkpoint.layers[layer] for layer in sorted(matrices(checkpoint), key=sort_key)]
+    others = [name for name, (_, info) in checkpoint.tensors.items() if info.dtype in DTYPES]
+    return list(dict.fromkeys([*inside, *others]))
+
+
+def wanted_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the tensors that are read, in float32."""
+    return sum(4 * int(np.prod(checkpoint.tensors[name][1].shape)) for name in wanted_names(checkpoint))
+
+
+def _steps(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
+    """Names in groups of AT_ONCE bytes: neighbours of a remote file then come with one request."""
+    steps: list[list[str]] = []
+    filled = AT_ONCE
+    for name in names:
+        size = 4 * int(np.prod(checkpoint.tensors[name][1].shape))
+        if filled + size > AT_ONCE:
+            steps.append([])
+            filled = 0
+        steps[-1].append(name)
+        filled += size
+    return steps
+
+
+def sketch_key(checkpoint: Checkpoint, limit: int) -> str:
+    """What a sketch is kept under. Raises CheckpointError where a file has gone."""
+    what = [checkpoint.model, checkpoint.fingerprint(), list(checkpoint.tensors), versions(), limit, RUN, SCHEMA]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+
+
+def take(
+    checkpoint: Checkpoint, path: Path, key: str, limit: int, read: Callable[[int], object] = lambda count: None
+) -> Sketch:
+    """Read a model once and keep its sketch at `path` (.safetensors) and beside it (.json).
+
+    `read(count)` is called with the bytes of each tensor. Raises CheckpointError.
+    """
+    started = time.perf_counter()
+    shapes = matrices(checkpoint)
+    if not shapes:
+        raise lacks(checkpoint, "weight matrix outside embeddings and heads")
+    layer_of = {checkpoint.layers[layer]: layer for layer in shapes}
+    facts, parts = Facts(), {}
+    for names in _steps(checkpoint, wanted_names(checkpoint)):
+        found = checkpoint.read_tensors(names)
+        for name in names:
+            values = found.pop(name)
+            if name in layer_of:
+                weight = values.reshape(shapes[layer_of[name]])
+                _note_matrix(facts, layer_of[name], weight)
+                half = DTYPES[checkpoint.tensors[name][1].dtype]
+                kept = part(weight, limit)
+                parts[name] = kept.to(half) if half.itemsize < 4 and torch.equal(kept.to(half).float(), kept) else kept
+            else:
+                _note_digests(facts, canonical_name(name), values)
+                _keep_sample(facts, canonical_name(name), values)
+            read(4 * values.numel())
+    tables = {f"table {number}": table.contiguous() for number, table in enumerate(facts.tables.values())}
+    write_atomically(path, lambda file: file.write(save(parts | tables)))
+    layers = [[*layer, checkpoint.layers[layer], *shapes[layer]] for layer in sorted(shapes, key=sort_key)]
+    about = {"key": key, "model": checkpoint.model, "layers": layers, "facts": facts.to_json()}
+    about["seconds"] = time.perf_counter() - started
+    write_json(path.with_suffix(".json"), about, indent=None)  # last: it says that the other is there
+    return open_sketch(path)
+
+
+def open_sketch(path: Path) -> Sketch:
+    """A sketch that `take` kept. Raises OSError, ValueError, KeyError or TypeError where it is damaged."""
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    opened = open_checkpoint(about["model"], path)
+    layers = {Layer(block, kind): name for block, kind, name, _, _ in about["layers"]}
+    shapes = {Layer(block, kind): (rows, columns) for block, kind, _, rows, columns in about["layers"]}
+    if not layers or not set(layers.values()) <= set(opened.tensors):
+        raise ValueError("a part is missing")
+    tables = [opened.read_tensor(f"table {number}") for number in range(len(about["facts"]["tables"]))]
+    facts = Facts.from_json(about["facts"], tables)
+    return Sketch(about["model"], facts, shapes, replace(opened, layers=layers), about["key"], about["seconds"])
+
+
+def kept_sketch(path: Path, key: str) -> Sketch | None:
+    """The sketch at `path` where it is sound and of this key."""
+    try:
+        found = open_sketch(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if found.key == key else None
+
+
+@dataclass
+class Taken:
+    """The sketches of a collection, in its order, and why models have none."""
+
+    sketches: list[Sketch]
+    left_out: dict[str, str] = field(default_factory=dict)
+    transient: bool = False  # whether a model is left out for a reason that may pass
+    reused: float = 0.0  # seconds that earlier runs took for sketches that were kept
+
+
+def sketch_models(
+    checkpoints: Sequence[Checkpoint],
+    folder: Path,
+    limit: int = SKETCH,
+    progress: Callable[[int], Callable[[int], object]] = lambda total: lambda count: None,
+) -> Taken:
+    """The sketch of each model, read from the model or, if it was kept in `folder`, from there.
+
+    Models that fail are left out with the reason. `progress(total)` is given the bytes to be read, and returns what is
+    called with the bytes of each tensor.
+    """
+    workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else torch.get_num_threads()
+    found: dict[str, Sketch | CheckpointError] = {}
+    missing: list[tuple[Checkpoint, Path, str]] = []
+    for checkpoint in checkpoints:
+        try:
+            key = sketch_key(checkpoint, limit)
+        except CheckpointError as error:
+            found[checkpoint.model] = error
+            continue
+        path = folder / f"{key}.safetensors"
+        kept = kept_sketch(path, key)
+        if kept is not None:
+            found[checkpoint.model] = kept
+        else:
+            missing.append((checkpoint, path, key))
+    if missing:
+        read = progress(sum(wanted_bytes(checkpoint) for checkpoint, _, _ in missing))
+        stop = threading.Event()
+
+        def count(size: int) -> None:
+            if stop.is_set():  # Ctrl-C: what other threads are at is not worth waiting for
+                raise KeyboardInterrupt
+            read(size)
+
+        def work(task: tuple[Checkpoint, Path, str]) -> None:
+            checkpoint, path, key = task
+            try:
+                found[checkpoint.model] = take(checkpoint, path, key, limit, count)
+            except CheckpointError as error:
+                found[checkpoint.model] = error
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                try:
+                    for future in [pool.submit(work, task) for task in missing]:
+                        future.result()
+                except BaseException:
+                    stop.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            torch.set_num_threads(threads)
+    workers = min(workers, max(1, len(checkpoints)))
+    taken = {checkpoint.model for checkpoint, _, _ in missing}
+    outcome = [found[checkpoint.model] for checkpoint in checkpoints]
+    failed = [one for one in outcome if isinstance(one, CheckpointError)]
+    return Taken(
+        [one for one in outcome if isinstance(one, Sketch)],
+        {error.model: str(error) for error in failed},
+        any(error.transient for error in failed),
+        sum(one.seconds for one in outcome if isinstance(one, Sketch) and one.model not in taken) / workers,
+    )
