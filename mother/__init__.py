@@ -1,1 +1,52 @@
 """MoTHer: recover the family tree of neural networks from their weights."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def recover(
+    models: str | PathLike | Sequence[str | PathLike],
+    out: str | PathLike | None = None,
+    *,
+    error: float = 0.01,
+    sketch: int = 1 << 16,
+    device: str = "auto",
+) -> "networkx.DiGraph":
+    """Recover the Model Graph of some models: who is related, who was made from whom, by which operation, how surely.
+
+    models    one or more of: a model's folder or weight file, a folder of such, a manifest (.json), a repository of the
+              Hugging Face Hub as `owner/name[@revision][:subfolder]`
+    out       folder for the results and for what was measured, so that a second call reads nothing again; None keeps
+              nothing
+    error     probability of a single false relation among independently initialised models
+    sketch    entries that are compared of each matrix, at most
+    device    "auto", "cpu", "cuda", ...
+
+    Returns a networkx DiGraph, edges from parent to child. Graph attributes: `left_out` (id -> why). Nodes: `tree`,
+    `group` (architecture), `root` (probability), `aliases` (copies), `hidden`. Edges: `kind` ("fine-tune", "lora",
+    "cast", "prune", "quantize", "merge"; None beside hidden ancestors), `adjacency` and `arrow` (probabilities in
+    0..1), `direction` ("known" or "unknown"), `compared` (share of entries), `relative_change` (norm of the difference
+    over that of the parent), and what belongs to the kind: `rank`, `dora`, `dtype`, `bits`, `zeros`, `coefficients`.
+
+    Raises mother.errors.InputError where nothing can be used; models that cannot be used are left out.
+    """
+    from pathlib import Path
+
+    from mother.collection import find_models, with_claims
+    from mother.measurements import choose_device
+    from mother.outputs import write_outputs
+    from mother.workspace import recover_sources
+
+    names = [models] if isinstance(models, str | PathLike) else list(models)
+    sources = with_claims(find_models([str(name) for name in names]))
+    folder = Path(out) if out is not None else None
+    recovered = recover_sources(sources, folder, choose_device(device)[0], error, sketch)
+    if folder is not None:
+        write_outputs(recovered, folder)
+    graph = recovered.graph.to_networkx()
+    graph.graph["left_out"] = dict(recovered.graph.left_out)
+    return graph

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
+from mother.exports import COLOURS  # noqa: E402
 from mother.model_graph import Edge, ModelGraph  # noqa: E402
 from mother.scores import EdgeSet, pass_over  # noqa: E402
 
@@ -20,6 +21,7 @@ RIGHT, REVERSED, WRONG = ("#5b6770", "-"), ("#e69f00", "--"), ("#d62f2f", ":")
 LEVELS = ["#0072b2", "#56b4e9", "#c9e4f5", "#eef6fb"]
 
 plt.rcParams.update({"font.size": 8, "font.family": "DejaVu Sans", "axes.titlesize": 9, "text.parse_math": False})
+plt.rcParams["svg.hashsalt"] = "mother"  # the same picture is the same file
 
 
 def depths(models: Sequence[str], edges: EdgeSet) -> dict[str, int]:
@@ -259,3 +261,57 @@ def graph_text(graph: ModelGraph) -> str:
         for child in reversed(offspring):
             stack.append((child.child, child, lead, "└─ " if child is offspring[-1] else "├─ "))
     return "\n".join(lines)
+
+
+def draw_model_graph(graph: ModelGraph) -> Figure:
+    """All trees of a Model Graph below one another: colour by kind, width by probability, dashed if the arrow is unknown.
+
+    Trees with edges come first, largest first; models without relatives stand at the end.
+    """
+    below: dict[str, list[str]] = {}
+    for model, facts in graph.nodes.items():
+        below.setdefault(facts["tree"], []).append(model)
+    edges = [(edge.parent, edge.child) for edge in graph.edges]
+    place: dict[str, tuple[float, float]] = {}
+    foot, first = 0.0, {child: parent for parent, child in sorted(edges, reverse=True)}
+    for members in sorted(below.values(), key=len, reverse=True):
+        inside = {(first[child], child) for child in members if child in first}
+        layout = tree_layout(members, inside)
+        place |= {model: (x, y + foot) for model, (x, y) in layout.items()}
+        foot = max(y for _, y in place.values()) + (1.6 if inside else 1.0)
+    labels = {
+        model: "hidden" if facts.get("hidden") else " = ".join([model, *facts.get("aliases", ())])
+        for model, facts in graph.nodes.items()
+    }
+    labels = {model: text if len(text) <= 44 else f"{text[:20]}…{text[-22:]}" for model, text in labels.items()}
+    deepest = max((x for x, _ in place.values()), default=0)
+    longest = max(map(len, labels.values()))
+    step = max(0.75, 0.065 * max((len(labels[model]) for model, _ in edges), default=0))  # inches a generation
+    width, height = 0.5 + step * deepest + 0.075 * longest, 0.2 * foot + 0.7
+    figure, axes = plt.subplots(figsize=(max(3.6, width), height), layout="constrained")
+    for edge in sorted(graph.edges, key=lambda edge: (edge.parent, edge.child)):
+        facts, colour = edge.attributes, COLOURS.get(edge.attributes.get("kind"), COLOURS[None])
+        style = ":" if facts.get("hidden") else "--" if facts.get("direction") == "unknown" else "-"
+        (x0, y0), (x1, y1) = place[edge.parent], place[edge.child]
+        along = first[edge.child] == edge.parent
+        line = ([x0, x0 + 0.35, x1], [y0, y1, y1]) if along else ([x0, x1], [y0, y1])
+        axes.plot(*line, color=colour, linestyle=style, lw=0.6 + 1.8 * facts.get("adjacency", 0.5), zorder=1)
+    inner = {parent for parent, _ in edges}
+    for model, (x, y) in place.items():
+        face = "white" if graph.nodes[model].get("hidden") else "#333333"
+        axes.scatter(x, y, s=20, color=face, edgecolor="#333333", lw=0.8, zorder=2)
+        offset, align = ((2, 4), "right") if model in inner else ((6, -2.5), "left")
+        axes.annotate(labels[model], (x, y), offset, textcoords="offset points", fontsize=7, ha=align)
+    kinds = sorted({str(edge.attributes.get("kind") or "hidden") for edge in graph.edges})
+    handles = [
+        Line2D([], [], color=COLOURS.get(kind, COLOURS[None]), linestyle=":" if kind == "hidden" else "-", lw=2, label=kind)
+        for kind in kinds
+    ]
+    if any(edge.attributes.get("direction") == "unknown" for edge in graph.edges):
+        handles.append(Line2D([], [], color="#777777", linestyle="--", lw=2, label="arrow unknown"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower left", ncols=min(4, len(handles)), frameon=False, fontsize=7)
+    axes.set_xlim(-0.3 - 0.06 * max((len(labels[model]) for model in inner), default=0) / step, deepest + 0.3 + 0.07 * longest / step)
+    axes.set_ylim(foot, -1.2)
+    axes.axis("off")
+    return figure

@@ -192,8 +192,8 @@ def compare_methods(name: str, folder: Path) -> list[list[Any]]:
     return [row, [name, "map", *values]]
 
 
-def format_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Plain text table; shares with three decimals, None as a dash, numbers to the right."""
+def format_table(head: Sequence[str], rows: Sequence[Sequence[Any]], left: bool = False) -> str:
+    """Plain text table; shares with three decimals, None as a dash, all to the right, or to the `left`."""
 
     def cell(value: Any) -> str:
         if value is None:
@@ -202,5 +202,6 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     lines = [list(map(str, head)), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in lines]
+    align = str.ljust if left else str.rjust
+    texts = ["  ".join(align(text, width) for text, width in zip(line, widths)).rstrip() for line in lines]
     return "\n".join([texts[0], "  ".join("-" * width for width in widths), *texts[1:]])

@@ -229,6 +229,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.revisions: dict[str, dict[str, str]] = {}  # repo -> branch or tag -> commit
+        self.collections: dict[str, list[str]] = {}  # slug -> repositories
         self.gated: dict[str, str] = {}  # repo -> "token" (any token will do) or "licence" (none will)
         self.cdn = True
         self.hide_missing = False  # as huggingface.co does: 401 without a token where a repository is missing
@@ -314,6 +315,22 @@ class HubServer:
             content = self.blob(repo, file).read().translate(bytes(255 - byte for byte in range(256)))
         with self._lock:
             self._changed[repo, file] = Blob.of(content)
+
+    def listing(self, url: SplitResult) -> Answer | None:
+        """What lists repositories: those of an author, or of a collection."""
+        if url.path == "/api/models":
+            author = parse_qs(url.query).get("author", [""])[0]
+            found = [f"{author}/{path.name}" for path in sorted((self.folder / author).glob("*"))] if author else []
+            return Answer.text(200, json.dumps([{"id": repo, "tags": []} for repo in found]), kind="application/json")
+        if url.path.startswith("/api/collections/"):
+            slug = url.path.removeprefix("/api/collections/")
+            if slug not in self.collections:
+                return Answer.refuse(404, "RepoNotFound", "Collection not found")
+            about = {"slug": slug, "title": slug, "owner": {}, "lastUpdated": "2025-01-01T00:00:00.000Z", "position": 0}
+            about |= {"private": False, "theme": "blue", "upvotes": 0}
+            items = [{"_id": "0", "id": repo, "type": "model", "position": 0} for repo in self.collections[slug]]
+            return Answer.text(200, json.dumps(about | {"items": items}), kind="application/json")
+        return None
 
     def find(self, url: SplitResult, token: bool) -> Target:
         """What a URL stands for."""
@@ -454,6 +471,9 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.command, url.path, None, 0, 0, "Authorization" in self.headers, "", "", "")
         if url.path == HARNESSES:
             self.send(Answer.text(200, json.dumps(NO_HARNESSES), kind="application/json"), request, None)
+            return
+        if (listed := hub.listing(url)) is not None:
+            self.send(listed, request, None)
             return
         target = hub.find(url, request.authorization)
         fault = hub.take(self.command, url.path, target, self.headers)

@@ -1,0 +1,319 @@
+"""recover.py as a user runs it: any models in, every kind of result out; adding, explaining, stopping, bad input."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import networkx as nx
+import pytest
+import torch
+from conftest import ROOT, save_model, vit_weights
+from hub_server import Fault, HubServer, environment
+from safetensors.torch import save_file
+from test_heritage import base, halved, moved
+
+from mother import recover
+from mother.collection import find_models
+from mother.errors import InputError
+from mother.explain import explain, explain_text
+from mother.model_graph import Manifest, read_model_graph
+from mother.sketches import sketch_models
+from mother.workspace import group_by_shapes, open_sources, read_state, recover_sources, reopen
+
+CPU = torch.device("cpu")
+FILES = ["model_graph.json", "model_graph.graphml", "trees.nwk", "model_graph.mmd", "model_graph.dot", "tree.svg", "tree.png", "report.html"]
+
+
+def run(*arguments: object, code: int = 0, **options: object) -> str:
+    """Run recover.py; its standard output, and with an error its standard error."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recover.py"), *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done.stdout if code in (0, 3, 4) else done.stderr
+
+
+def llama(seed: int) -> dict[str, torch.Tensor]:
+    """Other names and shapes than a ViT's."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"self_attn.q_proj": (40, 40), "self_attn.v_proj": (10, 40), "mlp.up_proj": (80, 40), "mlp.down_proj": (40, 80)}
+    return {
+        f"model.layers.{block}.{name}.weight": 0.1 * torch.randn(*shape, generator=generator)
+        for block in range(3)
+        for name, shape in shapes.items()
+    }
+
+
+def family(folder: Path) -> Path:
+    """Two architectures, odd names, a link, a copy, a file by itself, and one that is broken."""
+    root = base(0)
+    tuned = moved(root, 1)
+    models = {"root": root, "tuned ünï 模型": tuned, "lora <b>x</b> & 'q'": moved(tuned, 2, rank=2), "copy": dict(root)}
+    models |= {"cast": halved(tuned), "stranger": base(9), "llama": llama(0), "llama tuned": moved(llama(0), 5)}
+    for name, weights in models.items():
+        save_model(folder / name, weights)
+    save_file({k: v.contiguous() for k, v in moved(root, 7).items()}, folder / "single file.safetensors")
+    (folder.parent / "elsewhere").mkdir()
+    save_model(folder.parent / "elsewhere" / "m", moved(root, 8))
+    os.symlink(folder.parent / "elsewhere" / "m", folder / "linked")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "model.safetensors").write_bytes(b"\xff" * 100)
+    return folder
+
+
+def edges(folder: Path) -> dict[tuple[str, str], str | None]:
+    graph = read_model_graph(folder / "model_graph.json")
+    return {(edge.parent, edge.child): edge.attributes["kind"] for edge in graph.edges}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(models, results, what was printed) of one run."""
+    folder = tmp_path_factory.mktemp("recover")
+    models = family(folder / "all models")
+    return models, folder / "out put", run(models, "--out", folder / "out put")
+
+
+def test_a_mixed_folder(done: tuple[Path, Path, str]) -> None:
+    models, out, text = done
+    found = edges(out)
+    assert {("llama", "llama tuned"), ("llama tuned", "llama")} & set(found)
+    assert found["tuned ünï 模型", "lora <b>x</b> & 'q'"] == "lora" and found["tuned ünï 模型", "cast"] == "cast"
+    graph = read_model_graph(out / "model_graph.json")
+    assert len({facts["group"] for facts in graph.nodes.values()}) == 2
+    copies = {name for key, facts in graph.nodes.items() for name in (key, *facts.get("aliases", ())) if facts.get("aliases")}
+    assert copies == {"root", "copy"} and "copy = root" in text
+    assert set(graph.left_out) == {"broken"} and "left out: 1 models" in text and "model broken" in text
+    assert not any("stranger" in edge for edge in found) and {"linked", "single file"} <= {end for edge in found for end in edge}
+    assert all((out / name).stat().st_size for name in FILES)
+    assert "lora, rank 2" in text and "11 models" in text
+
+
+def test_again_is_the_same_and_reads_no_model(done: tuple[Path, Path, str], tmp_path: Path) -> None:
+    models, out, text = done
+    before = {name: (out / name).read_bytes() for name in FILES if name != "tree.png"}
+    # Without the weights of the large ones: what is kept says it all.
+    times = {path: path.stat().st_mtime_ns for path in (out / "models").iterdir()}
+    assert run(models, "--out", out) == text
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert {path: path.stat().st_mtime_ns for path in (out / "models").iterdir()} == times
+
+
+def test_add_gives_the_graph_of_all_and_reads_the_new_one_only(tmp_path: Path) -> None:
+    models = family(tmp_path / "models")
+    (tmp_path / "late").mkdir()
+    shutil.move(models / "cast", tmp_path / "late" / "cast")
+    shutil.move(models / "llama", tmp_path / "late" / "llama")
+    run(models, "--out", tmp_path / "out")
+    shutil.move(models, tmp_path / "gone")  # nothing of the others can be read any more
+    text = run("add", tmp_path / "late" / "cast", tmp_path / "late" / "llama", "--to", tmp_path / "out")
+    assert "cast" in text
+    shutil.move(tmp_path / "gone", models)
+    for name in ("cast", "llama"):
+        shutil.copytree(tmp_path / "late" / name, models / name)
+    run(models, "--out", tmp_path / "scratch")
+    one, other = (read_model_graph(tmp_path / name / "model_graph.json") for name in ("out", "scratch"))
+    assert one.nodes == other.nodes and one.edges == other.edges
+    assert "is in" in run("add", tmp_path / "late" / "cast", "--to", tmp_path / "out")
+
+
+def test_add_to_the_grown_splits(forest: dict[str, Manifest], tmp_path: Path) -> None:
+    sources = find_models([str(forest["mini_lora_v"].folder / "mini_lora_v.json")])
+    whole = recover_sources(sources, tmp_path / "whole", CPU)
+    recover_sources(sources[:-3], tmp_path / "part", CPU)
+    added = reopen(tmp_path / "part", CPU, sources[-3:])
+    assert added.graph.edges == whole.graph.edges and added.graph.nodes == whole.graph.nodes
+
+
+def test_explain(done: tuple[Path, Path, str]) -> None:
+    _, out, _ = done
+    lora = "lora <b>x</b> & 'q'"
+    text = run("explain", "tuned ünï 模型", lora, "--to", out)
+    assert "was made from tuned ünï 模型 by lora" in text and "rank 2" in text and "For this to be wrong" in text
+    assert len(text.splitlines()) < 40
+    found = json.loads(run("explain", lora, "tuned ünï 模型", "--to", out, "--json"))
+    assert found["parent"] == "tuned ünï 模型" and {row["rank"] for row in found["evidence"]["layers"]} == {2}
+    recovered = reopen(out, CPU)
+    assert "No sign that they are related" in explain(recovered, "root", "stranger")["summary"]
+    assert "copies" in explain(recovered, "root", "copy")["summary"]
+    assert "cannot be compared" in explain(recovered, "root", "llama")["summary"]
+    assert "relatives" in explain(recovered, "cast", lora)["summary"]
+    assert explain(recovered, "cast", lora)["adjacency"] is not None
+    for one, other in (("root", "tuned ünï 模型"), ("root", lora), ("root", "stranger"), ("linked", "single file")):
+        assert explain_text(explain(recovered, one, other))
+    for one, other, words in (("root", "root", "is one model"), ("root", "absent", "no model here"), ("root", "broken", "left out")):
+        with pytest.raises(InputError, match=words):
+            explain(recovered, one, other)
+
+
+def test_from_python(done: tuple[Path, Path, str], tmp_path: Path) -> None:
+    models, out, _ = done
+    graph = recover(models)
+    assert isinstance(graph, nx.DiGraph) and set(graph.edges) == set(edges(out))
+    assert graph.edges["tuned ünï 模型", "cast"]["kind"] == "cast" and set(graph.graph["left_out"]) == {"broken"}
+    kept = recover([models / "root", models / "copy"], out=tmp_path / "kept")
+    assert len(kept) == 1 and all((tmp_path / "kept" / name).exists() for name in FILES)
+    with pytest.raises(InputError, match="no such file"):
+        recover(tmp_path / "absent")
+
+
+def test_audit_and_its_exit_codes(tmp_path: Path) -> None:
+    root, other = base(0), base(9)
+    for name, weights in {"root": root, "child": moved(root, 1), "other": other}.items():
+        save_model(tmp_path / name, weights)
+
+    def claim(name: str, parent: str, relation: str = "finetune") -> None:
+        text = f"---\nbase_model: {parent}\nbase_model_relation: {relation}\n---\n"
+        (tmp_path / name / "README.md").write_text(text)
+
+    models = [tmp_path / name for name in ("root", "child", "other")]
+    out = ("--out", tmp_path / "out", "--audit")
+    assert "no model claims anything" in run(*models, *out, code=4)
+    claim("child", "someone/root")
+    text = run(*models, *out)
+    assert "agrees" in text
+    claim("other", "root")
+    text = run(*models, *out, code=3)
+    assert "contradicted" in text and "unrelated" in text
+    claim("other", "elsewhere/absent")
+    assert "parent not in the collection" in run(*models, *out, code=4)
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert found["exit_code"] == 4 and {one["verdict"] for one in found["verdicts"]} == {"agrees", "parent not in the collection"}
+    # A result that is added to keeps what the others claimed.
+    save_model(tmp_path / "late", moved(root, 5))
+    claim("late", "other")
+    assert "contradicted" in run("add", tmp_path / "late", "--to", tmp_path / "out", "--audit", code=3)
+
+
+def test_from_the_hub(tmp_path: Path) -> None:
+    root = base(0)
+    for name, weights in {"root": root, "child": moved(root, 1), "late": moved(root, 2)}.items():
+        save_model(tmp_path / "hub" / "acme" / name, weights)
+    (tmp_path / "hub" / "acme" / "child" / "README.md").write_text("---\nbase_model: acme/root\n---\n")
+    with HubServer(tmp_path / "hub") as server:
+        whole = environment(server, tmp_path) | {"PATH": os.environ["PATH"]}
+        text = run("acme/root", "acme/child", "--out", tmp_path / "out", "--audit", env=whole)
+        assert "agrees" in text and ("acme/root", "acme/child") in edges(tmp_path / "out")
+        server.requests.clear()
+        run("add", "acme/late", "--to", tmp_path / "out", env=whole)
+        assert {request.repo for request in server.requests if request.repo} == {"acme/late"}
+        run("--author", "acme", "--out", tmp_path / "author", env=whole)
+        assert edges(tmp_path / "author") == edges(tmp_path / "out")
+        server.collections["acme/set"] = ["acme/root", "acme/late"]
+        run("--collection", "acme/set", "--out", tmp_path / "set", env=whole)
+        assert len(edges(tmp_path / "set")) == 1
+        server.faults.append(Fault("status", -1, "acme/late", value=500))
+        text = run("acme/root", "acme/absent", "--out", tmp_path / "some", env=whole)
+        assert "no such repository" in text and "left out: 1" in text
+
+
+def test_a_broken_one_among_twenty(tmp_path: Path) -> None:
+    for k in range(19):
+        save_model(tmp_path / "all" / f"m{k:02}", vit_weights(k, 2, 24))
+    broken = vit_weights(50, 2, 24)
+    broken["encoder.layer.1.attention.attention.query.weight"][0, 0] = float("inf")
+    save_model(tmp_path / "all" / "broken", broken)
+    text = run(tmp_path / "all", "--out", tmp_path / "out")
+    assert "left out: 1 models" in text and "infinity" in text and "layer.1.attention.attention.query" in text
+    assert len(read_model_graph(tmp_path / "out" / "model_graph.json").nodes) == 19
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "name models"),
+        (("./absent",), "no such file or folder"),
+        (("--manifest", "absent.json"), "no such file"),
+        (("add", "x/y", "--to", "nowhere"), "holds no result"),
+        (("add", "--to", "nowhere"), ""),
+        (("explain", "a", "b", "--to", "nowhere"), "holds no result"),
+        (("HERE", "--error", "2"), "between 0 and 1"),
+        (("HERE", "--sketch", "3"), "at least 1024"),
+        (("HERE", "--device", "tpu"), "cannot be used"),
+        (("HERE", "--out", "/proc/mother"), "Check path and space"),
+        (("HERE", "--out", "HERE/model.safetensors"), "Check path and space"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", vit_weights(1))
+    text = run(*(argument.replace("HERE", str(tmp_path / "m")) for argument in arguments), code=2, cwd=tmp_path)
+    assert words in text and (not words or len(text.strip().splitlines()) == 1)
+
+
+def test_a_full_disk_is_one_clear_line_and_costs_nothing(tmp_path: Path) -> None:
+    save_model(tmp_path / "m" / "a", base(0))
+    save_model(tmp_path / "m" / "b", moved(base(0), 1))
+    out = tmp_path / "out"
+
+    def little_space() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    text = run(tmp_path / "m", "--out", out, code=2, preexec_fn=little_space)
+    assert "Check path and space" in text and not (out / "model_graph.json").exists()
+    assert not list(out.rglob("*.tmp"))
+    assert len(list((out / "models").glob("*.safetensors"))) == 2  # what could be kept is kept
+    run(tmp_path / "m", "--out", out)
+
+
+def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
+    for k in range(6):
+        save_model(tmp_path / "hub" / "acme" / f"m{k}", vit_weights(k, 4, 48))
+    with HubServer(tmp_path / "hub") as server:
+        for k in range(3, 6):
+            server.faults.append(Fault("stall", 1, f"acme/m{k}/model.safetensors", "GET", value=4, after=1))
+        whole = environment(server, tmp_path) | {"PATH": os.environ["PATH"]}
+        command = [sys.executable, str(ROOT / "recover.py"), "--author", "acme", "--out", str(tmp_path / "out")]
+        process = subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 60
+        while len(list((tmp_path / "out" / "models").glob("*.json"))) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "stopped" in errors and "Traceback" not in errors
+        kept = {path.name for path in (tmp_path / "out" / "models").glob("*.json")}
+        assert 3 <= len(kept) < 6
+        server.requests.clear()
+        run("--author", "acme", "--out", tmp_path / "out", env=whole)
+        read = {request.repo for request in server.requests if request.path.startswith("/cdn") and request.range[0] > 0}
+        assert len(read) == 6 - len(kept)
+
+
+# Pieces
+
+
+def test_groups(tmp_path: Path) -> None:
+    wider = {name: torch.cat([weight, weight], dim=1) if weight.ndim == 2 else weight for name, weight in base(3).items()}
+    deeper = base(4) | {f"{name.replace('layer.0', 'layer.9')}": weight for name, weight in base(5).items() if "layer.0" in name}
+    for name, weights in {"a": base(1), "wide": wider, "deep": deeper, "b": base(2), "llama": llama(1)}.items():
+        save_model(tmp_path / name, weights)
+    opened, left_out = open_sources(find_models([str(tmp_path)]))
+    groups = group_by_shapes(sketch_models(opened, tmp_path / "kept").sketches)
+    assert [sorted(one.model for one in members) for members in groups] == [["a", "b", "deep"], ["llama"], ["wide"]]
+    assert not left_out
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": "x"}', '{"format": "mother-collection/1", "error": 0.1, "sketch": 1, "sources": [3]}']
+)
+def test_damaged_states(content: str, tmp_path: Path) -> None:
+    (tmp_path / "collection.json").write_text(content)
+    with pytest.raises(InputError, match="collection.json cannot be used"):
+        read_state(tmp_path)
+
+
+def test_a_state_cannot_point_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "m", vit_weights(1))
+    recover_sources(find_models([str(tmp_path / "m")]), tmp_path / "out", CPU)
+    state = json.loads((tmp_path / "out" / "collection.json").read_text())
+    state["sources"][0]["sketch"] = "../../secret"
+    (tmp_path / "out" / "collection.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="odd name"):
+        reopen(tmp_path / "out", CPU)
