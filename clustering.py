@@ -19,7 +19,6 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
 from console import announce_device, progress, report_left_out, report_methods, run
@@ -42,7 +41,7 @@ from mother.results import (
     run_facts,
     write_result,
 )
-from mother.scores import cluster_accuracy, match_labels
+from mother.scores import adjusted_rand, cluster_accuracy, match_labels
 from mother.sketches import sketch_models
 from mother.survey import survey
 
@@ -118,7 +117,7 @@ def report_components(
     seconds = time.perf_counter() - started + snapshot.before + taken.reused
     trees = {node.id: node.tree for node in manifest.nodes}
     truth = [str(trees[model]) for model in found.models if trees[model] is not None]
-    agreement = float(adjusted_rand_score(truth, labels)) if len(truth) == len(labels) else None
+    agreement = adjusted_rand(truth, labels) if len(truth) == len(labels) else None
     flags = asdict(args) | {"results": str(args.results)}
     content = {"clusters": dict(zip(found.models, labels.tolist())), "adjusted_rand": agreement}
     content |= {"seconds": round(seconds, 2), "left_out": left_out}
@@ -172,7 +171,7 @@ def main(args: Args) -> None:
         truth = np.array([names.index(str(trees[model])) for model in measured.models])
         matched = match_labels(labels, truth)
         scores["accuracy"] = cluster_accuracy(labels, truth)
-        scores["adjusted_rand"] = float(adjusted_rand_score(truth, labels))
+        scores["adjusted_rand"] = adjusted_rand(truth, labels)
         scores["by_tree"] = {tree: float((matched == k)[truth == k].mean()) for k, tree in enumerate(names)}
         rng = np.random.default_rng(args.seed)
         for share in tqdm(np.linspace(1, 0.1, 10).round(1), desc="random subsets", unit="share", leave=False):

@@ -97,19 +97,27 @@ def report_data(recovered: Recovered, audit: Audit | None, title: str) -> dict[s
 
 
 def to_html(recovered: Recovered, audit: Audit | None = None, title: str = "Model Graph") -> str:
-    """The page. What comes from models can be nothing but text in it: JSON without '<', shown as text by the script."""
-    content = json.dumps(report_data(recovered, audit, title), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """The page of a result."""
+    return page(report_data(recovered, audit, title))
+
+
+def page(data: dict[str, Any]) -> str:
+    """What `report_data` gave as a page of HTML.
+
+    What comes from models can be nothing but text in it: JSON without '<', which the script shows as text.
+    """
+    content = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    content = content.encode("utf-8", "replace").decode()
     for letter in "<>&\u2028\u2029":
         content = content.replace(letter, f"\\u{ord(letter):04x}")
     assets = files("mother") / "assets"
     parts = {
-        "@TITLE@": html.escape(title),
+        "@TITLE@": html.escape(data["title"]),
         "@CSS@": (assets / "report.css").read_text(encoding="utf-8"),
         "@D3@": (files("mpld3") / "js" / "d3.v5.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script"),
         "@JS@": (assets / "report.js").read_text(encoding="utf-8"),
         "@DATA@": content,
     }
-    page = (assets / "report.html").read_text(encoding="utf-8")
-    pieces = page.split("@")
+    pieces = (assets / "report.html").read_text(encoding="utf-8").split("@")
     # Placeholders are replaced in one go, so that nothing inside a part is taken for one.
     return "".join(parts.get(f"@{piece}@", piece) if at % 2 else piece for at, piece in enumerate(pieces))

@@ -122,7 +122,7 @@
 
   function draw() {
     d3.tree().nodeSize([rowHeight, columnWidth]).separation((a, b) => (a.parent === b.parent ? 1 : a.depth === 1 ? 1.6 : 1.1))(root);
-    const visible = root.descendants().filter((one) => one.data.id !== null);
+    const visible = depthFirst();
     const shown = new Set(visible.map((one) => one.data.id));
     const links = edges.filter((edge) => shown.has(edge.parent) && shown.has(edge.child));
     for (const [kind, extra] of [["edge", true], ["hit", false]]) {
@@ -145,7 +145,7 @@
     entered.append("text");
     entered.append("title").text((one) => label(one.data));
     entered.on("click", (one) => { select(one.data.id); toggle(one, false); }).on("dblclick", (one) => toggle(one, true)).on("keydown", keys);
-    const all = entered.merge(groups);
+    const all = entered.merge(groups).order();
     all.attr("transform", (one) => `translate(${one.y},${one.x})`)
       .attr("aria-level", (one) => one.depth).attr("aria-expanded", (one) => (one.all ? String(Boolean(one.children)) : null))
       .attr("aria-selected", (one) => String(one.data.id === chosen))
@@ -165,6 +165,11 @@
   }
   root.eachAfter((one) => { one.count = (one.all || []).reduce((sum, child) => sum + child.count + 1, 0); });
 
+  function depthFirst() {
+    const order = [];
+    root.eachBefore((one) => { if (one.data.id !== null) order.push(one); });
+    return order;
+  }
   function toggle(one, always) {
     if (!always || !one.all) return;
     one.children = one.children ? null : one.all;
@@ -173,7 +178,7 @@
   const elementOf = (id) => dots.selectAll("g.node").filter((one) => one.data.id === id).node();
   function keys(one) {
     const event = d3.event;
-    const order = root.descendants().filter((other) => other.data.id !== null).sort((a, b) => a.x - b.x || a.y - b.y);
+    const order = depthFirst();
     const at = order.indexOf(one);
     let to = null;
     if (event.key === "ArrowDown") to = order[at + 1];
