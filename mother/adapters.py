@@ -5,8 +5,10 @@ float32. What an adapter may hold beyond LoRA (IA3, prompts, bias updates) is re
 """
 
 import json
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +23,11 @@ _PART = re.compile(
     r"(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|lora_bias)"
     r"(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
 )
+MOST_PATTERNS = 1000
+MOST_ENTRIES = 1 << 31  # of a single update
+# Ways to begin that change the base, too: what is saved is not all that was trained.
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+IGNORED = ("layer_replication", "trainable_token_indices")  # keys that change what an adapter does to its base
 REMEDY = "Merge it into its base with PEFT (merge_and_unload) and give that."
 
 
@@ -53,8 +60,11 @@ def _pattern(patterns: Any, module: str, usual: int | float) -> int | float:
         return usual
     if not isinstance(patterns, dict):
         raise ValueError("rank_pattern or alpha_pattern is no table")
+    if len(patterns) > MOST_PATTERNS:
+        raise ValueError(f"there are {len(patterns)} patterns")
     for pattern, value in patterns.items():
-        if len(pattern) > MAX_NAME or len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"[)\]][*+{]", pattern):
+        involved = len(re.findall(r"[*+{?]", pattern)) > 3 or pattern.count("(") > 2 or re.search(r"[)\]][*+{?]", pattern)
+        if len(pattern) > MAX_NAME or involved:
             raise ValueError(f"the pattern {ascii(pattern)[:100]} is too involved")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"the pattern {ascii(pattern)[:100]} has no number")
@@ -75,11 +85,16 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
     try:
         content = json.loads(config)
         kind = content["peft_type"]
-        rank, alpha = int(content["r"]) if kind == "LORA" else 0, float(content.get("lora_alpha") or 0)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        rank, alpha = int(content["r"]) if kind == "LORA" else 0, float(content.get("lora_alpha", 8))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError):
         raise refuse("adapter_config.json is damaged: it gives no peft_type or r", "Save the adapter again.") from None
     if kind != "LORA":
-        raise refuse(f"is an adapter of type {kind!r}, not LoRA")
+        raise refuse(f"is an adapter of type {kind!r:.100}, not LoRA")
+    if str(content.get("init_lora_weights")).lower().startswith(CHANGED_BASE):
+        raise refuse(f"began as {content['init_lora_weights']!r:.100}, which changed its base, too")
+    for key in IGNORED:
+        if content.get(key):
+            raise refuse(f"uses {key}, which is not supported")
     grouped: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name in tensors:
@@ -89,7 +104,7 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
             whole[re.sub(r"\.modules_to_save(\.[^.]+)?(?=\.)", "", plain)] = name
             continue
         part = match["part"]
-        if part == "lora_bias":
+        if part == "lora_bias" or name.endswith(".bias"):
             raise refuse(f"{name}: LoRA with a bias (lora_bias) is not supported")
         key = {"lora_magnitude_vector": "magnitude"}.get(part, part[-1])
         if grouped.setdefault(match["module"], {}).setdefault(key, name) != name:
@@ -104,8 +119,14 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
             raise refuse(f"{module} and adapter_config.json do not agree on DoRA", "Save the adapter again.")
         first, second = (tensors[parts[part]].shape for part in "AB")
         inner = first[0] if first else 0
-        if len(first) < 2 or len(second) < 2 or second[1] != inner or inner < 1:
+        # B is a matrix, or a convolution of one entry.
+        flat = len(second) == 2 or (len(second) == len(first) and math.prod(second[2:]) == 1)
+        if len(first) < 2 or len(second) < 2 or second[1] != inner or inner < 1 or not flat:
             raise refuse(f"{module} has parts of shapes {first} and {second}, which do not fit", "Save it again.")
+        if math.prod(first[1:]) * second[0] > MOST_ENTRIES:
+            raise refuse(f"{module} has an update of {math.prod(first[1:]) * second[0]} entries", "Do not trust it.")
+        if "magnitude" in parts and math.prod(tensors[parts["magnitude"]].shape) != second[0]:
+            raise refuse(f"{module} has a magnitude that does not fit", "Save the adapter again.")
         if embedding and "magnitude" in parts:
             raise refuse(f"{module}: DoRA of an embedding is not supported")
         try:
@@ -115,7 +136,12 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
             raise refuse(f"adapter_config.json is damaged: {error}", "Save the adapter again.") from None
         if inner != r:
             raise refuse(f"{module} has rank {inner}, adapter_config.json says {r}", "Save the adapter again.")
-        scale = a / (r**0.5 if content.get("use_rslora") else r)
+        try:
+            scale = float(a) / (r**0.5 if content.get("use_rslora") else r)
+        except OverflowError:
+            scale = math.inf
+        if not math.isfinite(scale):
+            raise refuse(f"{module} has the scale {scale}", "Save the adapter again.")
         updates[module] = Update(module, parts, scale, bool(content.get("fan_in_fan_out")), embedding)
     if not updates:
         raise refuse("has no LoRA update", "Give the folder of the adapter, or its base.")
@@ -129,6 +155,25 @@ def update_shape(update: Update, tensors: dict[str, TensorInfo]) -> tuple[int, .
         return (second[0], *first[1:])  # a convolution; B is 1 x 1
     shape = (second[0], first[1])
     return shape[::-1] if update.transposed or update.embedding else shape
+
+
+def oriented(update: Update, target: str, base: Mapping[str, tuple[int, ...]], tensors: dict[str, TensorInfo]) -> Update:
+    """The update as its base stores the weight `target`: (out, in), or (in, out) for the Conv1D of GPT-2.
+
+    PEFT decides that for each module, and the configuration keeps only what it decided last. The shape tells; where it
+    is square, that of `c_attn` beside it does, whose output is three times as wide as its input.
+    """
+    there = base.get(target, ())
+    if update.embedding or len(there) != 2:
+        return update
+    shapes = {turned: update_shape(replace(update, transposed=turned), tensors) for turned in (False, True)}
+    if shapes[False] != shapes[True]:
+        return next((replace(update, transposed=turned) for turned, shape in shapes.items() if shape == there), update)
+    block, _, kind = target.removesuffix(".weight").rpartition(".")
+    beside = base.get(f"{block}.c_attn.weight", ())
+    if kind in ("c_proj", "q_attn") and len(beside) == 2 and beside[0] != beside[1]:
+        return replace(update, transposed=beside[0] < beside[1])
+    return update
 
 
 def applied(update: Update, parts: dict[str, Tensor], base: Tensor | None) -> Tensor:

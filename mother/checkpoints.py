@@ -9,17 +9,18 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from mother.adapters import Adapter, applied, names_in_base, parse_adapter, update_shape
+from mother.adapters import Adapter, applied, names_in_base, oriented, parse_adapter, update_shape
 from mother.errors import CheckpointError
 from mother.headers import DTYPES, TensorInfo, header_length, parse_header
 from mother.hub import RemoteFile, Repository, open_repository
-from mother.layers import ATTENTION, Layer, name_layers
+from mother.layers import ATTENTION, Layer, canonical_name, name_layers
 from mother.model_graph import HUB_SOURCE
 from mother.pickles import parse_pickle
 
@@ -52,13 +53,17 @@ class LocalFile:
     model: str
     path: Path
     size: int
+    state: tuple[int, int, int] | None = None  # size, time and inode when it was opened
 
     @classmethod
     def open(cls, model: str, path: Path) -> "LocalFile":
         """Look at a file; raises CheckpointError."""
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for somebody to write
+                raise CheckpointError(model, path, "it is no regular file", "Give a file.")
             with open(path, "rb") as stream:
-                return cls(model, path, os.fstat(stream.fileno()).st_size)
+                status = os.fstat(stream.fileno())
+                return cls(model, path, status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino))
         except OSError as error:
             raise _unreadable(model, path, error) from None
 
@@ -70,6 +75,11 @@ class LocalFile:
         parts = []
         try:
             with open(self.path, "rb", buffering=0) as stream:
+                status = os.fstat(stream.fileno())
+                if self.state not in (None, (status.st_size, status.st_mtime_ns, status.st_ino)):
+                    raise CheckpointError(
+                        self.model, self.path, "the file has changed while it was read", "Run again to read the new one."
+                    )
                 for start, end in spans:
                     buffer, filled = bytearray(end - start), 0
                     stream.seek(start)
@@ -163,6 +173,10 @@ class Checkpoint:
         part = part if isinstance(part, bytearray) else bytearray(part)  # writable and aligned, as torch wants it
         stored = torch.frombuffer(part, dtype=DTYPES[info.dtype])
         weight = stored.reshape(info.shape).float()
+        return self._sound(name, file, weight)
+
+    def _sound(self, name: str, file: object, weight: torch.Tensor) -> torch.Tensor:
+        """The same weight; raises CheckpointError where it is not finite, or too large."""
         # NaN wins every maximum, so that one look at the weights tells whether they are sound.
         if weight.numel() and not (largest := float(weight.abs().max())) <= LARGEST:
             bad = "NaN" if math.isnan(largest) else "infinity"
@@ -193,6 +207,7 @@ class AdaptedCheckpoint(Checkpoint):
     """A model that is an adapter on a base, or an adapter alone (`base` is None)."""
 
     adapter: Adapter
+    config: File  # of the adapter: it says how large the update is
     parts: Checkpoint
     base: Checkpoint | None
     update_of: dict[str, str]  # tensor -> module of the adapter that changes it
@@ -207,12 +222,14 @@ class AdaptedCheckpoint(Checkpoint):
         found = self.base.read_tensors(from_base) if self.base is not None else {}
         for name, update in updates.items():
             parts = {part: read[raw] for part, raw in update.parts.items()}
-            found[name] = applied(update, parts, found.get(name))
-        return found | {name: read[raw] for name, raw in own.items()}
+            whole = read[own[name]] if name in own else found.get(name)
+            found[name] = self._sound(name, self.config, applied(update, parts, whole))
+        return found | {name: read[raw] for name, raw in own.items() if name not in updates}
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """See Checkpoint."""
-        return self.parts.fingerprint() + (self.base.fingerprint() if self.base is not None else [])
+        own = [self.config.fingerprint(), *self.parts.fingerprint()]
+        return own + (self.base.fingerprint() if self.base is not None else [])
 
 
 def _unreadable(model: str, file: object, error: OSError) -> CheckpointError:
@@ -226,7 +243,13 @@ def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
     pickled = str(file).endswith(PICKLES)
     try:
         if pickled:
-            return parse_pickle(lambda start, end: bytes(file.read([(start, end)])[0]), file.size)
+
+            def look() -> list[list]:
+                found = parse_pickle(lambda start, end: bytes(file.read([(start, end)])[0]), file.size)
+                return [[name, info.dtype, info.shape, info.start, info.end] for name, info in found.items()]
+
+            table = file.remembered(look) if isinstance(file, RemoteFile) else look()
+            return {name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in table}
         length = header_length(file.head(8), file.size)
         return parse_header(file.head(8 + length)[8:], file.size)
     except ValueError as error:
@@ -379,7 +402,8 @@ def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
         raise CheckpointError(model, place, "is an adapter without adapter_model.safetensors", "Save it again.")
     parts = _open_files(model, [place.open(name)])
     infos = {name: info for name, (_, info) in parts.tensors.items()}
-    adapter = parse_adapter(model, place, _read_json(model, place.open(ADAPTER_CONFIG)), infos)
+    config = place.open(ADAPTER_CONFIG)
+    adapter = parse_adapter(model, place, _read_json(model, config), infos)
     file = next(iter(parts.tensors.values()))[0]
     if base is None:
         if any("magnitude" in update.parts for update in adapter.updates.values()):
@@ -392,10 +416,12 @@ def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
             for name, module in update_of.items()
         }
         adapter = Adapter(adapter.updates)  # heads that came with it are no updates
-        return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, parts, None, update_of)
+        return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, None, update_of)
     found = names_in_base(list(adapter.updates), list(base.tensors))
-    update_of = {}
+    update_of, updates = {}, dict(adapter.updates)
+    shapes = {name: info.shape for name, (_, info) in base.tensors.items()}
     for module, target in found.items():
+        adapter.updates[module] = oriented(updates[module], target or "", shapes, infos)
         shape = update_shape(adapter.updates[module], infos)
         if target is None or base.tensors[target][1].shape != shape:
             there = "is missing" if target is None else f"has the shape {base.tensors[target][1].shape}"
@@ -406,10 +432,15 @@ def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
                 "Give its own base.",
             )
         update_of[target] = module
-    whole = {name: raw for name, raw in adapter.whole.items()}
+    # Whole tensors, too, go by the base's own names, whatever wrappers the adapter was saved with.
+    plain = {canonical_name(name): name for name in base.tensors}
+    whole = {}
+    for name, raw in adapter.whole.items():
+        name = name.replace(".base_layer.", ".")
+        whole[name if name in base.tensors else plain.get(canonical_name(name), name)] = raw
     tensors = dict(base.tensors) | {name: parts.tensors[raw] for name, raw in whole.items()}
     adapter = Adapter(adapter.updates, whole)
-    return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, parts, base, update_of)
+    return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, base, update_of)
 
 
 def open_checkpoint(model: str, location: str | Path, base: str | Path | None = None) -> Checkpoint:
@@ -418,6 +449,8 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
     `base` is where the model is that an adapter belongs to; without it an adapter is what it adds, and nothing else.
     """
     adapted = open_checkpoint(model, base) if base is not None else None
+    if isinstance(adapted, AdaptedCheckpoint) and adapted.base is None:
+        raise CheckpointError(model, base, "is an adapter itself, and was given as a base", "Give the model it belongs to.")
     if isinstance(location, str) and location.startswith("hf://"):
         match = HUB_SOURCE.fullmatch(location)
         if match is None:

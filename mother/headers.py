@@ -7,12 +7,15 @@ memory nor loaded as a whole.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
+MAX_DIMENSIONS = 64
+MAX_ENTRIES = 1 << 62  # of a tensor; also of its dimensions that are not 0: torch multiplies those, too
 MAX_NAME = 300  # characters of a tensor's name; the longest in use have about a hundred
 
 # Floating-point types that weights come in. Others (integers, fp8, packed formats) are listed but not read.
@@ -84,6 +87,15 @@ def parse_header(content: bytes, file_size: int) -> dict[str, TensorInfo]:
     return tensors
 
 
+def is_shape(shape: Sequence[object]) -> bool:
+    """Whether these may be the dimensions of a tensor: few, and with a product that fits 62 bits."""
+    entries = 1
+    for size in shape if len(shape) <= MAX_DIMENSIONS else [None]:
+        if not _is_count(size) or (entries := entries * max(size, 1)) > MAX_ENTRIES:
+            return False
+    return True
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
@@ -94,11 +106,11 @@ def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
         raise ValueError(f"the entry of tensor {name} is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise ValueError(f"tensor {name} has the unknown type {dtype!r}")
-    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
-        raise ValueError(f"tensor {name} has the shape {shape!r}")
+        raise ValueError(f"tensor {name} has the unknown type {dtype!r:.100}")
+    if not isinstance(shape, list) or not is_shape(shape):
+        raise ValueError(f"tensor {name} has the shape {shape!r:.100}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise ValueError(f"tensor {name} has the offsets {offsets!r}")
+        raise ValueError(f"tensor {name} has the offsets {offsets!r:.100}")
     start, end = base + offsets[0], base + offsets[1]
     if end > file_size:
         raise ValueError(f"the file is truncated: tensor {name} ends at byte {end}, the file at {file_size}")

@@ -47,6 +47,7 @@ BUSY = (408, 429, 500, 502, 503, 504)
 ONCE: dict[str, Any] = {"max_retries": 0, "retry_on_exceptions": (), "retry_on_status_codes": ()}
 TRANSIENT = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+STOP = threading.Event()  # set where a run is stopped, so that no thread waits for another try
 T = TypeVar("T")
 
 
@@ -111,6 +112,10 @@ def _answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[E
         raise CheckpointError(model, source, f"this is no name of a repository: {error}", "Check the source.") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
+        if status not in BUSY:
+            raise CheckpointError(
+                model, source, f"the server refuses (HTTP {status})", "Check the name and your access to it."
+            ) from None
         reason = "the server asks us to come back later" if status == 429 else "the server answers"
         raise CheckpointError(
             model, source, f"{reason} (HTTP {status}) after {RETRIES} tries", LATER, transient=True
@@ -123,7 +128,7 @@ def _answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[E
             "Try again later, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds.",
             True,
         ) from None
-    except (httpx2.HTTPError, OSError, ValueError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             model, source, f"it cannot be fetched: {_without_query(reason)}", "Check the network, and try again.", True
@@ -135,7 +140,7 @@ def _patiently(call: Callable[[], T]) -> T:
 
     The client can do that, too, but says so on the terminal with whole addresses, whose signatures are secrets.
     """
-    wait = WAIT
+    wait, asked = WAIT, 0.0
     for left in range(RETRIES, -1, -1):
         try:
             return call()
@@ -145,10 +150,16 @@ def _patiently(call: Callable[[], T]) -> T:
         except HfHubHTTPError as error:
             if not left or error.response.status_code not in BUSY:
                 raise
-            wait = max(wait, _retry_after(error.response))
-        time.sleep(wait)
-        wait *= 2
+            asked = _retry_after(error.response)
+        pause(max(wait, asked))
+        wait, asked = wait * 2, 0.0
     raise AssertionError("unreachable")
+
+
+def pause(seconds: float) -> None:
+    """Wait before another try, unless somebody has asked to stop."""
+    if STOP.wait(seconds):
+        raise KeyboardInterrupt
 
 
 def _retry_after(response: httpx2.Response) -> float:
@@ -163,7 +174,9 @@ def _without_query(text: str) -> str:
 
 
 def _folder_of(repo: str) -> Path:
-    return cache_folder() / repo.replace("/", "--")
+    # Another Hub, or a mirror, may serve other bytes under the same name.
+    hub = hashlib.sha256(constants.ENDPOINT.encode()).hexdigest()[:8]
+    return cache_folder() / hub / repo.replace("/", "--")
 
 
 def open_repository(model: str, repo: str, revision: str | None) -> Repository:
@@ -253,6 +266,9 @@ class RemoteFile:
         return found.location
 
     def _changed(self) -> CheckpointError:
+        for suffix in ("json", "head", "table"):  # what is kept is of another file
+            with contextlib.suppress(OSError):
+                self._kept(suffix).unlink()
         return CheckpointError(
             self.repository.model, self, "the file has changed while it was read", "Run again to read the new one."
         )
@@ -325,7 +341,7 @@ class RemoteFile:
                         LATER,
                         transient=True,
                     ) from None
-                time.sleep(max(wait if idle else 0, getattr(error, "wait", 0)))
+                pause(max(wait if idle else 0.0, getattr(error, "wait", 0.0)))
                 wait = wait * 2 if idle else WAIT
         return buffer
 
@@ -351,6 +367,8 @@ class RemoteFile:
             self._check(response, start, end)
             try:
                 for part in response.iter_raw():
+                    if STOP.is_set():
+                        raise KeyboardInterrupt
                     if len(buffer) + len(part) > most:
                         raise _Broken("more came than was asked for")
                     buffer += part
@@ -384,9 +402,24 @@ class RemoteFile:
                 repository = self.repository
                 place = {"repo_id": repository.repo, "filename": self.path, "revision": repository.commit}
                 self._local = Path(_answer(repository.model, str(self), lambda: hf_hub_download(**place)))
-        with open(self._local, "rb") as file:
-            file.seek(start)
-            return file.read(end - start)
+        try:
+            with open(self._local, "rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+        except OSError as error:
+            reason = f"its copy in the Hugging Face cache cannot be read: {error.strerror}"
+            raise CheckpointError(self.repository.model, self, reason, "Run again to fetch it.") from None
+
+    def remembered(self, make: Callable[[], Any]) -> Any:
+        """JSON that `make()` found in the file, kept in the cache: what lies where in a pickle takes many requests."""
+        kept = self._kept("table")
+        try:
+            return json.loads(kept.read_text())
+        except (OSError, ValueError):
+            found = make()
+        with contextlib.suppress(OSError):
+            write_json(kept, found, indent=None)
+        return found
 
 
 class _Expired(Exception):

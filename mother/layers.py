@@ -69,6 +69,8 @@ def layer_of(name: str) -> Layer | None:
 
 def canonical_name(name: str) -> str:
     """A tensor's name without wrappers, the same for a model and for that model inside a larger one."""
+    if name.endswith(".bias"):
+        return f"{layer_of(name.removesuffix('.bias') + '.weight')}.bias"
     layer = layer_of(name)
     return str(layer) if layer is not None else _stack(name)
 

@@ -11,12 +11,11 @@ import math
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mother.headers import BITS, MAX_NAME, TensorInfo
+from mother.headers import BITS, MAX_NAME, TensorInfo, is_shape
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
 MAX_MEMBERS = 200_000
@@ -64,8 +63,9 @@ class _Anything:
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
-    numbers = (offset, *shape, *strides)
-    if not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers) or len(shape) != len(strides):
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and is_shape(shape) and len(shape) == len(strides)):
+        raise pickle.UnpicklingError("a tensor of impossible shape")
+    if not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in (offset, *strides)):
         raise pickle.UnpicklingError("a tensor of impossible shape")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -74,31 +74,88 @@ def _rebuild_parameter(tensor: Any, *_: object) -> Any:
     return tensor
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries of stand-ins. Nothing outside this module, but OrderedDict, can be named."""
+# The part of torch's names that we understand.
+_NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _Anything,
+    ("torch.serialization", "_get_layout"): _Anything,
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+}
 
-    NAMES = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-        ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        ("torch", "Size"): tuple,
-        ("torch", "device"): _Anything,
-        ("torch.serialization", "_get_layout"): _Anything,
-        **{("torch", name): dtype for name, dtype in STORAGES.items()},
-    }
+
+class _Unpickler(pickle._Unpickler):
+    """Builds dictionaries of stand-ins. Nothing outside this module can be named.
+
+    The one in Python, whose memo is a dictionary: that in C makes room for as many entries as a pickle asks for. What
+    it may do to objects is cut down to what torch needs: keys are short plain values, whose hash takes no time, and no
+    object gets a state, so that none can be changed after it was checked.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        found = self.NAMES.get((module, name))
+        found = _NAMES.get((module, name))
         if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a tensor")
         return found
 
     def persistent_load(self, pid: Any) -> _Storage:
         # ("storage", type, key, device, number of entries)
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and pid[1] in STORAGES.values()):
+        sound = isinstance(pid, tuple) and len(pid) == 5 and all(isinstance(one, str) for one in pid[:3])
+        if not (sound and pid[0] == "storage" and pid[1] in STORAGES.values()):
             raise pickle.UnpicklingError("it refers to something that is no storage")
-        return _Storage(pid[1], str(pid[2]))
+        return _Storage(pid[1], pid[2])
+
+    def _set(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise pickle.UnpicklingError("it sets items of something that is no dictionary")
+        for key, value in zip(items[::2], items[1::2]):
+            if not isinstance(key, str | int | float | None):
+                raise pickle.UnpicklingError("a key is no plain value")
+            target[key] = value
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def _load_setitems(self) -> None:
+        self._set(self.pop_mark())
+
+    def _load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set(items)
+
+    def _load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack[-1]
+        if not isinstance(arguments, tuple) or function not in (dict, tuple, _Anything, _rebuild_tensor, _rebuild_parameter):
+            raise pickle.UnpicklingError("it calls something that is no part of a tensor")
+        if function is dict and arguments:
+            raise pickle.UnpicklingError("a dictionary is made from something")
+        self.stack[-1] = function(*arguments)
+
+    def _load_build(self) -> None:
+        self.stack.pop()  # torch gives dictionaries an attribute that we do not need
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("it builds objects of its own")
+
+
+_REFUSED = (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+_REFUSED += (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
+_Unpickler.dispatch |= {
+    pickle.SETITEM[0]: _Unpickler._load_setitem,
+    pickle.SETITEMS[0]: _Unpickler._load_setitems,
+    pickle.DICT[0]: _Unpickler._load_dict,
+    pickle.REDUCE[0]: _Unpickler._load_reduce,
+    pickle.BUILD[0]: _Unpickler._load_build,
+    **{code[0]: _Unpickler._refuse for code in _REFUSED},
+}
 
 
 class _Window(io.RawIOBase):
@@ -171,7 +228,10 @@ def parse_pickle(read: Read, size: int) -> dict[str, TensorInfo]:
             if len(pickles) != 1:
                 raise ValueError(f"the archive has {len(pickles)} pickles, not one")
             stem = pickles[0].removesuffix("data.pkl")
-            if (order := members.get(f"{stem}byteorder")) is not None and order.file_size < 100:
+            order = members.get(f"{stem}byteorder")
+            if any(one.compress_type != zipfile.ZIP_STORED for one in (members[pickles[0]], order) if one is not None):
+                raise ValueError("the pickle is compressed, as torch never writes it")
+            if order is not None and order.file_size < 100:
                 if archive.read(order) != b"little":
                     raise ValueError("the tensors are stored in big-endian order")
             if members[pickles[0]].file_size > MAX_PICKLE:
@@ -225,6 +285,8 @@ def _tensors(
         width = BITS[storage.dtype] // 8
         start = starts[storage.key] + tensor.offset * width
         end = start + math.prod(tensor.shape) * width
+        if contiguous and not 0 <= start <= end <= size:
+            raise ValueError(f"tensor {name} lies outside the file")
         if contiguous and (end > starts[storage.key] + member.file_size or end > size):
             raise ValueError(f"the file is truncated: tensor {name} ends at byte {end}")
         if not contiguous:

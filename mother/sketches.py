@@ -12,7 +12,6 @@ made again, with no other model read a second time.
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from mother.errors import CheckpointError
 from mother.files import write_atomically, write_json
 from mother.floats import cast
 from mother.headers import DTYPES
+from mother.hub import STOP
 from mother.layers import Layer, canonical_name, name_layers, sort_key
 from mother.measurements import is_backbone, lacks, versions
 from mother.relations import Grid, find_grid
@@ -289,10 +289,9 @@ def sketch_models(
             missing.append((checkpoint, path, key))
     if missing:
         read = progress(sum(wanted_bytes(checkpoint) for checkpoint, _, _ in missing))
-        stop = threading.Event()
 
         def count(size: int) -> None:
-            if stop.is_set():  # Ctrl-C: what other threads are at is not worth waiting for
+            if STOP.is_set():  # Ctrl-C: what other threads are at is not worth waiting for
                 raise KeyboardInterrupt
             read(size)
 
@@ -311,10 +310,11 @@ def sketch_models(
                     for future in [pool.submit(work, task) for task in missing]:
                         future.result()
                 except BaseException:
-                    stop.set()
+                    STOP.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
         finally:
+            STOP.clear()
             torch.set_num_threads(threads)
     workers = min(workers, max(1, len(checkpoints)))
     taken = {checkpoint.model for checkpoint, _, _ in missing}

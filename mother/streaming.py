@@ -7,6 +7,7 @@ import torch
 
 from mother.checkpoints import Checkpoint
 from mother.errors import CheckpointError
+from mother.hub import STOP
 from mother.layers import Layer
 
 AHEAD = 1 << 28  # bytes of weights in float32 that one step of reading from afar may hold; two are in memory at a time
@@ -76,30 +77,9 @@ def read_ahead(
                     for _ in members:
                         read()
                     yield there, weights
+        except KeyboardInterrupt:
+            STOP.set()  # other threads need not wait for what nobody wants any more
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def read_each(
-    checkpoints: Sequence[Checkpoint],
-    names: Sequence[list[str]],
-    failed: dict[str, CheckpointError],
-    start: int = 0,
-) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-    """For each model from place `start` on, its tensors of these raw names; models that fail go into `failed`."""
-    places = [place for place in range(start, len(checkpoints)) if checkpoints[place].model not in failed]
-    workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else ON_DISK
-    with ThreadPoolExecutor(workers) as pool:
-        futures: list[tuple[int, Future]] = []
-        try:
-            while places or futures:
-                while places and len(futures) < workers:
-                    place = places.pop(0)
-                    futures.append((place, pool.submit(checkpoints[place].read_tensors, names[place])))
-                place, future = futures.pop(0)
-                try:
-                    yield place, future.result()
-                except CheckpointError as error:
-                    failed[checkpoints[place].model] = error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            STOP.clear()

@@ -131,6 +131,19 @@ REFUSED = {
     "no pattern": ({"alpha_pattern": {"(": 2}}, GOOD, "is none"),
     "pattern without a number": ({"alpha_pattern": {"m": "x"}}, GOOD, "no number"),
     "patterns in a list": ({"rank_pattern": ["m"]}, GOOD, "no table"),
+    "optional for ever": ({"alpha_pattern": {"a?" * 30 + "a" * 30 + "b": 2}}, GOOD, "too involved"),
+    "either for ever": ({"alpha_pattern": {"(a|a)" * 30 + "b": 2}}, GOOD, "too involved"),
+    "infinite scale": ({"lora_alpha": 1e999}, GOOD, "has the scale inf"),
+    "scale that is none": ({"lora_alpha": float("nan")}, GOOD, "has the scale nan"),
+    "endless scale": ({"alpha_pattern": {"m": 10**400}}, GOOD, "has the scale inf"),
+    "endless rank": ({"r": 1e999}, GOOD, "damaged"),
+    "pissa": ({"init_lora_weights": "pissa_niter_4"}, GOOD, "changed its base"),
+    "replicated layers": ({"layer_replication": [[0, 1], [0, 1]]}, GOOD, "layer_replication"),
+    "trained tokens": ({"trainable_token_indices": [1, 2]}, GOOD, "trainable_token_indices"),
+    "bias of B": ({}, GOOD | {"m.lora_B.bias": (4,)}, "with a bias"),
+    "B of three sides": ({}, {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2, 3)}, "do not fit"),
+    "short magnitude": ({"use_dora": True}, GOOD | {"m.lora_magnitude_vector": (1,)}, "magnitude that does not fit"),
+    "an endless update": ({"r": 1}, {"m.lora_A.weight": (1, 60_000), "m.lora_B.weight": (60_000, 1)}, "entries"),
 }
 
 
@@ -155,3 +168,53 @@ def test_a_base_that_is_another_one(tmp_path: Path) -> None:
         open_checkpoint("m", tmp_path / "adapter", tmp_path / "other")
     with pytest.raises(CheckpointError, match="has a base but is no adapter"):
         open_checkpoint("m", tmp_path / "base", tmp_path / "other")
+
+
+def test_what_the_configuration_says_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    base = vit()
+    adapt(tmp_path, base, r=3, lora_alpha=6, target_modules=attention(base, "query"))
+    before = open_checkpoint("m", tmp_path / "adapter", tmp_path / "base").fingerprint()
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 64}))
+    assert open_checkpoint("m", tmp_path / "adapter", tmp_path / "base").fingerprint() != before
+
+
+def test_the_scale_that_peft_takes_where_none_is_given(tmp_path: Path) -> None:
+    base = vit()
+    expected = adapt(tmp_path, base, r=4, lora_alpha=8, target_modules=attention(base, "query"))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "lora_alpha"}))
+    opened = open_checkpoint("m", tmp_path / "adapter", tmp_path / "base")
+    for name, weight in expected.items():
+        assert torch.allclose(opened.read_tensor(name), weight, atol=1e-6)
+
+
+def test_square_conv1d_is_turned_whatever_the_configuration_kept(tmp_path: Path) -> None:
+    """PEFT decides for each module, and writes down what it decided last."""
+    base = gpt()
+    targets = [name for name, _ in base.named_modules() if name.endswith("attn.c_proj")]
+    expected = adapt(tmp_path, base, r=3, lora_alpha=6, target_modules=targets, fan_in_fan_out=True)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": False}))
+    opened = open_checkpoint("m", tmp_path / "adapter", tmp_path / "base")
+    for name, weight in expected.items():
+        assert torch.allclose(opened.read_tensor(name), weight, atol=1e-6), name
+
+
+def test_whole_modules_replace_those_of_a_base_with_other_wrappers(tmp_path: Path) -> None:
+    base = vit()
+    expected = adapt(tmp_path, base, r=2, lora_alpha=2, target_modules=attention(base, "query"), modules_to_save=["value", "v_proj"])
+    bare = {name.removeprefix("vit."): w for name, w in load_file(tmp_path / "base" / "model.safetensors").items()}
+    (tmp_path / "bare").mkdir()
+    save_file(bare, tmp_path / "bare" / "model.safetensors")
+    opened = open_checkpoint("m", tmp_path / "adapter", tmp_path / "bare")
+    assert set(opened.tensors) == set(bare)
+    for name, weight in expected.items():
+        assert torch.allclose(opened.read_tensor(name.removeprefix("vit.")), weight, atol=1e-6), name
+
+
+def test_an_adapter_is_no_base(tmp_path: Path) -> None:
+    base = vit()
+    adapt(tmp_path, base, r=3, lora_alpha=6, target_modules=attention(base, "query"))
+    with pytest.raises(CheckpointError, match="is an adapter itself"):
+        open_checkpoint("m", tmp_path / "adapter", tmp_path / "adapter")

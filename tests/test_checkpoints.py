@@ -175,9 +175,26 @@ def test_a_file_that_shrinks_after_opening(tmp_path: Path) -> None:
     checkpoint = open_checkpoint("m", folder)
     file = folder / "model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="ends inside tensor"):
+    with pytest.raises(CheckpointError, match="changed while it was read"):
         for layer in checkpoint.layers:
             checkpoint.read(layer)
     file.unlink()
     with pytest.raises(CheckpointError, match="no such file"):
         checkpoint.read(next(iter(checkpoint.layers)))
+
+
+def test_a_file_that_is_replaced_after_opening(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", vit_weights(1))
+    checkpoint = open_checkpoint("m", folder)
+    first, second, *_ = checkpoint.layers
+    checkpoint.read(first)
+    save_model(tmp_path / "other", vit_weights(2))
+    os.replace(tmp_path / "other" / "model.safetensors", folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        checkpoint.read(second)
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        open_checkpoint("m", tmp_path)

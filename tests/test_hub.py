@@ -1,5 +1,7 @@
 """Models on the Hub: the bytes that are asked for, and every fault of a network, over real sockets."""
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +148,7 @@ FINAL = {
     "subfolder": (f"hf://{REPO}:unet", None, "no weights", "subfolder"),
     "server": (f"hf://{REPO}", Fault("status", -1, "model.safetensors", value=502), "HTTP 502", "later"),
     "busy": (f"hf://{REPO}", Fault("status", -1, "/api/", value=429), "come back later", "kept"),
+    "forbidden": (f"hf://{REPO}", Fault("status", -1, "/api/", value=403), "refuses .HTTP 403", "your access"),
     "truncated": (f"hf://{REPO}", Fault("truncated", -1, "model.safetensors", value=5000), "truncated", "again"),
     "reset": (f"hf://{REPO}", Fault("reset", -1, "model.safetensors", "GET", value=0), "breaks again", "kept"),
     "stalls": (f"hf://{REPO}", Fault("stall", -1, "model.safetensors", "GET", value=3), "breaks again", "later"),
@@ -242,3 +245,47 @@ def test_several_models_are_in_flight(hub: HubServer) -> None:
     started = time.monotonic()
     measured = measure(checkpoints, ("value",), {"kurtosis": kurtosis}, CPU)
     assert len(measured.models) == 8 and time.monotonic() - started < 6
+
+
+def test_a_pickle_is_looked_through_once(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    (hub.folder / "org" / "pickled").mkdir()
+    torch.save(vit_weights(1, 4, 48), hub.folder / "org" / "pickled" / "pytorch_model.bin")
+    seen = open_checkpoint("m", "hf://org/pickled")
+    hub.requests.clear()
+    assert open_checkpoint("m", "hf://org/pickled").tensors.keys() == seen.tensors.keys()
+    assert [request.path for request in hub.requests] == ["/api/models/org/pickled/revision/main"]
+    monkeypatch.setattr(client.constants, "HF_HUB_OFFLINE", True)
+    assert open_checkpoint("m", "hf://org/pickled").tensors.keys() == seen.tensors.keys()
+
+
+def test_waits_are_those_that_the_server_asks_for(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(client, "pause", waits.append)
+    hub.faults.append(Fault("status", 3, "/api/", value=(429, 7)))
+    open_checkpoint("m", f"hf://{REPO}")
+    assert waits == [7.0, 7.0, 7.0]
+
+
+def test_a_changed_file_is_read_anew_by_the_next_run(hub: HubServer) -> None:
+    checkpoint = open_checkpoint("m", f"hf://{REPO}")
+    other = save_model(hub.folder / "other", vit_weights(2, 4, 48)) / "model.safetensors"
+    hub.faults.append(Fault("changed", 1, "model.safetensors", value=other.read_bytes()))
+    with pytest.raises(CheckpointError, match="changed while"):
+        for layer in checkpoint.layers:
+            checkpoint.read(layer)
+    again = open_checkpoint("m", f"hf://{REPO}")
+    assert again.fingerprint() != checkpoint.fingerprint()
+
+
+def test_stopping_does_not_wait_for_tries(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WAIT", 30.0)
+    save_model(hub.folder / "org" / "other", vit_weights(2, 4, 48))
+    checkpoints = [open_checkpoint(name, f"hf://{name}") for name in (REPO, "org/other")]
+    hub.faults.append(Fault("reset", -1, "org/other/model.safetensors", "GET", value=0))
+    main = threading.main_thread().ident
+    timer = threading.Timer(1, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure(checkpoints, ("value",), {"kurtosis": kurtosis}, CPU)
+    assert time.monotonic() - started < 5 and not client.STOP.is_set()

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import time
 import pickletools
 import zipfile
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoints import assert_same, read_all
 
+from mother import pickles
 from mother.checkpoints import open_checkpoint
 from mother.errors import CheckpointError
 from mother.pickles import parse_pickle
@@ -191,3 +193,35 @@ def test_mutated_pickles_never_raise_anything_else(data: st.DataObject) -> None:
         parse(archive(bytes(pickled), **{"0": b"\0" * 24, "1": b"\0" * 16}))
     except ValueError:
         pass
+
+
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI2\ntQI0\n(I2\nt(I1\ntI00\n}tR"
+BOMBS = {
+    "a memo of 64 GB": b"\x80\x02}r\xff\xff\xff\xff.",
+    "a key whose hash never ends": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
+    "a storage whose name never ends": b"\x80\x02}X\x01\x00\x00\x00w(S'storage'\nctorch\nFloatStorage\n)"
+    + b"2\x86" * 60
+    + b"S'cpu'\nI2\ntQs.",
+    "a set": b"\x80\x04\x8f(K\x01\x90.",
+    "another offset": b"}S'w'\n" + TENSOR + b"}S'offset'\nI-1000000000000000\nsb(I0\ntb0s.",
+    "another dtype": b"}S'w'\n(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI2\ntQ}S'dtype'\nS'XX'\nsbs.",
+    "another function": b"ctorch._utils\n_rebuild_tensor_v2\n}S'__defaults__'\n(I1\ntsb0}.",
+    "another dictionary": b"ccollections\nOrderedDict\n)R}S'values'\nS'x'\nsb.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_do_nothing_and_take_no_time(name: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    (tmp_path / "pytorch_model.bin").write_bytes(archive(BOMBS[name]))
+    with pytest.raises(CheckpointError, match="refused|damaged|no dictionary|no tensors|missing"):
+        open_checkpoint("victim", tmp_path)
+    assert time.monotonic() - started < 1 and not pickles._rebuild_tensor.__defaults__
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_compressed_pickle_is_refused(method: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w", method) as file:
+        file.writestr("archive/data.pkl", b"}." * 100)
+    with pytest.raises(CheckpointError, match="compressed"):
+        open_checkpoint("victim", tmp_path)

@@ -162,6 +162,6 @@ def test_a_sketch_that_was_damaged_meanwhile(tmp_path: Path) -> None:
     (taken,) = sketch_models([checkpoint], tmp_path / "kept").sketches
     for path in (tmp_path / "kept").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="ends inside"):
+    with pytest.raises(CheckpointError, match="changed"):
         for layer in taken.shapes:
             taken.read(layer)

@@ -116,7 +116,7 @@ def test_kept_measurements_are_of_these_files_only(tmp_path: Path) -> None:
     for damaged in (b"", b"PK\x03\x04", b"x" * 500):
         for path in [tmp_path / "kept" / "first_pass.npz", *(tmp_path / "kept" / "models").iterdir()]:
             path.write_bytes(damaged)
-        assert trace(checkpoints, CPU, keep=tmp_path / "kept").survey.models == first.survey.models
+        assert trace([*checkpoints[:-1], *changed], CPU, keep=tmp_path / "kept").survey.models == first.survey.models
 
 
 def test_a_snapshot_of_another_key_is_not_read(tmp_path: Path) -> None:
