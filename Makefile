@@ -43,6 +43,7 @@ imgs: recover
 	cp results/mini_lora_v/figures/distances.png imgs/mini_lora_v_distances.png
 	cp results/mini_lora_v/figures/cluster_accuracy.png imgs/mini_lora_v_cluster_accuracy.png
 	cp results/mini_wild/map/figures/tree_7.png imgs/mini_wild_tree.png
+	$(RUN) -m benchmarks.screenshot
 
 clean:
 	rm -rf results

@@ -77,7 +77,7 @@ def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
                 "change": round(float(arrays["energy"][row]) / total, 4),
                 "rank": "full" if arrays["full"][row] else int(arrays["rank"][row]),
                 "newness": round(sign * float(arrays["newness"][row]), 3),
-                "rounding": round(sign * float(arrays["rounding"][row]), 1),
+                "rounding": round(sign * float(arrays["rounding"][row]), 1) + 0.0 if low else None,
             }
             for row in np.flatnonzero(changed)
         ],
@@ -210,7 +210,8 @@ def explain_text(found: dict[str, Any], most: int = 12) -> str:
         if rows:
             lines += ["", f"{'matrix':<28} {'change':>7} {'rank':>6} {'newness':>8} {'rounding':>9}"]
         lines += [
-            f"{row['layer'][:28]:<28} {100 * row['change']:6.1f}% {row['rank']:>6} {row['newness']:+8.2f} {row['rounding']:+9.1f}"
+            f"{row['layer'][:28]:<28} {100 * row['change']:6.1f}% {row['rank']:>6} {row['newness']:+8.2f} "
+            + ("-" if row["rounding"] is None else f"{row['rounding']:+.1f}").rjust(9)
             for row in rows[:most]
         ]
         if len(rows) > most:
