@@ -12,7 +12,7 @@ from mother.model_graph import Manifest, ModelGraph
 EdgeSet = set[tuple[str, str]]
 
 
-def adjusted_rand(truth: Sequence[Any], labels: Sequence[Any]) -> float:
+def adjusted_rand(truth: Sequence[Any] | np.ndarray, labels: Sequence[Any] | np.ndarray) -> float:
     """Adjusted Rand index of two clusterings: 1 where they agree, about 0 by chance."""
     from sklearn.metrics import adjusted_rand_score  # slow to import, and few need it
 
