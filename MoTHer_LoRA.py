@@ -16,9 +16,10 @@ import numpy as np
 
 from console import announce_device, progress, report_graph, report_trees, run
 from mother.direction import Stage
-from mother.distances import pairwise_rank, sum_over_layers
+from mother.distances import sum_over_layers
 from mother.map_recovery import recover_typed_graph
 from mother.measurements import Measured
+from mother.ranks import pairwise_rank
 from mother.results import find_manifest
 from mother.statistics import kurtosis
 from mother.tree_recovery import Method, overall, recover_model_graph

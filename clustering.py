@@ -25,13 +25,14 @@ from console import announce_device, progress, report_left_out, report_methods, 
 from mother import plots
 from mother.checkpoints import Checkpoint
 from mother.clusters import related_components, ward_clusters
-from mother.distances import pairwise_mean_absolute_difference, pairwise_rank, sum_over_layers
+from mother.distances import pairwise_mean_absolute_difference, sum_over_layers
 from mother.errors import InputError
 from mother.files import write_atomically, write_figure
 from mother.heritage import first_pass_snapshot
 from mother.layers import ATTENTION
 from mother.measurements import measure
 from mother.model_graph import Manifest
+from mother.ranks import pairwise_rank
 from mother.results import (
     find_manifest,
     format_table,

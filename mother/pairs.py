@@ -1,7 +1,6 @@
 """Second pass of method "map": look at the differences of near models, and at each model among its neighbours."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from mother.sketches import Sketch
 from mother.snapshots import Snapshot
 from mother.spectra import rounding_noise, spectrum
 from mother.survey import groups, stacks
+from mother.threads import in_threads
 
 LARGE = 1 << 26  # entries of a stack of differences, at most
 CACHED = 1 << 19  # entries of the differences that are worked on together: they stay in the processor's cache
@@ -178,21 +178,6 @@ def _in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int,
     else:
         for part in parts:
             look(part)
-
-
-def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> None:
-    """Do the work for each item, each by one of as many threads as torch would use for one."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(items) < 2:
-        for item in items:
-            work(item)
-        return
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, items))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _compare_pairs(

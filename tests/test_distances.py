@@ -10,9 +10,9 @@ from mother.distances import (
     pairwise_max_difference,
     pairwise_mean_absolute_difference,
     pairwise_mean_square_difference,
-    pairwise_rank,
     sum_over_layers,
 )
+from mother.ranks import pairwise_rank
 
 
 def stack(rng: np.random.Generator, layers: int = 3, models: int = 6, size: int = 10) -> np.ndarray:

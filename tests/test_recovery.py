@@ -10,10 +10,11 @@ import torch
 from conftest import save_family, save_model, vit_weights
 
 from mother.checkpoints import Checkpoint, open_checkpoint
-from mother.distances import pairwise_max_difference, pairwise_rank, sum_over_layers
+from mother.distances import pairwise_max_difference, sum_over_layers
 from mother.layers import ATTENTION, Layer
 from mother.measurements import Measured, comparable, measure
 from mother.model_graph import Manifest
+from mother.ranks import pairwise_rank
 from mother.recovery import direction_kurtosis, identical_models, merged_cost, recover_tree
 from mother.statistics import kurtosis
 
