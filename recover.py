@@ -1,10 +1,10 @@
 """Anybody's models in, their family tree out.
 
-    python recover.py PATH_OR_REPO [PATH_OR_REPO ...]        folders, weight files, folders of models, owner/name
-    python recover.py --manifest file.json | --author ORG | --collection SLUG
-    python recover.py MODELS --audit                         do cards and configurations tell the truth? exit code 0, 3, 4
-    python recover.py add MODEL --to results/recover         one more model; the others are not read again
-    python recover.py explain A B --to results/recover       two models: related, how, which came first, how sure
+python recover.py PATH_OR_REPO [PATH_OR_REPO ...]        folders, weight files, folders of models, owner/name
+python recover.py --manifest file.json | --author ORG | --collection SLUG
+python recover.py MODELS --audit                         do cards and configurations tell the truth? exit code 0, 3, 4
+python recover.py add MODEL --to results/recover         one more model; the others are not read again
+python recover.py explain A B --to results/recover       two models: related, how, which came first, how sure
 """
 
 import json
@@ -47,7 +47,8 @@ class Args:
     out: Path = Path("results/recover")
     """folder for the results"""
     audit: bool = False
-    """hold what cards and configurations claim against the weights; exit code 0: all agree, 3: contradictions, 4: undecided"""
+    """hold what cards and configurations claim against the weights; exit code 0: all agree, 3: contradictions,
+    4: undecided"""
     error: float = 0.01
     """probability of a single false relation among independently initialised models"""
     sketch: int = SKETCH
@@ -105,7 +106,9 @@ def report_audit(verdicts: Audit) -> None:
 def finish(recovered: Recovered, folder: Path, audit: bool) -> None:
     """Write and print a result; with an audit the program ends with its exit code."""
     verdicts = audit_of(recovered) if audit else None
-    write_outputs(recovered, folder, verdicts, f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph")
+    write_outputs(
+        recovered, folder, verdicts, f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph"
+    )
     for group in recovered.groups:
         members = group.heritage.survey.models
         print(f"{len(members)} {'models' if len(members) > 1 else 'model'} of {group.name}")

@@ -1,6 +1,6 @@
 """The picture of the report that README.md shows: `recover.py` on mini_wild, opened in headless Chromium.
 
-    python -m benchmarks.screenshot
+python -m benchmarks.screenshot
 """
 
 import shutil

@@ -63,7 +63,9 @@ def _pattern(patterns: Any, module: str, usual: int | float) -> int | float:
     if len(patterns) > MOST_PATTERNS:
         raise ValueError(f"there are {len(patterns)} patterns")
     for pattern, value in patterns.items():
-        involved = len(re.findall(r"[*+{?]", pattern)) > 3 or pattern.count("(") > 2 or re.search(r"[)\]][*+{?]", pattern)
+        involved = (
+            len(re.findall(r"[*+{?]", pattern)) > 3 or pattern.count("(") > 2 or re.search(r"[)\]][*+{?]", pattern)
+        )
         if len(pattern) > MAX_NAME or involved:
             raise ValueError(f"the pattern {ascii(pattern)[:100]} is too involved")
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -157,7 +159,9 @@ def update_shape(update: Update, tensors: dict[str, TensorInfo]) -> tuple[int, .
     return shape[::-1] if update.transposed or update.embedding else shape
 
 
-def oriented(update: Update, target: str, base: Mapping[str, tuple[int, ...]], tensors: dict[str, TensorInfo]) -> Update:
+def oriented(
+    update: Update, target: str, base: Mapping[str, tuple[int, ...]], tensors: dict[str, TensorInfo]
+) -> Update:
     """The update as its base stores the weight `target`: (out, in), or (in, out) for the Conv1D of GPT-2.
 
     PEFT decides that for each module, and the configuration keeps only what it decided last. The shape tells; where it

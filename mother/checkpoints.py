@@ -78,7 +78,10 @@ class LocalFile:
                 status = os.fstat(stream.fileno())
                 if self.state not in (None, (status.st_size, status.st_mtime_ns, status.st_ino)):
                     raise CheckpointError(
-                        self.model, self.path, "the file has changed while it was read", "Run again to read the new one."
+                        self.model,
+                        self.path,
+                        "the file has changed while it was read",
+                        "Run again to read the new one.",
                     )
                 for start, end in spans:
                     buffer, filled = bytearray(end - start), 0
@@ -450,7 +453,9 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
     """
     adapted = open_checkpoint(model, base) if base is not None else None
     if isinstance(adapted, AdaptedCheckpoint) and adapted.base is None:
-        raise CheckpointError(model, base, "is an adapter itself, and was given as a base", "Give the model it belongs to.")
+        raise CheckpointError(
+            model, base, "is an adapter itself, and was given as a base", "Give the model it belongs to."
+        )
     if isinstance(location, str) and location.startswith("hf://"):
         match = HUB_SOURCE.fullmatch(location)
         if match is None:

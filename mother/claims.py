@@ -183,9 +183,8 @@ class Audit:
 
 def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
     facts = graph.edges[parent, child]
-    return (
-        f"{facts.get('kind') or 'unknown kind'}, edge {facts.get('adjacency', 1):.2f}, arrow {facts.get('arrow', 1):.2f}"
-    )
+    kind = facts.get("kind") or "unknown kind"
+    return f"{kind}, edge {facts.get('adjacency', 1):.2f}, arrow {facts.get('arrow', 1):.2f}"
 
 
 def _judge(
@@ -206,7 +205,10 @@ def _judge(
             exact = facts["kind"] in ("merge", "quantize", "prune", "cast") or claim.relation in ("merge", "quantized")
             return (CONTRADICTED if exact else UNSUPPORTED), f"it says {claim.relation}, the weights {facts['kind']}"
         if facts.get("direction") == "unknown":
-            return UNSUPPORTED, f"they are parent and child, but which is which is not sure: {_line(graph, above, child)}"
+            return (
+                UNSUPPORTED,
+                f"they are parent and child, but which is which is not sure: {_line(graph, above, child)}",
+            )
         return AGREES, _line(graph, above, child)
     if nx.has_path(graph, above, child):
         way = nx.shortest_path(graph, above, child)
@@ -248,7 +250,9 @@ def audit(
             if parent == model or parent in decided:
                 continue
             if model not in there:
-                verdicts.append(Verdict(model, claim, parent, UNSUPPORTED, "it could not be used (see what was left out)"))
+                verdicts.append(
+                    Verdict(model, claim, parent, UNSUPPORTED, "it could not be used (see what was left out)")
+                )
             elif parent is None or parent not in there:
                 reason = "it could not be used" if parent is not None else "no model here has this name"
                 verdicts.append(Verdict(model, claim, parent, ABSENT, reason))

@@ -124,7 +124,9 @@ def _find_one(argument: str) -> list[Source]:
         manifest = read_manifest(path)
         return [
             Source(
-                node.id, str(manifest.location(node)), str(manifest.base_location(node)) if node.base is not None else None
+                node.id,
+                str(manifest.location(node)),
+                str(manifest.base_location(node)) if node.base is not None else None,
             )
             for node in manifest.present
         ]
@@ -165,7 +167,9 @@ def find_models(arguments: Iterable[str]) -> list[Source]:
                 sources[at] = replace(source, id=_printable("/".join(parts[-above - 1 :])))
     names = [source.id for source in sources]
     return [
-        replace(source, id=f"{source.id} ({names[: at + 1].count(source.id)})") if names.count(source.id) > 1 else source
+        replace(source, id=f"{source.id} ({names[: at + 1].count(source.id)})")
+        if names.count(source.id) > 1
+        else source
         for at, source in enumerate(sources)
     ]
 
@@ -186,20 +190,30 @@ def _ask_hub(what: str, ask: Callable[[], list[str]]) -> list[str]:
 
 def models_of_author(author: str) -> list[str]:
     """All repositories of an author or organisation that the Hub lists; raises InputError."""
-    return _ask_hub(f"the author {author!r}", lambda: sorted(one.id for one in HfApi(endpoint=constants.ENDPOINT).list_models(author=author)))
+    return _ask_hub(
+        f"the author {author!r}",
+        lambda: sorted(one.id for one in HfApi(endpoint=constants.ENDPOINT).list_models(author=author)),
+    )
 
 
 def models_of_collection(slug: str) -> list[str]:
     """The models of a collection of the Hub, in its order; raises InputError."""
     return _ask_hub(
         f"the collection {slug!r}",
-        lambda: [item.item_id for item in HfApi(endpoint=constants.ENDPOINT).get_collection(slug).items if item.item_type == "model"],
+        lambda: [
+            item.item_id
+            for item in HfApi(endpoint=constants.ENDPOINT).get_collection(slug).items
+            if item.item_type == "model"
+        ],
     )
 
 
 def with_claims(sources: Sequence[Source], known: Sequence[Source] = ()) -> list[Source]:
     """The same with what each says of its origin, and adapters with their base if that is among them or `known`."""
-    read = [source if source.claims else replace(source, claims=read_claims(source.id, source.location)) for source in sources]
+    read = [
+        source if source.claims else replace(source, claims=read_claims(source.id, source.location))
+        for source in sources
+    ]
     places = {name: source for source in [*known, *read] for name in names_of(source.id, source.location)}
     result = []
     for source in read:

@@ -20,7 +20,7 @@ LARGE = 1 << 26  # and a GPU, of all pairs
 def _over_chunks(
     weights: Float[Tensor, "models rows columns"], work: Callable[[Float[Tensor, "models entries"]], Tensor]
 ) -> list[Tensor]:
-    """What `work` gives for stretches of entries of all models that stay in a core's cache; on a GPU, for large ones."""
+    """What `work` gives for stretches of entries of all models that fit a core's cache; on a GPU, for large ones."""
     flat = weights.flatten(1)
     size = max(1024, CACHED // len(flat)) if flat.device.type == "cpu" else max(1024, LARGE // len(flat) ** 2)
     parts = flat.split(size, dim=1)

@@ -41,7 +41,8 @@ def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
     rounding       log likelihood ratio that the child was rounded last; null where the update has no low rank
     decay          1 where rows of the child's tables are the parent's, shrunk by one factor; -1 the reverse
     equal          share of the compared entries that are equal
-    layers         of each matrix that changed: share of the squared change, rank ("full" where it is), newness, rounding
+    layers         of each matrix that changed: share of the squared change, rank ("full" where it is), newness,
+                   rounding
     """
     heritage = group.heritage
     place = {model: at for at, model in enumerate(heritage.survey.models)}
@@ -86,7 +87,7 @@ def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
 
 
 EXACT = {
-    "cast": "every tensor of {child}, digest by digest, would have to equal that of {parent} rounded to {dtype} by chance.",
+    "cast": "every tensor of {child}, digest by digest, would have to be {parent}'s rounded to {dtype} by chance.",
     "prune": "all entries of the two that differ would have to be zero in {child} by chance.",
     "quantize": "the differences would have to lie within half a step of {child}'s grid by chance, in most layers.",
     "merge": "{child} would have to be a combination of {parents}, up to rounding, by chance.",
@@ -100,31 +101,41 @@ def wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child:
     names = {"parent": parent, "child": child, "dtype": edge.get("dtype", "a coarser type")}
     names["parents"] = " and ".join(edge.get("parents", [parent]))
     if kind in EXACT:
-        return [EXACT[kind].format(**names), "Or both come from a third model, absent from this collection, in the same way."]
+        return [
+            EXACT[kind].format(**names),
+            "Or both come from a third model, absent from this collection, in the same way.",
+        ]
     found = []
     if kind is None:
-        return [f"The models beside this hidden ancestor would have to share by chance what they all do not have of one."]
+        return [
+            "The models beside this hidden ancestor would have to share by chance what they all do not have of one."
+        ]
     arrow, adjacency = edge.get("arrow", 1.0), edge.get("adjacency", 1.0)
     rounding, t = evidence.get("rounding"), evidence.get("newness_t") or 0.0
     if rounding is not None and abs(rounding) > DECISIVE:
         side = child if rounding > 0 else parent
         found.append(
-            f"Arrow: the rounding errors left in the difference have the grain of {side}'s numbers (log likelihood ratio "
-            f"{abs(rounding):.0f}); they would have to have it by chance, or the update have been applied in other arithmetic."
+            f"Arrow: the rounding errors left in the difference have the grain of {side}'s numbers (log likelihood "
+            f"ratio {abs(rounding):.0f}); they would have to have it by chance, or the update have been applied in "
+            "other arithmetic."
         )
     elif evidence.get("decay"):
-        found.append("Arrow: rows of embeddings shrank by one common factor; weight decay would have to have run backwards.")
+        found.append(
+            "Arrow: rows of embeddings shrank by one common factor; weight decay would have to have run backwards."
+        )
     elif arrow < KNOWN:
-        found.append(f"Arrow: it is not known (probability {arrow:.2f}); what changed is hardly newer in one than in the other.")
+        found.append(
+            f"Arrow: it is not known (probability {arrow:.2f}); what changed is hardly newer in one than in the other."
+        )
     else:
         found.append(
-            f"Arrow: what changed is new in {child} (mean newness {evidence.get('newness', 0):.2f}, t = {t:.1f} over layers); "
-            f"training would have to have removed directions from {child} to make {parent}, as strong weight decay or "
-            "averaging can."
+            f"Arrow: what changed is new in {child} (mean newness {evidence.get('newness', 0):.2f}, t = {t:.1f} over "
+            f"layers); training would have to have removed directions from {child} to make {parent}, as strong "
+            "weight decay or averaging can."
         )
     found.append(
-        f"Edge: a model between the two, or a common parent, would have to be missing here, or {child} be nearer to another "
-        f"model than to its own parent (probability of the edge {adjacency:.2f})."
+        f"Edge: a model between the two, or a common parent, would have to be missing here, or {child} be nearer to "
+        f"another model than to its own parent (probability of the edge {adjacency:.2f})."
     )
     return found
 
@@ -147,7 +158,9 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
     if graph.nodes[nodes[0]]["tree"] != graph.nodes[nodes[1]]["tree"]:
         found = pair_evidence(group, *nodes)
         z = found["relatedness"]
-        summary = f"No sign that they are related: z = {z:.1f} where independent initialisation gives 0 with deviation 1."
+        summary = (
+            f"No sign that they are related: z = {z:.1f} where independent initialisation gives 0 with deviation 1."
+        )
         return result | {"related": False, "summary": summary, "evidence": found}
     result |= {"related": True}
     for parent, child in (nodes, nodes[::-1]):
@@ -157,12 +170,20 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
                 facts["parents"] = sorted(graph.predecessors(child))
             evidence = pair_evidence(group, parent, child)
             sure = facts.get("direction") == "known"
-            summary = f"{child} was made from {parent} by {facts['kind']}" if sure else (
-                f"{parent} and {child} are parent and child by {facts['kind']}, but which came first is not known"
+            summary = (
+                f"{child} was made from {parent} by {facts['kind']}"
+                if sure
+                else (
+                    f"{parent} and {child} are parent and child by {facts['kind']}, but which came first is not known"
+                )
             )
             summary += f": edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}."
             ends = {"parent": parent, "child": child, "edge": facts}
-            return result | ends | {"summary": summary, "evidence": evidence, "wrong_if": wrong_if(facts, evidence, parent, child)}
+            return (
+                result
+                | ends
+                | {"summary": summary, "evidence": evidence, "wrong_if": wrong_if(facts, evidence, parent, child)}
+            )
     for parent, child in (nodes, nodes[::-1]):
         if nx.has_path(graph, parent, child):
             path = nx.shortest_path(graph, parent, child)
@@ -175,7 +196,12 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
         path = way
         summary = f"They are relatives, neither of the other: {' - '.join(way)}"
         summary += f"; both come from {above}." if above else "."
-    arrows = [graph.edges[ends].get("arrow", 1.0) for pair in zip(path, path[1:]) for ends in (pair, pair[::-1]) if graph.has_edge(*ends)]
+    arrows = [
+        graph.edges[ends].get("arrow", 1.0)
+        for pair in zip(path, path[1:])
+        for ends in (pair, pair[::-1])
+        if graph.has_edge(*ends)
+    ]
     evidence = pair_evidence(group, parent, child)
     adjacency = group.adjacency(*nodes)
     found = {"path": path, "summary": summary, "evidence": evidence}
@@ -189,21 +215,32 @@ def explain_text(found: dict[str, Any], most: int = 12) -> str:
     lines = [" and ".join(found["models"]), found["summary"]]
     if "adjacency" in found:
         lines.append(f"Probability that they are parent and child: {found['adjacency'] or 0:.2f}.")
-    facts = {k: v for k, v in found.get("edge", {}).items() if k not in ("kind", "adjacency", "arrow", "direction", "ranks", "parents")}
+    facts = {
+        k: v
+        for k, v in found.get("edge", {}).items()
+        if k not in ("kind", "adjacency", "arrow", "direction", "ranks", "parents")
+    }
     if facts:
         lines.append("Edge: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()) + ".")
     evidence = found.get("evidence")
     if evidence:
         distance = "none in common" if evidence["distance"] is None else f"{evidence['distance']:.4g}"
-        lines += ["", f"relatedness   z = {evidence['relatedness']:.1f}  (0 with deviation 1 for models initialised independently)"]
-        lines += [f"distance      {distance}  (0: equal; about 1.4: unrelated), on {100 * evidence['compared']:.0f} % of the entries"]
+        lines += [
+            "",
+            f"relatedness   z = {evidence['relatedness']:.1f}  "
+            "(0 with deviation 1 for models initialised independently)",
+        ]
+        compared = f"{100 * evidence['compared']:.0f} % of the entries"
+        lines.append(f"distance      {distance}  (0: equal; about 1.4: unrelated), on {compared}")
     if evidence and "newness" in evidence:
-        lines += [f"equal entries {100 * evidence['equal']:.1f} %; {evidence['layers_changed']} of {evidence['layers_compared']} matrices differ"]
+        changed = f"{evidence['layers_changed']} of {evidence['layers_compared']} matrices differ"
+        lines.append(f"equal entries {100 * evidence['equal']:.1f} %; {changed}")
         first, second = (found["parent"], found["child"]) if "parent" in found else found["models"]
-        newness = f"newness       {evidence['newness']:+.3f}, t = {evidence['newness_t']:+.1f}  (positive: what differs is new in {second})"
-        lines.append(newness)
+        newness = f"{evidence['newness']:+.3f}, t = {evidence['newness_t']:+.1f}"
+        lines.append(f"newness       {newness}  (positive: what differs is new in {second})")
         if evidence["rounding"] is not None:
-            lines.append(f"rounding      {evidence['rounding']:+.1f}  (log likelihood ratio; positive: {second} was rounded last)")
+            ratio = f"{evidence['rounding']:+.1f}"
+            lines.append(f"rounding      {ratio}  (log likelihood ratio; positive: {second} was rounded last)")
         if evidence["decay"]:
             lines.append(f"decay         rows of {second if evidence['decay'] > 0 else first} are shrunk by one factor")
         rows = sorted(evidence["layers"], key=lambda row: -row["change"])

@@ -1,7 +1,6 @@
 """A Model Graph for other programs: GraphML, Newick, Mermaid and DOT. All text from outside is quoted."""
 
 import json
-from collections.abc import Callable
 
 import networkx as nx
 
@@ -50,7 +49,10 @@ def _xml(value: object) -> object:
     """Text without the characters that no XML file may hold, in whatever way they are written."""
     if not isinstance(value, str):
         return value
-    allowed: Callable[[str], bool] = lambda c: c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" or c > "\uffff"
+
+    def allowed(c: str) -> bool:
+        return c in "\t\n\r" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" or c > "\uffff"
+
     return "".join(c if allowed(c) else "\ufffd" for c in value)
 
 
@@ -113,7 +115,9 @@ def to_mermaid(graph: ModelGraph) -> str:
     for at, edge in enumerate(graph.edges):
         known = edge.attributes.get("direction") != "unknown"
         line = "-.->" if edge.attributes.get("hidden") else "-->" if known else "---"
-        lines.append(f'  {number[edge.parent]} {line}|"{_mermaid_text(describe(edge.attributes))}"| {number[edge.child]}')
+        lines.append(
+            f'  {number[edge.parent]} {line}|"{_mermaid_text(describe(edge.attributes))}"| {number[edge.child]}'
+        )
         lines.append(f"  linkStyle {at} stroke:{COLOURS.get(edge.attributes.get('kind'), COLOURS[None])}")
     return "\n".join(lines) + "\n"
 

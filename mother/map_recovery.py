@@ -40,7 +40,8 @@ def recover_typed_graph(
     """Recover the whole collection at once, trees and all, and write all results into `folder`/map.
 
     Nothing of the manifest is used but where the models are and which matrices are to be read; the rest is for scoring.
-    `flags["error"]` bounds the probability of a false relation; `flags["read"]` is "manifest", "attention" or "all". Raises InputError where nothing can be recovered.
+    `flags["error"]` bounds the probability of a false relation; `flags["read"]` is "manifest", "attention" or "all".
+    Raises InputError where nothing can be recovered.
     """
     if not 0 < flags["error"] < 1:
         raise InputError(f"the error level must be between 0 and 1, not {flags['error']}.")

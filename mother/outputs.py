@@ -35,7 +35,9 @@ def audit_of(recovered: Recovered) -> Audit:
     return audit(recovered.graph, claims, names, adjacency)
 
 
-def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = "Model Graph") -> None:
+def write_outputs(
+    recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = "Model Graph"
+) -> None:
     """Write all files of a result into a folder. Raises OSError where that cannot be."""
     graph = recovered.graph
     write_text(folder / "model_graph.graphml", to_graphml(graph))

@@ -133,7 +133,13 @@ class _Unpickler(pickle._Unpickler):
 
     def _load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
-        if not isinstance(arguments, tuple) or function not in (dict, tuple, _Anything, _rebuild_tensor, _rebuild_parameter):
+        if not isinstance(arguments, tuple) or function not in (
+            dict,
+            tuple,
+            _Anything,
+            _rebuild_tensor,
+            _rebuild_parameter,
+        ):
             raise pickle.UnpicklingError("it calls something that is no part of a tensor")
         if function is dict and arguments:
             raise pickle.UnpicklingError("a dictionary is made from something")

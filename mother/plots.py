@@ -264,7 +264,7 @@ def graph_text(graph: ModelGraph) -> str:
 
 
 def draw_model_graph(graph: ModelGraph) -> Figure:
-    """All trees of a Model Graph below one another: colour by kind, width by probability, dashed if the arrow is unknown.
+    """All trees of a Model Graph below one another: colour by kind, width by probability, dashed: arrow unknown.
 
     Trees with edges come first, largest first; models without relatives stand at the end.
     """
@@ -304,14 +304,19 @@ def draw_model_graph(graph: ModelGraph) -> Figure:
         axes.annotate(labels[model], (x, y), offset, textcoords="offset points", fontsize=7, ha=align)
     kinds = sorted({str(edge.attributes.get("kind") or "hidden") for edge in graph.edges})
     handles = [
-        Line2D([], [], color=COLOURS.get(kind, COLOURS[None]), linestyle=":" if kind == "hidden" else "-", lw=2, label=kind)
+        Line2D(
+            [], [], color=COLOURS.get(kind, COLOURS[None]), linestyle=":" if kind == "hidden" else "-", lw=2, label=kind
+        )
         for kind in kinds
     ]
     if any(edge.attributes.get("direction") == "unknown" for edge in graph.edges):
         handles.append(Line2D([], [], color="#777777", linestyle="--", lw=2, label="arrow unknown"))
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=min(4, len(handles)), frameon=False, fontsize=7)
-    axes.set_xlim(-0.3 - 0.06 * max((len(labels[model]) for model in inner), default=0) / step, deepest + 0.3 + 0.07 * longest / step)
+    axes.set_xlim(
+        -0.3 - 0.06 * max((len(labels[model]) for model in inner), default=0) / step,
+        deepest + 0.3 + 0.07 * longest / step,
+    )
     axes.set_ylim(foot, -1.2)
     axes.axis("off")
     return figure

@@ -2,8 +2,9 @@
 
 The rank is that of `np.linalg.matrix_rank`: singular values in float32 above max(rows, columns) * eps * the largest. A
 Gaussian sketch S D T of k x k entries has the rank of D where that is well below k, and costs a product of each *model*
-instead of a decomposition of each pair. It decides only where no singular value of it is near the tolerance, and when at
-most a part of its own directions are used up. What it cannot decide goes to a larger one, and then to the exact path.
+instead of a decomposition of each pair. It decides only where no singular value of it is near the tolerance, and when
+at most a part of its own directions are used up. What it cannot decide goes to a larger one, and then to the exact
+path.
 """
 
 from collections.abc import Sequence

@@ -11,8 +11,8 @@ import networkx as nx
 import numpy as np
 
 from mother.claims import Audit
-from mother.exports import describe, first_parents, roots
 from mother.explain import pair_evidence, wrong_if
+from mother.exports import describe, first_parents, roots
 from mother.workspace import Group, Recovered
 
 LARGEST = 1200  # models of a group whose distances are shown as one picture

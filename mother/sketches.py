@@ -6,8 +6,8 @@ the difference of two parts is the part of the difference, with its rank, its ro
 one of the parts, too; and the directions of a part are new or old as those of the whole. What does not follow from a
 part (digests, zeros, the type that holds all entries) is noted while the whole is at hand.
 
-A sketch is kept as a safetensors file with a JSON file beside it. Models can so be added to a collection, or a result be
-made again, with no other model read a second time.
+A sketch is kept as a safetensors file with a JSON file beside it. Models can so be added to a collection, or a result
+be made again, with no other model read a second time.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from mother.files import write_atomically, write_json
 from mother.floats import cast
 from mother.headers import DTYPES
 from mother.hub import STOP
-from mother.layers import Layer, canonical_name, name_layers, sort_key
+from mother.layers import Layer, canonical_name, sort_key
 from mother.measurements import is_backbone, lacks, versions
 from mother.relations import Grid, find_grid
 from mother.streaming import IN_FLIGHT

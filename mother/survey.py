@@ -91,7 +91,7 @@ def survey(
         done, sums, _ = saved
     left = sum(len(members) for _, _, members in found[done:])
     read = progress(left) if left else lambda: None
-    for layer, members, scale, weights in stacks(sketches, read, done):
+    for _, members, scale, weights in stacks(sketches, read, done):
         weights = weights.to(device)
         sums["size"][members] += scale * weights.double().square().sum(dim=(1, 2)).cpu().numpy()
         chosen = np.ix_(members, members)

@@ -98,9 +98,7 @@ def group_by_shapes(sketches: Sequence[Sketch]) -> list[list[Sketch]]:
         joined = [signature], list(members)
         apart = []
         for kinds, others in merged:
-            like = any(
-                entries(signature & kind) >= ALIKE * min(entries(signature), entries(kind)) for kind in kinds
-            )
+            like = any(entries(signature & kind) >= ALIKE * min(entries(signature), entries(kind)) for kind in kinds)
             if like:
                 joined = joined[0] + kinds, joined[1] + others
             else:
@@ -116,7 +114,9 @@ def _title(members: Sequence[Sketch]) -> str:
     shapes = [tuple(sorted(sketch.shapes.items())) for sketch in members]
     common = dict(max(shapes, key=lambda one: (shapes.count(one), one)))
     entries = sum(rows * columns for rows, columns in common.values())
-    size = next(f"{entries / unit:.3g}{name}" for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")) if entries >= unit)
+    size = next(
+        f"{entries / unit:.3g}{name}" for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")) if entries >= unit
+    )
     widths = [columns for _, columns in common.values()]
     blocks = len({layer.block for layer in common if layer.block})
     return f"{blocks} blocks, width {max(set(widths), key=widths.count)}, {size} weights in {len(common)} matrices"
@@ -220,7 +220,10 @@ def read_state(folder: Path) -> tuple[list[tuple[Source, str | None]], float, in
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f'it does not say "format": "{FORMAT}"')
-        sources = [(Source.from_json({k: v for k, v in one.items() if k != "sketch"}), one["sketch"]) for one in content["sources"]]
+        sources = [
+            (Source.from_json({k: v for k, v in one.items() if k != "sketch"}), one["sketch"])
+            for one in content["sources"]
+        ]
         if any(key is not None and not (isinstance(key, str) and key.isalnum()) for _, key in sources):
             raise ValueError("a sketch has an odd name")
         return sources, float(content["error"]), int(content["sketch"])

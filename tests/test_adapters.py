@@ -203,7 +203,9 @@ def test_square_conv1d_is_turned_whatever_the_configuration_kept(tmp_path: Path)
 
 def test_whole_modules_replace_those_of_a_base_with_other_wrappers(tmp_path: Path) -> None:
     base = vit()
-    expected = adapt(tmp_path, base, r=2, lora_alpha=2, target_modules=attention(base, "query"), modules_to_save=["value", "v_proj"])
+    expected = adapt(
+        tmp_path, base, r=2, lora_alpha=2, target_modules=attention(base, "query"), modules_to_save=["value", "v_proj"]
+    )
     bare = {name.removeprefix("vit."): w for name, w in load_file(tmp_path / "base" / "model.safetensors").items()}
     (tmp_path / "bare").mkdir()
     save_file(bare, tmp_path / "bare" / "model.safetensors")

@@ -23,7 +23,9 @@ def said(folder: Path) -> list[tuple[str, str, str | None]]:
 
 def test_all_places_are_read(tmp_path: Path) -> None:
     text = "---\nlicense: mit\nbase_model: org/base\nbase_model_relation: finetune\n---\n# Card\nbase_model: no\n"
-    folder = card(tmp_path / "m", text, config={"_name_or_path": "org/other"}, adapter_config={"base_model_name_or_path": "b"})
+    folder = card(
+        tmp_path / "m", text, config={"_name_or_path": "org/other"}, adapter_config={"base_model_name_or_path": "b"}
+    )
     assert said(folder) == [
         ("README.md", "org/base", "finetune"),
         ("adapter_config.json", "b", None),

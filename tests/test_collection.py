@@ -69,10 +69,16 @@ def test_pipelines_and_the_hub_cache(tmp_path: Path) -> None:
 
 
 def test_manifests_and_repositories(tmp_path: Path) -> None:
-    nodes = (Node("base", "x/base"), Node("tuned", "hf://o/n@v1:unet", base="hf://o/base"), Node("gone", "y", absent=True))
+    nodes = (
+        Node("base", "x/base"),
+        Node("tuned", "hf://o/n@v1:unet", base="hf://o/base"),
+        Node("gone", "y", absent=True),
+    )
     write_manifest(tmp_path / "m.json", Manifest("m", nodes, tmp_path))
     first, second = find_models([str(tmp_path / "m.json")])
-    assert first.location == str(tmp_path / "x" / "base") and second == Source("tuned", "hf://o/n@v1:unet", "hf://o/base")
+    assert first.location == str(tmp_path / "x" / "base") and second == Source(
+        "tuned", "hf://o/n@v1:unet", "hf://o/base"
+    )
     assert ids("org/name", "hf://org/other@v2") == ["org/name", "org/other@v2"]
 
 

@@ -16,7 +16,18 @@ from mother.files import write_figure
 from mother.model_graph import Edge, ModelGraph, read_model_graph
 from mother.plots import draw_model_graph
 
-ODD = ["plain", "with space", "quo'te", 'dou"ble', "a\\b", "<script>alert(1)</script>", "ünï/cøde", "semi;colon:(x),[y]", "$math$", "%s {0}"]
+ODD = [
+    "plain",
+    "with space",
+    "quo'te",
+    'dou"ble',
+    "a\\b",
+    "<script>alert(1)</script>",
+    "ünï/cøde",
+    "semi;colon:(x),[y]",
+    "$math$",
+    "%s {0}",
+]
 
 
 def facts(**more: object) -> dict:
@@ -30,7 +41,9 @@ def graph() -> ModelGraph:
     nodes["merged"] = {"tree": "0", "aliases": ["copy one", "copy<two>"]}
     nodes["hidden parent of x, y"] = {"tree": "1", "hidden": True, "private": 0.2}
     nodes |= {"x": {"tree": "1"}, "y": {"tree": "1"}, "loner": {"tree": "2"}}
-    edges = [Edge(one, other, facts(direction="unknown" if one == "a\\b" else "known")) for one, other in zip(ODD, ODD[1:])]
+    edges = [
+        Edge(one, other, facts(direction="unknown" if one == "a\\b" else "known")) for one, other in zip(ODD, ODD[1:])
+    ]
     merge = {"kind": "merge", "adjacency": 1.0, "arrow": 1.0, "direction": "known", "coefficients": [0.3, 0.7]}
     edges += [Edge(ODD[1], "merged", merge), Edge(ODD[4], "merged", merge)]
     edges += [Edge("hidden parent of x, y", end, {"kind": None, "direction": "known", "hidden": True}) for end in "xy"]
@@ -45,7 +58,10 @@ def test_json_loads_back(graph: ModelGraph, tmp_path: Path) -> None:
 def test_graphml(graph: ModelGraph) -> None:
     found = nx.read_graphml(io.BytesIO(to_graphml(graph).encode()))
     assert set(found.nodes) == set(graph.nodes) and set(found.edges) == {(e.parent, e.child) for e in graph.edges}
-    assert found.edges["plain", "with space"]["adjacency"] == 0.9 and found.nodes["hidden parent of x, y"]["hidden"] is True
+    assert (
+        found.edges["plain", "with space"]["adjacency"] == 0.9
+        and found.nodes["hidden parent of x, y"]["hidden"] is True
+    )
     odd = ModelGraph("g", {"a\x00\ud800b": {"tree": "0"}}, ())
     assert list(nx.read_graphml(io.BytesIO(to_graphml(odd).encode())).nodes) == ["a\ufffd\ufffdb"]
 

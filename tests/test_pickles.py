@@ -3,8 +3,8 @@
 import io
 import os
 import pickle
-import time
 import pickletools
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -195,7 +195,10 @@ def test_mutated_pickles_never_raise_anything_else(data: st.DataObject) -> None:
         pass
 
 
-TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI2\ntQI0\n(I2\nt(I1\ntI00\n}tR"
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n"
+    b"((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI2\ntQI0\n(I2\nt(I1\ntI00\n}tR"
+)
 BOMBS = {
     "a memo of 64 GB": b"\x80\x02}r\xff\xff\xff\xff.",
     "a key whose hash never ends": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",

@@ -27,13 +27,26 @@ from mother.sketches import sketch_models
 from mother.workspace import group_by_shapes, open_sources, read_state, recover_sources, reopen
 
 CPU = torch.device("cpu")
-FILES = ["model_graph.json", "model_graph.graphml", "trees.nwk", "model_graph.mmd", "model_graph.dot", "tree.svg", "tree.png", "report.html"]
+FILES = [
+    "model_graph.json",
+    "model_graph.graphml",
+    "trees.nwk",
+    "model_graph.mmd",
+    "model_graph.dot",
+    "tree.svg",
+    "tree.png",
+    "report.html",
+]
 
 
 def run(*arguments: object, code: int = 0, **options: object) -> str:
     """Run recover.py; its standard output, and with an error its standard error."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "recover.py"), *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+        [sys.executable, str(ROOT / "recover.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
     )
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
@@ -43,7 +56,12 @@ def run(*arguments: object, code: int = 0, **options: object) -> str:
 def llama(seed: int) -> dict[str, torch.Tensor]:
     """Other names and shapes than a ViT's."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"self_attn.q_proj": (40, 40), "self_attn.v_proj": (10, 40), "mlp.up_proj": (80, 40), "mlp.down_proj": (40, 80)}
+    shapes = {
+        "self_attn.q_proj": (40, 40),
+        "self_attn.v_proj": (10, 40),
+        "mlp.up_proj": (80, 40),
+        "mlp.down_proj": (40, 80),
+    }
     return {
         f"model.layers.{block}.{name}.weight": 0.1 * torch.randn(*shape, generator=generator)
         for block in range(3)
@@ -88,10 +106,14 @@ def test_a_mixed_folder(done: tuple[Path, Path, str]) -> None:
     assert found["tuned ünï 模型", "lora <b>x</b> & 'q'"] == "lora" and found["tuned ünï 模型", "cast"] == "cast"
     graph = read_model_graph(out / "model_graph.json")
     assert len({facts["group"] for facts in graph.nodes.values()}) == 2
-    copies = {name for key, facts in graph.nodes.items() for name in (key, *facts.get("aliases", ())) if facts.get("aliases")}
+    copies = {
+        name for key, facts in graph.nodes.items() for name in (key, *facts.get("aliases", ())) if facts.get("aliases")
+    }
     assert copies == {"root", "copy"} and "copy = root" in text
     assert set(graph.left_out) == {"broken"} and "left out: 1 models" in text and "model broken" in text
-    assert not any("stranger" in edge for edge in found) and {"linked", "single file"} <= {end for edge in found for end in edge}
+    assert not any("stranger" in edge for edge in found) and {"linked", "single file"} <= {
+        end for edge in found for end in edge
+    }
     assert all((out / name).stat().st_size for name in FILES)
     assert "lora, rank 2" in text and "11 models" in text
 
@@ -148,7 +170,11 @@ def test_explain(done: tuple[Path, Path, str]) -> None:
     assert explain(recovered, "cast", lora)["adjacency"] is not None
     for one, other in (("root", "tuned ünï 模型"), ("root", lora), ("root", "stranger"), ("linked", "single file")):
         assert explain_text(explain(recovered, one, other))
-    for one, other, words in (("root", "root", "is one model"), ("root", "absent", "no model here"), ("root", "broken", "left out")):
+    for one, other, words in (
+        ("root", "root", "is one model"),
+        ("root", "absent", "no model here"),
+        ("root", "broken", "left out"),
+    ):
         with pytest.raises(InputError, match=words):
             explain(recovered, one, other)
 
@@ -185,7 +211,10 @@ def test_audit_and_its_exit_codes(tmp_path: Path) -> None:
     claim("other", "elsewhere/absent")
     assert "parent not in the collection" in run(*models, *out, code=4)
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert found["exit_code"] == 4 and {one["verdict"] for one in found["verdicts"]} == {"agrees", "parent not in the collection"}
+    assert found["exit_code"] == 4 and {one["verdict"] for one in found["verdicts"]} == {
+        "agrees",
+        "parent not in the collection",
+    }
     # A result that is added to keeps what the others claimed.
     save_model(tmp_path / "late", moved(root, 5))
     claim("late", "other")
@@ -290,8 +319,12 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_groups(tmp_path: Path) -> None:
-    wider = {name: torch.cat([weight, weight], dim=1) if weight.ndim == 2 else weight for name, weight in base(3).items()}
-    deeper = base(4) | {f"{name.replace('layer.0', 'layer.9')}": weight for name, weight in base(5).items() if "layer.0" in name}
+    wider = {
+        name: torch.cat([weight, weight], dim=1) if weight.ndim == 2 else weight for name, weight in base(3).items()
+    }
+    deeper = base(4) | {
+        f"{name.replace('layer.0', 'layer.9')}": weight for name, weight in base(5).items() if "layer.0" in name
+    }
     for name, weights in {"a": base(1), "wide": wider, "deep": deeper, "b": base(2), "llama": llama(1)}.items():
         save_model(tmp_path / name, weights)
     opened, left_out = open_sources(find_models([str(tmp_path)]))
@@ -301,7 +334,8 @@ def test_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": "x"}', '{"format": "mother-collection/1", "error": 0.1, "sketch": 1, "sources": [3]}']
+    "content",
+    ["", "[]", "{}", '{"format": "x"}', '{"format": "mother-collection/1", "error": 0.1, "sketch": 1, "sources": [3]}'],
 )
 def test_damaged_states(content: str, tmp_path: Path) -> None:
     (tmp_path / "collection.json").write_text(content)

@@ -17,7 +17,9 @@ from mother.outputs import audit_of, write_outputs
 from mother.report import page, report_data
 from mother.workspace import recover_sources
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 OPTIONS += ["--disable-component-update", "--disable-sync"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: install it, or ignore this")
@@ -78,7 +80,9 @@ def test_it_opens_without_an_error_and_asks_for_nothing(scheme: str, report: Pat
     assert watched.page.get_attribute("html", "data-theme") == scheme
     for tab in ("edges", "distances", "audit", "left", "tree"):
         watched.page.click(f"#tab-{tab}")
-        assert [view for view in ("edges", "distances", "audit", "left", "tree") if watched.page.is_visible(f"#view-{view}")] == [tab]
+        assert [
+            view for view in ("edges", "distances", "audit", "left", "tree") if watched.page.is_visible(f"#view-{view}")
+        ] == [tab]
     watched.page.click("#theme")
     assert watched.page.get_attribute("html", "data-theme") != scheme
     assert not watched.wrong and report.stat().st_size < 600_000
@@ -108,7 +112,9 @@ def test_search_collapse_and_evidence(report: Path, browser: Browser) -> None:
     page.press("#search", "Enter")
     text = watched.details()
     assert "tuned → lora" in text and "rank" in text and "For this to be wrong" in text
-    assert re.search(r"rounding, log likelihood ratio\s+\+\d", text) and "contradicted" in text  # its card names another
+    assert (
+        re.search(r"rounding, log likelihood ratio\s+\+\d", text) and "contradicted" in text
+    )  # its card names another
     page.fill("#search", "")
     page.click("#collapse")
     assert nodes.count() == 2  # two roots
@@ -178,10 +184,22 @@ def thousand() -> dict:
             layers = [[row, 1 / 72, -1, round(((row * k) % 97) / 97, 3), 0.0] for row in range(72)]
             evidence = {"relatedness": 99.5, "distance": 0.05, "compared": 1.0, "newness": 0.4, "newness_t": 12.0}
             evidence |= {"rounding": None, "equal": 0.0, "layers_changed": 72, "layers_compared": 72, "layers": layers}
-            edge = {"parent": nodes[parent]["id"], "child": nodes[k]["id"], "words": "fine-tune, 0.99/0.95", "kind": "fine-tune"}
+            edge = {
+                "parent": nodes[parent]["id"],
+                "child": nodes[k]["id"],
+                "words": "fine-tune, 0.99/0.95",
+                "kind": "fine-tune",
+            }
             edge |= {"adjacency": 0.99, "arrow": 0.95, "direction": "known", "attributes": {}, "wrong_if": ["words"]}
             edges.append(edge | {"evidence": evidence})
-    data = {"title": "1,000 models", "counts": "1000 models", "nodes": nodes, "edges": edges, "heat": [], "heat_low": -4}
+    data = {
+        "title": "1,000 models",
+        "counts": "1000 models",
+        "nodes": nodes,
+        "edges": edges,
+        "heat": [],
+        "heat_low": -4,
+    }
     return data | {"heat_high": 0, "audit": None, "left_out": [], "layers": [f"{row}.query" for row in range(72)]}
 
 
@@ -194,7 +212,8 @@ def test_a_thousand_models_are_quick(tmp_path: Path, browser: Browser) -> None:
     assert watched.page.locator("g.node").count() == 1000
     act = """() => { const start = performance.now(); const box = document.getElementById('search');
         box.value = 'model-0777'; box.dispatchEvent(new Event('input')); document.getElementById('collapse').click();
-        document.getElementById('expand').click(); document.body.getBoundingClientRect(); return performance.now() - start; }"""
+        document.getElementById('expand').click(); document.body.getBoundingClientRect();
+        return performance.now() - start; }"""
     assert watched.page.evaluate(act) < 2000
     assert watched.page.inner_text("#found") == "1 found" and not watched.wrong
 
