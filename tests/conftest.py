@@ -1,5 +1,7 @@
 """Shared by the tests: shapes and types of `mother/` are checked at run time, and a small forest is grown."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -9,6 +11,7 @@ install_import_hook("mother", "beartype.beartype")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from mother.model_graph import Manifest, Node, write_manifest  # noqa: E402
@@ -88,3 +91,17 @@ def wild(forest: dict[str, Manifest]) -> Manifest:
     manifest = plan_wild(forest["mini_ft"].folder, QUICK)
     assert not grow_manifest(manifest)
     return manifest
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("needs Chromium: install it, or ignore this")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found[0], args=options)
+        yield started
+        started.close()

@@ -1,7 +1,11 @@
 """Every export is read back by a parser of its own format; text from outside stays text."""
 
 import io
+import shutil
+import subprocess
+import tarfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,12 +14,14 @@ import pydot
 import pytest
 from Bio import Phylo
 from PIL import Image
+from playwright.sync_api import Browser, Error, Page
 
 from mother.exports import to_dot, to_graphml, to_mermaid, to_newick
 from mother.files import write_figure
 from mother.model_graph import Edge, ModelGraph, read_model_graph
 from mother.plots import draw_model_graph
 
+MERMAID = "mermaid@12.3.0"
 ODD = [
     "plain",
     "with space",
@@ -91,6 +97,52 @@ def test_mermaid_has_no_markup(graph: ModelGraph) -> None:
     assert text.count("-->") + text.count("-.->") + text.count("---") == len(graph.edges)
     quoted = [line for line in text.splitlines() if "[" in line]
     assert all(line.count('"') == 2 for line in quoted)
+
+
+@pytest.fixture(scope="session")
+def mermaid(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    """A page with Mermaid itself, from its npm package, which is kept for the next run."""
+    folder = request.config.cache.mkdir("mermaid")
+    script = folder / "package" / "dist" / "mermaid.min.js"
+    if not script.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("needs Mermaid: install npm, or ignore this")
+        done = subprocess.run([npm, "pack", MERMAID, "--silent"], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"Mermaid could not be fetched with npm: {done.stderr.strip()[-200:]}")
+        with tarfile.open(folder / done.stdout.split()[-1]) as package:
+            package.extractall(folder, filter="data")
+    page = browser.new_page()
+    page.add_script_tag(path=str(script))
+    yield page
+    page.close()
+
+
+# What a model card gets, drawn by what draws model cards.
+DRAW = """async text => {
+    mermaid.initialize({ startOnLoad: false });
+    await mermaid.parse(text);
+    document.body.innerHTML = (await mermaid.render("drawn", text)).svg;
+    const texts = query => [...document.querySelectorAll(query)].map(one => one.textContent.trim());
+    return { nodes: texts("g.node"), edges: texts("g.edgeLabel").filter(Boolean),
+             markup: document.body.querySelectorAll("script, img").length };
+}"""
+
+
+def test_mermaid_draws_it(graph: ModelGraph, mermaid: Page) -> None:
+    found = mermaid.evaluate(DRAW, to_mermaid(graph))
+    expected = [
+        "hidden" if facts.get("hidden") else " = ".join([name, *facts.get("aliases", ())])
+        for name, facts in graph.nodes.items()
+    ]
+    assert sorted(found["nodes"]) == sorted(expected) and not found["markup"]
+    assert len(set(found["edges"])) <= len(graph.edges) and any("fine-tune" in label for label in found["edges"])
+
+
+def test_mermaid_refuses_what_is_wrong(mermaid: Page) -> None:
+    with pytest.raises(Error, match="(?i)parse error"):
+        mermaid.evaluate(DRAW, 'flowchart LR\n  n0["open\n')
 
 
 def test_pictures(graph: ModelGraph, tmp_path: Path) -> None:
