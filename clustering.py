@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -184,11 +183,9 @@ def main(args: Args) -> None:
     label = "sum of ranks" if args.lora else "sum of mean |difference|"
     figure = plots.draw_matrices({f"{manifest.name}, all models": (distance, measured.models, edges)}, label)
     write_figure(folder / "figures" / "clusters.png", figure, dpi=200)
-    plt.close(figure)
     if known:
         figure = plots.draw_cluster_accuracy(*np.array(rows).T[[0, 2, 3]], manifest.name)
         write_figure(folder / "figures" / "cluster_accuracy.png", figure, dpi=200)
-        plt.close(figure)
     models = np.array(measured.models)
     write_atomically(folder / "cluster_distances.npz", lambda file: np.savez(file, distance=distance, models=models))
     flags = asdict(args) | {"results": str(args.results)}

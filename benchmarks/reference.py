@@ -12,6 +12,8 @@ import numpy as np
 import scipy.stats
 from safetensors.numpy import load_file
 
+ATTENTION = ("query", "key", "value", "dense")  # kinds as the files name them
+
 
 def _load(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
@@ -37,7 +39,7 @@ def largest_differences(pairs: Sequence[tuple[Path, Path]]) -> float:
     return time.perf_counter() - started
 
 
-def ranks(pairs: Sequence[tuple[Path, Path]], kinds: Sequence[str]) -> float:
+def ranks(pairs: Sequence[tuple[Path, Path]], kinds: Sequence[str] = ATTENTION) -> float:
     """Seconds for the sum of ranks over the layers of these kinds of these pairs (l_LoRA)."""
     started = time.perf_counter()
     for one, other in pairs:
@@ -46,7 +48,7 @@ def ranks(pairs: Sequence[tuple[Path, Path]], kinds: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-def kurtosis(models: Sequence[Path], kinds: Sequence[str]) -> float:
+def kurtosis(models: Sequence[Path], kinds: Sequence[str] = ATTENTION) -> float:
     """Seconds for the kurtosis of the layers of these kinds of these models."""
     started = time.perf_counter()
     for model in models:

@@ -4,6 +4,7 @@ Weights are random; what they are updated by is of low or full rank, in trees of
 methods of the paper read are written, so that 105 models take 12 GB.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,28 +34,40 @@ def _step(weights: dict[str, torch.Tensor], rank: int | None, generator: torch.G
 
 
 def write_family(
-    folder: Path, name: str, trees: int, rank: int | None, blocks: int = 12, width: int = 768, seed: int = 0
+    folder: Path,
+    name: str,
+    trees: int,
+    ranks: Sequence[int] | None,
+    blocks: int = 12,
+    width: int = 768,
+    seed: int = 0,
 ) -> Path:
-    """Write trees of 21 models and their manifest; returns its path."""
+    """Write trees of 21 models and their manifest; returns its path. LoRA takes its rank from `ranks`; None: full."""
     nodes: list[Node] = []
 
-    def save(weights: dict[str, torch.Tensor], parent: str | None, tree: int) -> str:
+    def save(weights: dict[str, torch.Tensor], parent: str | None, rank: int | None, tree: int) -> str:
         model = f"{name}_{len(nodes):03}"
         (folder / model).mkdir(parents=True)
         save_file(weights, folder / model / "model.safetensors")
         kind = None if parent is None else "fine-tune" if rank is None else "lora"
-        nodes.append(Node(model, model, parent, tree, rank=rank if parent else None, kind=kind))
+        nodes.append(Node(model, model, parent, tree, rank=rank, kind=kind))
         return model
 
     for tree in range(trees):
         generator = torch.Generator().manual_seed(1000 * seed + tree)
         names = [f"vit.encoder.layer.{block}.{layer}.weight" for block in range(blocks) for layer in LAYERS]
         root = {name: 0.04 * torch.randn(width, width, generator=generator) for name in names}
-        root_name = save(root, None, tree)
+        root_name = save(root, None, None, tree)
+
+        def draw() -> int | None:
+            return ranks and ranks[int(torch.randint(len(ranks), (), generator=generator))]
+
         for _ in range(4):
+            rank = draw()
             child = _step(root, rank, generator)
-            child_name = save(child, root_name, tree)
+            child_name = save(child, root_name, rank, tree)
             for _ in range(4):
-                save(_step(child, rank, generator), child_name, tree)
+                rank = draw()
+                save(_step(child, rank, generator), child_name, rank, tree)
     write_manifest(folder / f"{name}.json", Manifest(name, tuple(nodes), folder))
     return folder / f"{name}.json"

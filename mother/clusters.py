@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 SIDE = 256  # rows and columns of a matrix that the test of relatedness looks at
@@ -74,7 +74,7 @@ def related_components(
     scores = relatedness[first, second]
     order = np.argsort(-scores, kind="stable")
     # Holm: the k-th smallest p-value is compared with error / (number of pairs - k).
-    bound = norm.isf(error / np.arange(len(scores), 0, -1))
+    bound = -ndtri(error / np.arange(len(scores), 0, -1))
     fails = np.flatnonzero(scores[order] <= bound)
     passed = order[: fails[0] if len(fails) else len(order)]
     related = np.zeros((n, n), dtype=bool)

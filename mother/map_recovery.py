@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
 from mother import plots
 from mother.errors import InputError
@@ -65,14 +65,13 @@ def recover_typed_graph(
     for name, figure in draw_graph(graph, manifest).items():
         write_figure(folder / "figures" / f"{name}.png", figure, dpi=200)
         write_figure(folder / "figures" / f"{name}.pdf", figure)
-        plt.close(figure)
     run = run_facts(f"{script}.py", flags, read_digest(checkpoints))
     content = {"model_graph": manifest.name, "method": "map", **scores, "left_out": graph.left_out}
     write_result(folder / "accuracy.json", run, content)  # last: it says that the rest is there
     return Recovery(graph, scores, heritage, seconds)
 
 
-def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, plt.Figure]:
+def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Figure]:
     """A figure for each recovered tree of two or more models, beside what is known of the truth."""
     figures = {}
     true_parents, hidden = present_parents(manifest), models_above(graph)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from mother.claims import Audit, audit, names_of
 from mother.exports import to_dot, to_graphml, to_mermaid, to_newick
 from mother.files import write_figure, write_json, write_text
@@ -45,11 +43,8 @@ def write_outputs(
     write_text(folder / "model_graph.mmd", to_mermaid(graph))
     write_text(folder / "model_graph.dot", to_dot(graph))
     figure = draw_model_graph(graph)
-    try:
-        write_figure(folder / "tree.svg", figure, metadata={"Date": None})
-        write_figure(folder / "tree.png", figure, dpi=min(200, PIXELS / max(figure.get_size_inches())))
-    finally:
-        plt.close(figure)
+    write_figure(folder / "tree.svg", figure, metadata={"Date": None})
+    write_figure(folder / "tree.png", figure, dpi=min(200, PIXELS / max(figure.get_size_inches())))
     write_text(folder / "report.html", to_html(recovered, verdicts, title))
     if verdicts is not None:
         write_json(folder / "audit.json", verdicts.to_json())

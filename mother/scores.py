@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from mother.model_graph import Manifest, ModelGraph
 
@@ -50,6 +49,8 @@ def match_labels(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "mode
     agreement = np.zeros((len(clusters), len(names)), dtype=np.int64)
     np.add.at(agreement, (rows, columns), 1)
     renamed = np.full(len(clusters), -1)
+    from scipy.optimize import linear_sum_assignment  # here: a program starts half a second sooner
+
     row, column = linear_sum_assignment(agreement, maximize=True)
     renamed[row] = names[column]
     return renamed[rows]

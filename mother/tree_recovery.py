@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -212,14 +211,12 @@ def write_results(
     if shown:
         figure = plots.draw_matrices(shown, method.distance_label)
         write_figure(folder / "figures" / "distances.png", figure, dpi=200)
-        plt.close(figure)
     for tree in trees:
         if tree.truth:
             name = f"{manifest.name}, tree {tree.group}"
             figure = plots.draw_trees(name, tree.models, tree.truth, tree.pairs)
             write_figure(folder / "figures" / f"tree_{tree.group}.png", figure, dpi=200)
             write_figure(folder / "figures" / f"tree_{tree.group}.pdf", figure)
-            plt.close(figure)
     # Last: it says that the rest is there.
     accuracy = {
         "model_graph": manifest.name,
