@@ -31,7 +31,7 @@ from mother.plots import graph_text, tree_text
 from mother.recovery import direction_kurtosis, recover_tree
 from mother.results import find_manifest, open_models
 from mother.scores import directed_accuracy, score_graph, undirected_accuracy
-from mother.statistics import kurtosis, moments
+from mother.statistics import moments
 from mother.typed_graph import build_graph
 from tests.hub_server import HubServer, use
 
@@ -93,7 +93,7 @@ def recover_by_paper(
     """
     checkpoints, left_out = open_models(manifest)
     assert not left_out
-    statistics = {"pair_max_difference": pairwise_max_difference, "kurtosis": kurtosis, "moments": moments}
+    statistics = {"pair_max_difference": pairwise_max_difference, "moments": moments}
     measured, k = direction_kurtosis(measure(checkpoints, None, statistics, CPU), direction_kind)
     assert not measured.left_out and measured.models == [node.id for node in manifest.nodes]
     distance = minmax_distance(measured.arrays["pair_max_difference"], *ranges(measured))

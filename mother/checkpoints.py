@@ -180,8 +180,8 @@ class Checkpoint:
 
     def _sound(self, name: str, file: object, weight: torch.Tensor) -> torch.Tensor:
         """The same weight; raises CheckpointError where it is not finite, or too large."""
-        # NaN wins every maximum, so that one look at the weights tells whether they are sound.
-        if weight.numel() and not (largest := float(weight.abs().max())) <= LARGEST:
+        # NaN wins every maximum, so that two looks at the weights tell whether they are sound.
+        if weight.numel() and not (largest := float(torch.maximum(weight.amax(), -weight.amin()))) <= LARGEST:
             bad = "NaN" if math.isnan(largest) else "infinity"
             if math.isfinite(largest):
                 bad = f"values above {LARGEST:.1e}, whose differences overflow"

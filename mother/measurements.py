@@ -2,6 +2,7 @@
 
 import platform
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,8 @@ from mother.layers import Layer, sort_key
 from mother.snapshots import Snapshot
 from mother.streaming import read_ahead
 
-Statistic = Callable[[Tensor], Tensor]  # weights of one layer (models, rows, columns) -> (models,) or (models, models)
+# Weights of one layer (models, rows, columns) -> (models, ...) or, for pairs, (models, models); or several of these
+Statistic = Callable[[Tensor], Tensor | dict[str, Tensor]]
 
 
 def choose_device(device: str = "auto") -> tuple[torch.device, str]:
@@ -191,19 +193,20 @@ def measure(
     """Read the square layers of these kinds once and compute all statistics of each.
 
     Models of another shape, without such layers, or that turn out broken are left out with the reason.
-    Names of pairwise statistics begin with "pair_". `progress(total)` returns a function that is called
-    once for each of the `total` tensors read. With a `snapshot` an interrupted run goes on.
+    Names of pairwise statistics begin with "pair_". One that gives several arrays names them itself.
+    `progress(total)` returns a function that is called once for each of the `total` tensors read. With a `snapshot`
+    an interrupted run goes on.
     """
     group, layers, left_out = comparable(checkpoints, kinds)
     if not group:
         return Measured([], [], {}, left_out)
     failed: dict[str, CheckpointError] = {}
-    collected: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    collected: dict[str, list[np.ndarray]] = defaultdict(list)
     done = 0
     snapshot = snapshot or Snapshot(None, {})
     if (kept := snapshot.load()) is not None:
         done, arrays, refused = kept
-        collected = {name: list(arrays[name]) for name in statistics}
+        collected.update({name: list(rows) for name, rows in arrays.items()})
         failed = {model: CheckpointError(model, *words) for model, words in refused.items()}
 
     def so_far() -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
@@ -213,7 +216,9 @@ def measure(
     read = progress(len(group) * (len(layers) - done)) if done < len(layers) else None
     for _, weights in stream(group, layers[done:], device, failed, read or (lambda: None)):
         for name, statistic in statistics.items():
-            collected[name].append(statistic(weights).cpu().numpy())
+            found = statistic(weights)
+            for each, values in found.items() if isinstance(found, dict) else [(name, found)]:
+                collected[each].append(values.cpu().numpy())
         done += 1
         if not any(error.transient for error in failed.values()):
             snapshot.save(done, so_far)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mother.threads import in_threads
 
-SIDES = (64, 128, 320)  # of the sketches that are tried
+# Sides of the sketches that are tried. Those of one line are parts of the largest of them.
+SIDES = ((64, 96, 144), (216, 324), (486,))
+LARGEST = 0.65  # of the smaller side of a matrix: a larger sketch of it is not worth its time
 USED = 0.6  # share of a sketch's directions beyond which it says only that the rank is large
 MARGIN = 8.0  # times the tolerance that the singular values which count must be above in a sketch that decides
 NEAR = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
@@ -37,7 +39,7 @@ def exact_ranks(difference: Float[Tensor, "pairs rows columns"]) -> Int[Tensor, 
     inertia). Where one is so near the tolerance that its estimate matters, the decomposition decides.
     """
     rows, columns = difference.shape[1:]
-    if min(rows, columns) <= SIDES[0] or difference.is_cuda:
+    if min(rows, columns) <= SIDES[0][0] or difference.is_cuda:
         return torch.linalg.matrix_rank(difference)
     wide = difference.double() if rows >= columns else difference.double().transpose(1, 2)
     gram = wide.transpose(1, 2) @ wide
@@ -73,8 +75,10 @@ def _sketch(weights: Float[Tensor, "models rows columns"], origin: Tensor, side:
 def _decide(difference: Float[Tensor, "pairs k k"], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """(rank, whether it is sure, whether the sketch is used up) of each pair."""
     side = difference.shape[1]
-    values = torch.linalg.svdvals(difference)
-    tolerance = tolerance * values[:, :1]
+    wide = difference.double()
+    # Half the time of a decomposition into singular values; their squares have twice the digits that are needed.
+    values = torch.linalg.eigvalsh(wide @ wide.transpose(1, 2)).clamp(min=0).sqrt()
+    tolerance = tolerance * values[:, -1:]
     high = (values > MARGIN * tolerance).sum(dim=1)
     # Of a rank r the smallest singular value shrinks in the sketch, by (1 - sqrt(r / k))^2 or not much more.
     shrunk = (1 - (high.clamp(max=int(USED * side)) / side).sqrt()).square() / 2
@@ -122,8 +126,8 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
     leaders = [(one[0], other[0]) for at, one in enumerate(groups) for other in groups[:at]]
     for i, j in leaders:  # two far from one another may still differ by a low rank
         apart = (weights[i] - weights[j])[None]
-        if min(rows, columns) >= 2 * SIDES[0]:
-            low = not _decide(_sketch(apart, torch.zeros_like(apart[0]), SIDES[0]), _tolerance(rows, columns))[2]
+        if SIDES[0][0] <= LARGEST * min(rows, columns):
+            low = not _decide(_sketch(apart, torch.zeros_like(apart[0]), SIDES[0][0]), _tolerance(rows, columns))[2]
         else:
             low = bool(exact_ranks(apart) <= USED * min(rows, columns))
         one, other = (next(group for group in groups if leader in group) for leader in (i, j))
@@ -132,24 +136,28 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
             groups.remove(other)
     for group in groups:
         left = [(i, j) for at, i in enumerate(group) for j in group[:at]]
-        for side in SIDES:
-            if not left or min(rows, columns) < 2 * side:
+        for sides in SIDES:
+            sides = [side for side in sides if side <= LARGEST * min(rows, columns)]
+            if not left or not sides:
                 break
             involved = sorted({end for pair in left for end in pair})
             place = {model: at for at, model in enumerate(involved)}
-            sketches = _sketch(weights[involved] if len(involved) < count else weights, weights[group[0]], side)
+            sketches = _sketch(weights[involved] if len(involved) < count else weights, weights[group[0]], sides[-1])
 
             def look(part: list[tuple[int, int]]) -> list[tuple[int, int]]:
                 first, second = ([place[pair[end]] for pair in part] for end in (0, 1))
-                rank, sure, full = _decide(sketches[first] - sketches[second], _tolerance(rows, columns))
+                apart = sketches[first, :side, :side] - sketches[second, :side, :side]
+                rank, sure, _ = _decide(apart, _tolerance(rows, columns))
                 for (i, j), value, known in zip(part, rank.tolist(), sure.tolist()):
                     if known:
                         result[i, j] = result[j, i] = value
-                # What is near the tolerance will be so in a larger sketch, too.
                 return [pair for pair, known in zip(part, sure.tolist()) if not known]
 
-            parts = _in_parts(left, side * side, threads)
-            left = [pair for some in (in_threads(look, parts) if threads > 1 else map(look, parts)) for pair in some]
+            for side in sides:
+                parts = _in_parts(left, side * side, threads)
+                left = [
+                    pair for some in (in_threads(look, parts) if threads > 1 else map(look, parts)) for pair in some
+                ]
 
         def exactly(part: list[tuple[int, int]]) -> None:
             ranks = exact_ranks(torch.stack([weights[i] - weights[j] for i, j in part]))

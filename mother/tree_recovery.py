@@ -27,7 +27,7 @@ from mother.results import (
     write_result,
 )
 from mother.scores import directed_accuracy, kurtosis_accuracy, undirected_accuracy
-from mother.statistics import kurtosis, moments
+from mother.statistics import moments
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ FULL_FINE_TUNING: dict[str, Statistic] = {
     "pair_max_difference": pairwise_max_difference,
     "pair_mean_square_difference": pairwise_mean_square_difference,
     "moments": moments,
-    "kurtosis": kurtosis,
 }
 
 
