@@ -81,8 +81,8 @@ def mantissa(facts: Facts) -> int:
 def find_casts(survey: Survey, places: list[int], labels: Int[np.ndarray, "models"]) -> dict[int, tuple[int, str]]:
     """Casts: place of a model in half precision -> (place of the model it was rounded from, type).
 
-    Exact: the digests of every shared tensor, once rounded, are equal. Of several the one in full precision with the
-    first id is taken.
+    Exact: the digests of every shared tensor, once rounded, are equal (of large ones those of the part that is kept).
+    Of several parents the one in full precision with the first id is taken.
     """
     found = {}
     for child in places:
@@ -95,7 +95,7 @@ def find_casts(survey: Survey, places: list[int], labels: Int[np.ndarray, "model
                     continue
                 shared = facts.digests.keys() & other.digests.keys()
                 if shared >= set(facts.digests) & {str(layer) for layer in survey.layers} and all(
-                    facts.digests[name] == other.cast_digests[half][name] for name in shared
+                    facts.part_digests["float32"][name] == other.part_digests[half][name] for name in shared
                 ):
                     parents.append((bool(other.fits), survey.models[parent], parent))
             if parents and child not in found:

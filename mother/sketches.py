@@ -42,7 +42,7 @@ HALVES = ("bfloat16", "float16")
 GRIDS = 8  # matrices of each model that are searched for a grid
 SAMPLE_BITS = (10, 5)  # of a table at most so many rows and columns, as powers of two, are kept
 AT_ONCE = 1 << 25  # bytes of a model that are read at a time
-SCHEMA = 1  # raise it when a fact or the choice of entries changes its meaning
+SCHEMA = 2  # raise it when a fact or the choice of entries changes its meaning
 
 
 @dataclass
@@ -50,7 +50,8 @@ class Facts:
     """What is known of one model by itself."""
 
     digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
-    cast_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in HALVES})
+    # of the part of each tensor that is kept: as it is, and as it would be after a cast
+    part_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in ("float32", *HALVES)})
     fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
     tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
@@ -134,7 +135,7 @@ def part(weight: Float[Tensor, "rows columns"], limit: int = SKETCH) -> Float[Te
 
 def _digest(values: Tensor) -> str:
     """Digest of a tensor's float32 values: equal for equal values, whatever type they are stored in."""
-    return hashlib.blake2b((values + 0.0).contiguous().numpy().data, digest_size=8).hexdigest()
+    return hashlib.sha256((values + 0.0).contiguous().numpy().data).hexdigest()[:16]
 
 
 def _keep_sample(facts: Facts, name: str, values: Tensor) -> None:
@@ -144,21 +145,34 @@ def _keep_sample(facts: Facts, name: str, values: Tensor) -> None:
         facts.tables[name, steps, values.shape[1]] = values[:: steps[0], :: steps[1]].clone()
 
 
-def _note_digests(facts: Facts, name: str, values: Tensor) -> None:
-    """Digest of a tensor as it is and as it would be after a cast: equal digests are an exact relation."""
+def _note_digests(facts: Facts, name: str, values: Tensor, limit: int) -> Tensor:
+    """Digests of a tensor, and of its part as it would be after a cast: equal ones are an exact relation.
+
+    Returns the part.
+    """
+    kept = values if values.numel() <= limit else part(values.reshape(len(values), -1), limit)
     facts.digests[name] = _digest(values)
+    facts.part_digests["float32"][name] = facts.digests[name] if kept is values else _digest(kept)
     for half in HALVES:
-        facts.cast_digests[half][name] = _digest(cast(values, half))
+        facts.part_digests[half][name] = _digest(cast(kept, half))
+    return kept
 
 
-def _note_matrix(facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"]) -> None:
-    """Add one matrix to what is known of its model."""
-    _note_digests(facts, str(layer), weight)
-    facts.fits = {name for name in facts.fits if facts.cast_digests[name][str(layer)] == facts.digests[str(layer)]}
-    facts.zeros += int((weight == 0).sum())
+def _note_matrix(facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"], limit: int) -> Tensor:
+    """Add one matrix to what is known of its model. Returns its part."""
+    kept = _note_digests(facts, str(layer), weight, limit)
+    of_part = facts.part_digests
+    facts.fits = {
+        name
+        for name in facts.fits
+        if of_part[name][str(layer)] == of_part["float32"][str(layer)]
+        and (kept is weight or torch.equal(cast(weight, name), weight))
+    }
+    facts.zeros += weight.numel() - int(weight.count_nonzero())
     facts.entries += weight.numel()
     if layer.block and len(facts.grids) < GRIDS and facts.grids.count(None) <= GRIDS // 2:  # else most have none
         facts.grids.append(find_grid(weight))
+    return kept
 
 
 def wanted_names(checkpoint: Checkpoint) -> list[str]:
@@ -212,12 +226,11 @@ def take(
             values = found.pop(name)
             if name in layer_of:
                 weight = values.reshape(shapes[layer_of[name]])
-                _note_matrix(facts, layer_of[name], weight)
+                kept = _note_matrix(facts, layer_of[name], weight, limit)
                 half = DTYPES[checkpoint.tensors[name][1].dtype]
-                kept = part(weight, limit)
                 parts[name] = kept.to(half) if half.itemsize < 4 and torch.equal(kept.to(half).float(), kept) else kept
             else:
-                _note_digests(facts, canonical_name(name), values)
+                _note_digests(facts, canonical_name(name), values, limit)
                 _keep_sample(facts, canonical_name(name), values)
             read(4 * values.numel())
     tables = {f"table {number}": table.contiguous() for number, table in enumerate(facts.tables.values())}
