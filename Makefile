@@ -1,5 +1,6 @@
 # make recover   set up, grow the mini splits once, run all stages on them, print the tables
 # make test      set up, run the tests
+# make lint      set up, check style
 # make bench     set up, run the slow and statistical checks
 # make imgs      copy the figures that README.md shows from the results
 # make clean     forget the results (the grown models stay)
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
 SPLITS = mini_ft mini_lora_v mini_lora_f
 
-.PHONY: recover test bench imgs clean
+.PHONY: recover test lint bench imgs clean
 
 recover: .venv/installed
 	$(RUN) -m dataset.grow --splits $(SPLITS) mini_wild
@@ -27,6 +28,10 @@ recover: .venv/installed
 
 test: .venv/installed
 	$(RUN) -m pytest
+
+lint: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 bench: .venv/installed
 	$(RUN) -m benchmarks.arborescence

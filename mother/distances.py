@@ -4,43 +4,59 @@ The pairwise functions take the weights of one layer of all models and return on
 pair, so that every weight is read once and only one layer is in memory. The others put layers together.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CACHED = 1 << 19  # entries of all models that are worked on at a time: they stay in the cores' caches
-LARGE = 1 << 26  # and on a GPU
+from mother.threads import in_threads
+
+CACHED = 1 << 18  # entries of all models that a core works on at a time
+LARGE = 1 << 26  # and a GPU, of all pairs
 
 
-def _chunks(weights: Float[Tensor, "models rows columns"]) -> tuple[Float[Tensor, "models entries"], ...]:
-    """Stretches of entries of all models."""
+def _over_chunks(
+    weights: Float[Tensor, "models rows columns"], work: Callable[[Float[Tensor, "models entries"]], Tensor]
+) -> list[Tensor]:
+    """What `work` gives for stretches of entries of all models that fit a core's cache; on a GPU, for large ones."""
     flat = weights.flatten(1)
-    return flat.split(max(1024, (CACHED if flat.device.type == "cpu" else LARGE) // len(flat)), dim=1)
+    size = max(1024, CACHED // len(flat)) if flat.device.type == "cpu" else max(1024, LARGE // len(flat) ** 2)
+    parts = flat.split(size, dim=1)
+    return in_threads(work, parts) if flat.device.type == "cpu" else [work(part) for part in parts]
 
 
 def pairwise_max_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
     """[i, j] = max(W_i - W_j) over the entries. The minimum of W_i - W_j is minus entry [j, i]."""
-    result = weights.new_full((len(weights), len(weights)), -torch.inf).fill_diagonal_(0)
-    for part in _chunks(weights):
-        room = torch.empty_like(part)
+
+    def work(part: Float[Tensor, "models entries"]) -> Tensor:
+        result, room = part.new_zeros(len(part), len(part)), torch.empty_like(part)
         for i in range(len(part) - 1):
             # amax and amin are each vectorised; aminmax is six times slower.
             apart = torch.sub(part[i], part[i + 1 :], out=room[: len(part) - 1 - i])
-            result[i, i + 1 :] = torch.maximum(result[i, i + 1 :], apart.amax(dim=1))
-            result[i + 1 :, i] = torch.maximum(result[i + 1 :, i], -apart.amin(dim=1))
+            result[i, i + 1 :], result[i + 1 :, i] = apart.amax(dim=1), -apart.amin(dim=1)
+        return result
+
+    found = _over_chunks(weights, work)
+    result = found[0]
+    for other in found[1:]:
+        result = torch.maximum(result, other)
     return result
 
 
 def pairwise_mean_absolute_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
     """[i, j] = mean |W_i - W_j| over the entries (paper's code: clusters of fully fine-tuned models)."""
-    total = weights.new_zeros(len(weights), len(weights), dtype=torch.float64)
-    for part in _chunks(weights):
-        room = torch.empty_like(part)
+
+    def work(part: Float[Tensor, "models entries"]) -> Tensor:
+        result, room = part.new_zeros(len(part), len(part), dtype=torch.float64), torch.empty_like(part)
         for i in range(len(part) - 1):
             apart = torch.sub(part[i], part[i + 1 :], out=room[: len(part) - 1 - i])
-            total[i, i + 1 :] += apart.abs_().sum(dim=1)
-    return ((total + total.T) / weights[0].numel()).to(weights.dtype)
+            result[i, i + 1 :] = apart.abs_().sum(dim=1)
+        return result
+
+    total = sum(_over_chunks(weights, work)) / weights[0].numel()
+    return (total + total.T).to(weights.dtype)
 
 
 def pairwise_mean_square_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
@@ -49,11 +65,13 @@ def pairwise_mean_square_difference(weights: Float[Tensor, "models rows columns"
     By one product of all models with themselves, from the mean model on: without that the difference of two large
     numbers would be left.
     """
-    gram = torch.zeros(len(weights), len(weights), dtype=torch.float64, device=weights.device)
-    for part in _chunks(weights):
+
+    def work(part: Float[Tensor, "models entries"]) -> Tensor:
         centred = part.double()
         centred -= centred.mean(dim=0)
-        gram += centred @ centred.T
+        return centred @ centred.T
+
+    gram = sum(_over_chunks(weights, work))
     norms = gram.diagonal()
     square = (norms[:, None] + norms[None] - 2 * gram).clamp(min=0) / weights[0].numel()
     return square.fill_diagonal_(0)

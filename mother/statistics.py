@@ -4,32 +4,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CACHED = 1 << 17  # entries of all models that are worked on at a time: they stay in the processor's cache
-LARGE = 1 << 26  # and on a GPU
+from mother.threads import in_threads
+
+CACHED = 1 << 16  # entries that a core works on at a time
 
 
-def _power_sums(weights: Float[Tensor, "models rows columns"]) -> tuple[Tensor, Float[Tensor, "four models"]]:
+def _power_sums(weights: Float[Tensor, "models rows columns"]) -> tuple[Tensor, Float[Tensor, "models four"]]:
     """A value near each mean, and the means of the first four powers of the distance to it, in float64.
 
     The means of powers about a value near the mean give those about the mean without loss (no large numbers are
-    subtracted), in one pass.
+    subtracted), in one pass over entries that stay in a core's cache.
     """
     flat = weights.flatten(1)
     near = flat.mean(dim=1).double()
-    size = max(1024, (CACHED if flat.device.type == "cpu" else LARGE) // len(flat))
-    sums = torch.zeros(4, len(flat), dtype=torch.float64, device=flat.device)
-    for part in flat.split(size, dim=1):
-        away = part - near[:, None]
-        square = away * away
-        sums[0] += away.sum(dim=1)
-        sums[1] += square.sum(dim=1)
-        sums[2] += away.mul_(square).sum(dim=1)
-        sums[3] += square.mul_(square).sum(dim=1)
-    return near, sums / flat.shape[1]
+
+    def work(row: int) -> Tensor:
+        sums = torch.zeros(4, dtype=torch.float64, device=flat.device)
+        for part in flat[row].split(CACHED if flat.device.type == "cpu" else flat.shape[1]):
+            away = part.double() - near[row]
+            square = away * away
+            sums += torch.stack([away.sum(), square.sum(), square @ away, square @ square])
+        return sums / flat.shape[1]
+
+    rows = range(len(flat))
+    return near, torch.stack(in_threads(work, rows) if flat.device.type == "cpu" else [work(row) for row in rows])
 
 
-def _kurtosis(near: Tensor, sums: Float[Tensor, "four models"]) -> Float[Tensor, "models"]:
-    a1, a2, a3, a4 = sums
+def _kurtosis(near: Tensor, sums: Float[Tensor, "models four"]) -> Float[Tensor, "models"]:
+    a1, a2, a3, a4 = sums.T
     m2 = a2 - a1**2
     m4 = a4 - 4 * a1 * a3 + 6 * a1**2 * a2 - 3 * a1**4
     # Equal entries leave a rounding residue instead of zero: scipy calls that NaN as well.
@@ -54,6 +56,6 @@ def moments(weights: Float[Tensor, "models rows columns"]) -> dict[str, Tensor]:
     near, sums = _power_sums(weights)
     flat = weights.flatten(1)
     low, high = flat.amin(dim=1).double(), flat.amax(dim=1).double()  # aminmax is six times slower
-    square = sums[1] + 2 * near * sums[0] + near**2
-    found = torch.stack([low, high, near + sums[0], square], dim=1)
+    square = sums[:, 1] + 2 * near * sums[:, 0] + near**2
+    found = torch.stack([low, high, near + sums[:, 0], square], dim=1)
     return {"moments": found, "kurtosis": _kurtosis(near, sums)}
