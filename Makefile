@@ -34,13 +34,7 @@ lint: .venv/installed
 	$(RUN) -m ruff format --check .
 
 bench: .venv/installed
-	$(RUN) -m benchmarks.arborescence
-	$(RUN) -m benchmarks.memory
-	$(RUN) -m benchmarks.unrelated
-	$(RUN) -m benchmarks.precision
-	$(RUN) -m benchmarks.calibrate
-	$(RUN) -m benchmarks.ablation
-	$(RUN) -m benchmarks.kill
+	$(RUN) -m benchmarks
 
 # The figures that README.md shows, from the results.
 imgs: recover

@@ -2,7 +2,7 @@
 
     python -m benchmarks.arborescence
 
-Fails where 1,000 nodes take longer than a second (median of five).
+Fails where 1,000 nodes take longer than half a second (median of five), or 4,000 longer than ten seconds.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import numpy as np
 from mother.arborescence import minimum_spanning_arborescence
 from mother.results import format_table
 
-LIMIT = 1.0  # seconds for 1,000 nodes
+LIMITS = {1000: 0.5, 4000: 10.0}  # seconds by number of nodes
 
 
 def seconds(call: Callable[[], object], times: int) -> tuple[float, float, float]:
@@ -37,7 +37,7 @@ def main() -> bool:
         cost = rng.normal(size=(nodes, nodes))
         ours = seconds(lambda: minimum_spanning_arborescence(cost), 1 if nodes > 1000 else 5)
         rows.append(["ours", nodes, *ours])
-        kept &= nodes != 1000 or ours[1] <= LIMIT
+        kept &= ours[1] <= LIMITS.get(nodes, np.inf)
         if nodes <= 105:
             graph = nx.DiGraph()
             graph.add_weighted_edges_from((i, j, cost[i, j]) for i in range(nodes) for j in range(nodes) if i != j)
@@ -47,4 +47,4 @@ def main() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main() else "1,000 nodes took longer than a second")
+    sys.exit(0 if main() else "it took longer than it may")
