@@ -93,7 +93,7 @@ def wild(forest: dict[str, Manifest]) -> Manifest:
     return manifest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium; tests that need it are skipped where there is none."""
     found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]

@@ -98,7 +98,7 @@ def test_mermaid_has_no_markup(graph: ModelGraph) -> None:
     assert all(line.count('"') == 2 for line in quoted)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mermaid(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     """A page with Mermaid itself, from its npm package, which is kept for the next run."""
     folder = request.config.cache.mkdir("mermaid")
