@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -166,20 +166,35 @@ def stream(
     """Yield each layer with the weights of all models, float32 (models, rows, columns), on `device`.
 
     A model that cannot be read goes into `failed` with its error, and its weights are zeros from there on.
-    `read()` is called after each tensor. The tensor yielded is overwritten by the next layer of its shape.
+    `read()` is called after each tensor. The tensor yielded is overwritten by the next but one of its shape.
     """
-    buffer: Tensor | None = None
+    turns: dict[tuple[int, ...], list[Tensor]] = {}
+    asked: deque[Tensor] = deque()
     everyone = list(range(len(checkpoints)))
-    requests = [(layer, everyone) for layer in layers]
-    for layer, (there, weights) in zip(layers, read_ahead(checkpoints, requests, failed, read)):
+
+    def room(layer: Layer) -> Tensor:
+        """Memory for a layer: two take turns, one is filled while the other is worked on."""
         shape = (len(checkpoints), *checkpoints[0].shape(layer))
-        if buffer is None or buffer.shape != shape:
-            buffer = torch.zeros(shape)
-        elif len(there) < len(checkpoints):
-            buffer.zero_()
+        if shape not in turns:
+            turns.clear()
+            turns[shape] = [torch.zeros(shape, pin_memory=device.type == "cuda") for _ in range(2)]
+        turns[shape].reverse()
+        asked.append(turns[shape][0])
+        return asked[-1]
+
+    requests = [(layer, everyone) for layer in layers]
+    remote = any(checkpoint.remote for checkpoint in checkpoints)
+    for layer, (there, weights) in zip(layers, read_ahead(checkpoints, requests, failed, read, room)):
+        if remote:
+            room(layer)
+        stack = asked.popleft()
         for row in reversed(there):
-            buffer[row] = weights.pop()
-        yield layer, buffer.to(device)
+            weight = weights.pop()
+            if remote:
+                stack[row] = weight
+        for row in set(everyone) - set(there):
+            stack[row] = 0
+        yield layer, stack.to(device)
 
 
 def measure(

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mother.factors import ranks_along_paths
+from mother.nearness import near_groups
 from mother.threads import in_threads
 
 # Sides of the sketches that are tried. Those of one line are parts of the largest of them.
@@ -22,8 +24,6 @@ USED = 0.6  # share of a sketch's directions beyond which it says only that the 
 MARGIN = 8.0  # times the tolerance that the singular values which count must be above in a sketch that decides
 NEAR = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
 POWER = 8  # iterations for that estimate
-SAMPLE = 1 << 14  # entries that tell which models are near one another at all
-UNRELATED = 0.5  # squared distance over the sum of the squared norms from which two models share nothing
 AT_ONCE = 1 << 24  # entries of the differences that are worked on together
 
 
@@ -87,26 +87,6 @@ def _decide(difference: Float[Tensor, "pairs k k"], tolerance: float) -> tuple[T
     return high, (low == high) & ~full, full
 
 
-def near_groups(weights: Float[Tensor, "models rows columns"]) -> list[list[int]]:
-    """Models in groups around the first of each, told by a sample of entries; groups share nothing at all.
-
-    Two models are in one group where their squared distance is less than that of models with nothing in common.
-    """
-    flat = weights.flatten(1)
-    some = flat[:, :: max(1, flat.shape[1] // SAMPLE)].double()
-    norms = some.square().sum(dim=1)
-    groups: list[list[int]] = []
-    for at in range(len(some)):
-        for group in groups:
-            apart = (some[at] - some[group[0]]).square().sum()
-            if apart < UNRELATED * (norms[at] + norms[group[0]]) or apart == 0:
-                group.append(at)
-                break
-        else:
-            groups.append([at])
-    return groups
-
-
 def _in_parts(pairs: Sequence[tuple[int, int]], entries: int, threads: int) -> list[list[tuple[int, int]]]:
     step = max(1, min(AT_ONCE // entries, -(-len(pairs) // threads)))
     return [list(pairs[start : start + step]) for start in range(0, len(pairs), step)]
@@ -135,7 +115,13 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
             one.extend(other)
             groups.remove(other)
     for group in groups:
-        left = [(i, j) for at, i in enumerate(group) for j in group[:at]]
+        left = []
+        proved = ranks_along_paths(weights, group, _tolerance(rows, columns))
+        for pair in ((i, j) for at, i in enumerate(group) for j in group[:at]):
+            if pair in proved:
+                result[pair] = result[pair[::-1]] = proved[pair]
+            else:
+                left.append(pair)
         for sides in SIDES:
             sides = [side for side in sides if side <= LARGEST * min(rows, columns)]
             if not left or not sides:

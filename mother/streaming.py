@@ -37,11 +37,13 @@ def read_ahead(
     requests: Sequence[Request],
     failed: dict[str, CheckpointError],
     read: Callable[[], object] = lambda: None,
+    room: Callable[[Layer], torch.Tensor] | None = None,
 ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
     """For each request the places of the models that could be read, and their weights in float32, as stored.
 
     A model that cannot be read goes into `failed` with its error, and is not asked again. `read()` is called after
-    each tensor. Who empties the list that is yielded frees its memory before more is read.
+    each tensor. Who empties the list that is yielded frees its memory before more is read. From disks, tensors are
+    read into `room(layer)`, (models, *shape), which is asked for one request ahead.
     """
     remote = any(checkpoint.remote for checkpoint in checkpoints)
     with ThreadPoolExecutor(IN_FLIGHT if remote else ON_DISK) as pool:
@@ -52,12 +54,18 @@ def read_ahead(
             step = next(steps, None)
             if step is None:
                 return
-            names: dict[int, list[str]] = {}
+            names: dict[int, dict[str, torch.Tensor | None]] = {}
             for layer, members in step:
+                stack = None if remote or room is None else room(layer)
                 for place in members:
                     if checkpoints[place].model not in failed:
-                        names.setdefault(place, []).append(checkpoints[place].layers[layer])
-            waiting.append((step, {at: pool.submit(checkpoints[at].read_tensors, some) for at, some in names.items()}))
+                        row = None if stack is None else stack[place]
+                        names.setdefault(place, {})[checkpoints[place].layers[layer]] = row
+            futures = {}
+            for place, rows in names.items():
+                into = {name: row for name, row in rows.items() if row is not None}
+                futures[place] = pool.submit(checkpoints[place].read_tensors, list(rows), into)
+            waiting.append((step, futures))
 
         try:
             ask()

@@ -1,6 +1,6 @@
 """Method "map" from files to a typed Model Graph: grown families, and every odd collection."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -336,11 +336,11 @@ def test_a_model_that_vanishes_while_it_is_read_is_left_out(tmp_path: Path, monk
     class Vanishing(Checkpoint):
         reads = 0
 
-        def read_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        def read_tensors(self, names: Sequence[str], *into: Mapping) -> dict[str, torch.Tensor]:
             Vanishing.reads += 1
             if Vanishing.reads > 1:
                 raise CheckpointError(self.model, "file", "has gone", "Fetch it again.")
-            return super().read_tensors(names)
+            return super().read_tensors(names, *into)
 
     checkpoints[1] = Vanishing(**{name: getattr(checkpoints[1], name) for name in ("model", "tensors", "layers")})
     graph = recover(checkpoints)

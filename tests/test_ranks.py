@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+import scipy.sparse.csgraph
+import scipy.spatial
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mother import ranks
+from mother.factors import low_rank_factors, ranks_along_paths
 from mother.floats import cast
-from mother.ranks import exact_ranks, near_groups, pairwise_rank
+from mother.nearness import near_groups, nearest_neighbours
+from mother.ranks import exact_ranks, pairwise_rank
 
 
 def lora_family(rank: int, seed: int, size: int = 160, models: int = 4, spread: float = 1.0) -> torch.Tensor:
@@ -41,6 +45,53 @@ def test_ranks_are_those_of_numpy(precision: str, rank: int, seed: int, spread: 
     if precision != "float32":
         weights = torch.stack([cast(weight, precision) for weight in weights])
     assert np.array_equal(pairwise_rank(weights).numpy(), by_numpy(weights))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    ranks=st.lists(st.integers(0, 24), min_size=5, max_size=5),
+    shared=st.integers(0, 8),
+    seed=st.integers(0, 1000),
+    spread=st.floats(0, 6),
+)
+def test_what_paths_prove_is_so(ranks: list[int], shared: int, seed: int, spread: float) -> None:
+    """Updates may share directions, or fall off below the tolerance: then nothing may be claimed that is not so."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(130, 8, generator=generator)
+    weights = [0.04 * torch.randn(130, 150, generator=generator)]
+    for at, rank in enumerate(ranks):
+        left = torch.randn(130, rank, generator=generator)
+        left[:, : min(rank, shared)] = common[:, : min(rank, shared)]
+        update = (left * torch.logspace(0, -spread, rank)) @ torch.randn(rank, 150, generator=generator)
+        weights.append(weights[at // 2] + 1e-3 * update)
+    stack = torch.stack(weights)
+    expected = by_numpy(stack)
+    for (i, j), rank in ranks_along_paths(stack, range(6), 150 * torch.finfo(torch.float32).eps).items():
+        assert rank == expected[i, j]
+
+
+def test_ranks_add_up_along_paths() -> None:
+    """All pairs of such a family are proved, unless a model in between is not there."""
+    weights, tolerance = lora_family(8, 1, models=7, spread=0), 192 * torch.finfo(torch.float32).eps
+    proved = ranks_along_paths(weights, range(7), tolerance)
+    assert len(proved) == 21 and proved[6, 5] == 32
+    assert len(ranks_along_paths(weights, [3, 4, 5, 6], tolerance)) < 6
+    factors = low_rank_factors(weights[1] - weights[0], tolerance)
+    assert factors is not None
+    assert torch.allclose((factors.u * factors.s.float()) @ factors.v.T, weights[1] - weights[0], atol=1e-7)
+    assert low_rank_factors(torch.randn(160, 192), tolerance) is None
+
+
+def test_the_tree_of_neighbours_is_that_of_scipy() -> None:
+    weights = torch.randn(40, 6, 7, generator=torch.Generator().manual_seed(0))
+    edges = nearest_neighbours(weights)
+    apart = scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(weights.flatten(1).double().numpy()))
+    expected = scipy.sparse.csgraph.minimum_spanning_tree(apart)
+    assert {frozenset(edge) for edge in edges} == {frozenset(edge) for edge in zip(*map(list, expected.nonzero()))}
+    seen = {0}
+    for earlier, later in edges:
+        assert earlier in seen and later not in seen
+        seen.add(later)
 
 
 @pytest.fixture

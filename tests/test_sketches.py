@@ -1,6 +1,6 @@
 """What is kept of a model: the same part of every matrix, and facts of the whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,10 +121,10 @@ def test_a_model_is_read_once_and_others_never_again(tmp_path: Path, monkeypatch
     read: list[str] = []
     whole = Checkpoint.read_tensors
 
-    def noted(self: Checkpoint, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def noted(self: Checkpoint, names: Sequence[str], *into: Mapping) -> dict[str, torch.Tensor]:
         if "kept" not in str(next(iter(self.tensors.values()))[0]):
             read.extend(f"{self.model} {name}" for name in names)
-        return whole(self, names)
+        return whole(self, names, *into)
 
     monkeypatch.setattr(Checkpoint, "read_tensors", noted)
     trace(checkpoints, CPU, keep=tmp_path / "kept")
@@ -148,7 +148,7 @@ def test_bad_models_are_left_out_and_stopping_stops(tmp_path: Path, monkeypatch:
     assert [sketch.model for sketch in taken.sketches] == ["a", "z"] and set(taken.left_out) == {"nan", "none"}
     assert "NaN" in taken.left_out["nan"] and "no weight matrix" in taken.left_out["none"] and not taken.transient
 
-    def stop(self: Checkpoint, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def stop(self: Checkpoint, names: Sequence[str], *into: Mapping) -> dict[str, torch.Tensor]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "read_tensors", stop)

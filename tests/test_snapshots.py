@@ -1,6 +1,6 @@
 """Interrupted runs: whatever the moment, the next run goes on, and the result is that of an undisturbed one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +34,12 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     left = [10**9, 0]
     whole = Checkpoint.read_tensors
 
-    def read(self: Checkpoint, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def read(self: Checkpoint, names: Sequence[str], *into: Mapping) -> dict[str, torch.Tensor]:
         left[0] -= 1
         left[1] += "kept" not in str(next(iter(self.tensors.values()))[0])
         if left[0] < 0:
             raise Killed
-        return whole(self, names)
+        return whole(self, names, *into)
 
     monkeypatch.setattr(Checkpoint, "read_tensors", read)
     monkeypatch.setattr(snapshots, "SPACING", 0.0)
@@ -133,10 +133,10 @@ def test_what_may_pass_is_not_kept(tmp_path: Path) -> None:
     broken = True
 
     class Flaky(Checkpoint):
-        def read_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        def read_tensors(self, names: Sequence[str], *into: Mapping) -> dict[str, torch.Tensor]:
             if broken:
                 raise CheckpointError(self.model, "hf://x", "HTTP 500", "Try again later.", transient=True)
-            return super().read_tensors(names)
+            return super().read_tensors(names, *into)
 
     checkpoints[1] = Flaky(**{name: getattr(checkpoints[1], name) for name in ("model", "tensors", "layers")})
 
