@@ -11,11 +11,13 @@ import math
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from mother.adapters import Adapter, applied, names_in_base, oriented, parse_adapter, update_shape
@@ -98,6 +100,12 @@ class LocalFile:
             raise _unreadable(self.model, self.path, error) from None
         return parts
 
+    def expect(self, start: int, end: int) -> None:
+        """Let the system bring these bytes from the disk while something else is done, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), open(self.path, "rb", buffering=0) as stream:
+                os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+
     def head(self, count: int) -> bytes:
         """The first `count` bytes or fewer."""
         return bytes(self.read([(0, min(count, self.size))])[0])
@@ -138,6 +146,12 @@ class Checkpoint:
     def remote(self) -> bool:
         """Whether anything has to come over a network."""
         return any(isinstance(file, RemoteFile) for file, _ in self.tensors.values())
+
+    def expect(self, layer: Layer) -> None:
+        """Say that a weight will be read soon."""
+        file, info = self.tensors[self.layers[layer]]
+        if isinstance(file, LocalFile) and info.end > info.start:
+            file.expect(info.start, info.end)
 
     def read(self, layer: Layer) -> torch.Tensor:
         """Read one weight in float32; raises CheckpointError as `read_tensors` does."""
@@ -189,21 +203,16 @@ class Checkpoint:
             raise CheckpointError(
                 self.model, file, f"the file ends inside tensor {name}", "Fetch or save the model again."
             )
-        if not len(part):
-            return torch.zeros(info.shape)
-        if not isinstance(part, memoryview) or part.readonly:
-            part = bytearray(part)  # writable and aligned, as torch wants it
-        stored = torch.frombuffer(part, dtype=DTYPES[info.dtype])
-        weight = stored.reshape(info.shape).float()
-        return self._sound(name, file, weight)
+        return self._sound(name, file, torch.from_numpy(_decoded(part, info.dtype)).reshape(info.shape))
 
     def _sound(self, name: str, file: object, weight: torch.Tensor) -> torch.Tensor:
         """The same weight; raises CheckpointError where it is not finite, or too large."""
-        flat = weight.flatten()
-        if math.isfinite(flat.dot(flat)):  # one look at sound weights; it overflows long before LARGEST
-            return weight
-        # NaN wins every maximum, so that two more looks tell what is wrong, if anything.
-        if weight.numel() and not (largest := float(torch.maximum(weight.amax(), -weight.amin()))) <= LARGEST:
+        values = weight.numpy().reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.einsum("i,i->", values, values)):  # one look, which overflows before LARGEST
+                return weight
+        largest = float(max(values.max(), -values.min()))  # NaN wins every maximum
+        if not largest <= LARGEST:
             bad = "NaN" if math.isnan(largest) else "infinity"
             if math.isfinite(largest):
                 bad = f"values above {LARGEST:.1e}, whose differences overflow"
@@ -257,6 +266,18 @@ class AdaptedCheckpoint(Checkpoint):
         """See Checkpoint."""
         own = [self.config.fingerprint(), *self.parts.fingerprint()]
         return own + (self.base.fingerprint() if self.base is not None else [])
+
+
+def _decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
+    """Floating-point numbers of a type in DTYPES as float32, writable; in numpy, which uses the caller's thread only.
+
+    Threads of torch's own, asked for by each of the threads that read, would keep those that compute waiting.
+    """
+    if dtype == "BF16":  # the upper half of a float32
+        return np.left_shift(np.frombuffer(part, dtype="<u2"), 16, dtype=np.uint32).view(np.float32)
+    stored = np.frombuffer(part, dtype={"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+    with np.errstate(over="ignore"):
+        return stored.astype(np.float32, copy=dtype != "F32" or not stored.flags.writeable or not stored.flags.aligned)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -4,77 +4,54 @@ The pairwise functions take the weights of one layer of all models and return on
 pair, so that every weight is read once and only one layer is in memory. The others put layers together.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mother.threads import in_threads
-
-CACHED = 1 << 18  # entries of all models that a core works on at a time
-LARGE = 1 << 26  # and a GPU, of all pairs
-
-
-def _over_chunks(
-    weights: Float[Tensor, "models rows columns"], work: Callable[[Float[Tensor, "models entries"]], Tensor]
-) -> list[Tensor]:
-    """What `work` gives for stretches of entries of all models that fit a core's cache; on a GPU, for large ones."""
-    flat = weights.flatten(1)
-    size = max(1024, CACHED // len(flat)) if flat.device.type == "cpu" else max(1024, LARGE // len(flat) ** 2)
-    parts = flat.split(size, dim=1)
-    return in_threads(work, parts) if flat.device.type == "cpu" else [work(part) for part in parts]
+from mother.threads import in_chunks
 
 
 def pairwise_max_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
     """[i, j] = max(W_i - W_j) over the entries. The minimum of W_i - W_j is minus entry [j, i]."""
-
-    def work(part: Float[Tensor, "models entries"]) -> Tensor:
-        result, room = part.new_zeros(len(part), len(part)), torch.empty_like(part)
-        for i in range(len(part) - 1):
-            # amax and amin are each vectorised; aminmax is six times slower.
-            apart = torch.sub(part[i], part[i + 1 :], out=room[: len(part) - 1 - i])
-            result[i, i + 1 :], result[i + 1 :, i] = apart.amax(dim=1), -apart.amin(dim=1)
+    count = len(weights)
+    first, second = torch.triu_indices(count, count, 1, device=weights.device)
+    result = weights.new_zeros(count, count)
+    if count < 2:
         return result
+    parts = in_chunks(weights)
+    room = torch.empty_like(parts[0])
+    for part in parts:
+        extremes = []
+        for i in range(count - 1):
+            apart = torch.sub(part[i], part[i + 1 :], out=room[: count - 1 - i, : part.shape[1]])
+            extremes.append((apart.amax(dim=1), apart.amin(dim=1)))  # aminmax is six times slower
+        high, low = (torch.cat(each) for each in zip(*extremes))
+        result[first, second] = torch.maximum(result[first, second], high)
+        result[second, first] = torch.maximum(result[second, first], -low)
+    return result
 
-    found = _over_chunks(weights, work)
-    result = found[0]
-    for other in found[1:]:
-        result = torch.maximum(result, other)
+
+def _pairwise_mean_power(weights: Float[Tensor, "models rows columns"], power: int) -> Float[Tensor, "models models"]:
+    """[i, j] = mean |W_i - W_j|^power, in float64."""
+    count = len(weights)
+    first, second = torch.triu_indices(count, count, 1, device=weights.device)
+    sums = weights.new_zeros(len(first), dtype=torch.float64)
+    for part in in_chunks(weights, 1 << 16):  # small ones: sums of few float32 lose little
+        sums += torch.nn.functional.pdist(part.contiguous(), p=power).double() ** power
+    result = sums.new_zeros(count, count)
+    result[first, second] = result[second, first] = sums / weights[0].numel()
     return result
 
 
 def pairwise_mean_absolute_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
     """[i, j] = mean |W_i - W_j| over the entries (paper's code: clusters of fully fine-tuned models)."""
-
-    def work(part: Float[Tensor, "models entries"]) -> Tensor:
-        result, room = part.new_zeros(len(part), len(part), dtype=torch.float64), torch.empty_like(part)
-        for i in range(len(part) - 1):
-            apart = torch.sub(part[i], part[i + 1 :], out=room[: len(part) - 1 - i])
-            result[i, i + 1 :] = apart.abs_().sum(dim=1)
-        return result
-
-    total = sum(_over_chunks(weights, work)) / weights[0].numel()
-    return (total + total.T).to(weights.dtype)
+    return _pairwise_mean_power(weights, 1).to(weights.dtype)
 
 
 def pairwise_mean_square_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
-    """[i, j] = mean (W_i - W_j)^2 over the entries, in float64.
-
-    By one product of all models with themselves, from the mean model on: without that the difference of two large
-    numbers would be left.
-    """
-
-    def work(part: Float[Tensor, "models entries"]) -> Tensor:
-        centred = part.double()
-        centred -= centred.mean(dim=0)
-        return centred @ centred.T
-
-    gram = sum(_over_chunks(weights, work))
-    norms = gram.diagonal()
-    square = (norms[:, None] + norms[None] - 2 * gram).clamp(min=0) / weights[0].numel()
-    return square.fill_diagonal_(0)
+    """[i, j] = mean (W_i - W_j)^2 over the entries, in float64."""
+    return _pairwise_mean_power(weights, 2)
 
 
 def difference_range(

@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -166,28 +166,22 @@ def stream(
     """Yield each layer with the weights of all models, float32 (models, rows, columns), on `device`.
 
     A model that cannot be read goes into `failed` with its error, and its weights are zeros from there on.
-    `read()` is called after each tensor. The tensor yielded is overwritten by the next but one of its shape.
+    `read()` is called after each tensor. The tensor yielded is overwritten by the next layer of its shape.
     """
-    turns: dict[tuple[int, ...], list[Tensor]] = {}
-    asked: deque[Tensor] = deque()
+    stack = torch.zeros(0)
     everyone = list(range(len(checkpoints)))
 
     def room(layer: Layer) -> Tensor:
-        """Memory for a layer: two take turns, one is filled while the other is worked on."""
+        nonlocal stack
         shape = (len(checkpoints), *checkpoints[0].shape(layer))
-        if shape not in turns:
-            turns.clear()
-            turns[shape] = [torch.zeros(shape, pin_memory=device.type == "cuda") for _ in range(2)]
-        turns[shape].reverse()
-        asked.append(turns[shape][0])
-        return asked[-1]
+        if stack.shape != shape:
+            stack = torch.zeros(shape, pin_memory=device.type == "cuda")
+        return stack
 
     requests = [(layer, everyone) for layer in layers]
     remote = any(checkpoint.remote for checkpoint in checkpoints)
     for layer, (there, weights) in zip(layers, read_ahead(checkpoints, requests, failed, read, room)):
-        if remote:
-            room(layer)
-        stack = asked.popleft()
+        room(layer)
         for row in reversed(there):
             weight = weights.pop()
             if remote:

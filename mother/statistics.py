@@ -4,30 +4,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mother.threads import in_threads
-
-CACHED = 1 << 16  # entries that a core works on at a time
+from mother.threads import in_chunks
 
 
 def _power_sums(weights: Float[Tensor, "models rows columns"]) -> tuple[Tensor, Float[Tensor, "models four"]]:
     """A value near each mean, and the means of the first four powers of the distance to it, in float64.
 
     The means of powers about a value near the mean give those about the mean without loss (no large numbers are
-    subtracted), in one pass over entries that stay in a core's cache.
+    subtracted), in one pass over entries that stay in the cache.
     """
-    flat = weights.flatten(1)
-    near = flat.mean(dim=1).double()
-
-    def work(row: int) -> Tensor:
-        sums = torch.zeros(4, dtype=torch.float64, device=flat.device)
-        for part in flat[row].split(CACHED if flat.device.type == "cpu" else flat.shape[1]):
-            away = part.double() - near[row]
-            square = away * away
-            sums += torch.stack([away.sum(), square.sum(), square @ away, square @ square])
-        return sums / flat.shape[1]
-
-    rows = range(len(flat))
-    return near, torch.stack(in_threads(work, rows) if flat.device.type == "cpu" else [work(row) for row in rows])
+    near = weights.flatten(1).mean(dim=1).double()
+    sums = near.new_zeros(len(weights), 4)
+    parts = in_chunks(weights, 1 << 16)
+    away, square = (torch.empty_like(parts[0], dtype=torch.float64) for _ in range(2))
+    for part in parts:
+        one = torch.sub(part, near[:, None], out=away[:, : part.shape[1]])
+        two = torch.mul(one, one, out=square[:, : part.shape[1]])
+        products = torch.linalg.vecdot(two, one), torch.linalg.vecdot(two, two)
+        sums += torch.stack([one.sum(dim=1), two.sum(dim=1), *products], dim=1)
+    return near, sums / weights[0].numel()
 
 
 def _kurtosis(near: Tensor, sums: Float[Tensor, "models four"]) -> Float[Tensor, "models"]:

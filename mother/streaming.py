@@ -43,17 +43,14 @@ def read_ahead(
 
     A model that cannot be read goes into `failed` with its error, and is not asked again. `read()` is called after
     each tensor. Who empties the list that is yielded frees its memory before more is read. From disks, tensors are
-    read into `room(layer)`, (models, *shape), which is asked for one request ahead.
+    read into `room(layer)`, (models, *shape), after the request before has been worked on.
     """
     remote = any(checkpoint.remote for checkpoint in checkpoints)
     with ThreadPoolExecutor(IN_FLIGHT if remote else ON_DISK) as pool:
         waiting: list[tuple[list[Request], dict[int, Future]]] = []
         steps = _steps(checkpoints, requests, AHEAD if remote else 0)
 
-        def ask() -> None:
-            step = next(steps, None)
-            if step is None:
-                return
+        def submit(step: list[Request]) -> dict[int, Future]:
             names: dict[int, dict[str, torch.Tensor | None]] = {}
             for layer, members in step:
                 stack = None if remote or room is None else room(layer)
@@ -65,13 +62,26 @@ def read_ahead(
             for place, rows in names.items():
                 into = {name: row for name, row in rows.items() if row is not None}
                 futures[place] = pool.submit(checkpoints[place].read_tensors, list(rows), into)
-            waiting.append((step, futures))
+            return futures
+
+        def ask() -> None:
+            step = next(steps, None)
+            if step is None:
+                return
+            if not remote:
+                for layer, members in step:
+                    for place in members:
+                        checkpoints[place].expect(layer)
+            waiting.append((step, submit(step) if remote else {}))
 
         try:
             ask()
             while waiting:
                 ask()  # the next step is on its way while this one is worked on
                 step, futures = waiting.pop(0)
+                if not remote:
+                    # What disks have brought is copied while nobody computes: torch's threads wait for one another.
+                    futures = submit(step)
                 found: dict[int, dict[str, torch.Tensor]] = {}
                 for place, future in futures.items():
                     try:
