@@ -52,9 +52,11 @@ def layer_cosine(
     centred = centred / norms.clamp(min=1e-300)[:, None, None]
     flat = centred.flatten(1)
     cosine = flat @ flat.T
+    centred = centred.float()  # a variance needs no more digits
     rows = (centred @ centred.transpose(1, 2)).flatten(1)
     columns = (centred.transpose(1, 2) @ centred).flatten(1)
-    variance = torch.maximum((rows @ rows.T) * (columns @ columns.T), torch.full_like(cosine, 1 / flat.shape[1]))
+    alike = (rows @ rows.T).double() * (columns @ columns.T).double()
+    variance = torch.maximum(alike, torch.full_like(cosine, 1 / flat.shape[1]))
     return cosine / variance.sqrt(), valid[:, None] & valid[None, :]
 
 

@@ -136,6 +136,12 @@ def compare(
         steps = {m: grid_step(weights[at], grids[m]) for m, at in place.items() if grids[m] is not None}
 
         def look(chosen: list[int]) -> None:
+            equal = [p for p in chosen if torch.equal(weights[place[first[p]]], weights[place[second[p]]])]
+            for name, value in (("entries", weights[0].numel()), ("equal", weights[0].numel()), ("gap", 1)):
+                arrays[name][row, equal] = value
+            chosen = sorted({*chosen} - {*equal})  # frozen matrices have nothing to decompose
+            if not chosen:
+                return
             triples = []
             for start in range(0, len(chosen), small):
                 part = chosen[start : start + small]

@@ -220,15 +220,24 @@ def take(
         raise lacks(checkpoint, "weight matrix outside embeddings and heads")
     layer_of = {checkpoint.layers[layer]: layer for layer in shapes}
     facts, parts = Facts(), {}
-    for names in _steps(checkpoint, wanted_names(checkpoint)):
-        found = checkpoint.read_tensors(names)
+    steps = _steps(checkpoint, wanted_names(checkpoint))
+    sizes = {name: int(np.prod(checkpoint.tensors[name][1].shape)) for names in steps for name in names}
+    # The same memory for all steps; what comes over a network has its own.
+    room = torch.empty(0 if checkpoint.remote else max((sum(map(sizes.get, names)) for names in steps), default=0))
+    for names in steps:
+        into = {}
+        if not checkpoint.remote:
+            rooms = room.split([*map(sizes.get, names), len(room) - sum(map(sizes.get, names))])
+            into = {name: one.view(checkpoint.tensors[name][1].shape) for name, one in zip(names, rooms)}
+        found = checkpoint.read_tensors(names, into)
         for name in names:
             values = found.pop(name)
             if name in layer_of:
                 weight = values.reshape(shapes[layer_of[name]])
                 kept = _note_matrix(facts, layer_of[name], weight, limit)
                 half = DTYPES[checkpoint.tensors[name][1].dtype]
-                parts[name] = kept.to(half) if half.itemsize < 4 and torch.equal(kept.to(half).float(), kept) else kept
+                exact = half.itemsize < 4 and torch.equal(kept.to(half).float(), kept)
+                parts[name] = kept.to(half) if exact else kept.clone()
             else:
                 _note_digests(facts, canonical_name(name), values, limit)
                 _keep_sample(facts, canonical_name(name), values)
