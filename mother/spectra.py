@@ -1,6 +1,6 @@
 """Singular directions of weight differences, and how many of them are above the noise of rounding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,18 +19,18 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 def singular_triples(
-    difference: Float[Tensor, "pairs rows columns"],
-) -> tuple[Float[Tensor, "pairs rows k"], Float[Tensor, "pairs k"], Float[Tensor, "pairs columns k"]]:
+    difference: Float[Tensor, "pairs rows columns"], count: int | None = None
+) -> tuple[Float[Tensor, "pairs rows k"], Float[Tensor, "pairs k"], Float[Tensor, "pairs columns count"]]:
     """Singular triples (u, s, v) of each matrix in float64, largest first; all of them, or those of a sketch.
 
     Small matrices go through the eigenvectors of D D', which in float64 lose singular values below 1e-8 of
     the largest: rounding to float32 leaves more noise than that. Large ones are projected on the
     range of D applied to Gaussian vectors, with one power iteration (Halko, Martinsson, Tropp 2011), so
-    only the first SKETCH triples come back.
+    only the first SKETCH triples come back. With `count` the vectors of the longer side are those of the first only.
     """
     difference = difference.double()
     if difference.shape[1] > difference.shape[2]:
-        v, s, u = singular_triples(difference.transpose(1, 2))
+        v, s, u = singular_triples(difference.transpose(1, 2), count)
         return u, s, v
     basis = None
     if difference.shape[1] > FULL_SIDE:
@@ -39,7 +39,7 @@ def singular_triples(
         difference = basis.transpose(1, 2) @ difference
     values, u = torch.linalg.eigh(difference @ difference.transpose(1, 2))
     s, u = values.flip(1).clamp(min=0).sqrt(), u.flip(2)
-    v = difference.transpose(1, 2) @ u / s.clamp(min=TINY)[:, None, :]
+    v = difference.transpose(1, 2) @ u[:, :, :count] / s[:, None, :count].clamp(min=TINY)
     return (u if basis is None else basis @ u), s, v
 
 
@@ -148,6 +148,9 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
     """
     difference = difference.double()
     pairs, rows, columns = difference.shape
+    if rows > columns:
+        turned = spectrum(difference.transpose(1, 2), noise, count)
+        return replace(turned, u=turned.v, v=turned.u, residual=turned.residual.transpose(1, 2))
     count, seen = min(count, rows, columns), _directions_seen(difference)
     full = surely_full(difference, noise)
     rank = torch.full((pairs,), int(RANK_SHARE * seen) + 1, device=difference.device)
@@ -158,14 +161,16 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         u[full], s[full], v[full] = leading_triples(difference[full], count)
     if not full.all():
         rest = (~full).nonzero()[:, 0]
-        left, values, right = singular_triples(difference[rest])
+        left, values, right = singular_triples(difference[rest], count)
         above = rank_above_noise(values, noise[rest])
         rank[rest], full[rest] = above, above > RANK_SHARE * seen
         number = torch.arange(seen, device=rank.device)
         kept = torch.where(number < above[:, None], values, 0)
-        u[rest], s[rest], v[rest] = left[:, :, :count], kept[:, :count], right[:, :, :count]
+        u[rest], s[rest], v[rest] = left[:, :, :count], kept[:, :count], right
         some = (~full[rest] & (above > 0)).nonzero()[:, 0]
         low, end = rest[some], above[some, None]
         gap[low] = (values[some].gather(1, end - 1) / values[some].gather(1, end).clamp(min=TINY))[:, 0]
-        residual = difference[low] - (left[some] * kept[some][:, None, :]) @ right[some].transpose(1, 2)
+        largest = int(end.max()) if len(low) else 0
+        basis = left[some][:, :, :largest] * (number[:largest] < end)[:, None, :]
+        residual = difference[low] - basis @ (basis.transpose(1, 2) @ difference[low])
     return Spectrum(rank, full, gap, u, s, v, low, residual)
