@@ -16,7 +16,7 @@ def pairwise_max_difference(weights: Float[Tensor, "models rows columns"]) -> Fl
     """[i, j] = max(W_i - W_j) over the entries. The minimum of W_i - W_j is minus entry [j, i]."""
     count = len(weights)
     first, second = torch.triu_indices(count, count, 1, device=weights.device)
-    result = weights.new_zeros(count, count)
+    result = weights.new_full((count, count), -torch.inf).fill_diagonal_(0)
     if count < 2:
         return result
     parts = in_chunks(weights)

@@ -40,6 +40,12 @@ def test_pairwise_differences(rng: np.random.Generator) -> None:
                 assert square[i, j] == pytest.approx((difference**2).mean(), rel=1e-5)
 
 
+def test_largest_difference_may_be_negative() -> None:
+    low, high = torch.zeros(4, 4), torch.arange(1.0, 17).reshape(4, 4)
+    assert pairwise_max_difference(torch.stack([low, high])).tolist() == [[0, -1], [16, 0]]
+    assert pairwise_max_difference(low[None]).tolist() == [[0]]
+
+
 @pytest.mark.parametrize("rank", [0, 1, 3, 8, 24])
 def test_rank_equals_numpy(rank: int, rng: np.random.Generator) -> None:
     base = rng.normal(size=(24, 24)).astype(np.float32)
