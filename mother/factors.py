@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mother.nearness import nearest_neighbours
 from mother.threads import in_threads
 
 SIDES = (24, 48, 80, 144)  # directions that are looked for, until they are all
@@ -110,13 +109,16 @@ class _Tree:
 
 
 def ranks_along_paths(
-    weights: Float[Tensor, "models rows columns"], members: Sequence[int], tolerance: float
+    weights: Float[Tensor, "models rows columns"],
+    members: Sequence[int],
+    edges: Sequence[tuple[int, int]],
+    tolerance: float,
 ) -> dict[tuple[int, int], int]:
     """Rank of W_i - W_j, i after j among the members, for those pairs for which it is proved: few if updates are full.
 
-    `tolerance` is what singular values must be above, over the largest.
+    `edges` are (earlier, later) places among the members, as `nearest_neighbours` gives them. `tolerance` is what
+    singular values must be above, over the largest.
     """
-    edges = nearest_neighbours(weights[list(members)] if len(members) < len(weights) else weights)
 
     def factor(edge: tuple[int, int]) -> Factors | None:
         earlier, later = (members[end] for end in edge)

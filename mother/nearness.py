@@ -15,12 +15,11 @@ def sample_of(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "m
     return flat[:, :: max(1, flat.shape[1] // SAMPLE)].double().cpu()
 
 
-def near_groups(weights: Float[Tensor, "models rows columns"]) -> list[list[int]]:
-    """Models in groups around the first of each; groups share nothing at all.
+def near_groups(some: Float[Tensor, "models entries"]) -> list[list[int]]:
+    """Models in groups around the first of each, from a sample; groups share nothing at all.
 
     Two models are in one group where their squared distance is less than that of models with nothing in common.
     """
-    some = sample_of(weights)
     norms = some.square().sum(dim=1)
     groups: list[list[int]] = []
     for at in range(len(some)):
@@ -34,13 +33,12 @@ def near_groups(weights: Float[Tensor, "models rows columns"]) -> list[list[int]
     return groups
 
 
-def nearest_neighbours(weights: Float[Tensor, "models rows columns"]) -> list[tuple[int, int]]:
-    """Edges (earlier, later) of a minimum spanning tree (Prim), each model but the first once as the later.
+def nearest_neighbours(some: Float[Tensor, "models entries"]) -> list[tuple[int, int]]:
+    """Edges (earlier, later) of a minimum spanning tree (Prim) of a sample, each model but the first once the later.
 
     A model comes as the earlier one only after it was the later one, or first.
     """
-    some = sample_of(weights)
-    some -= some[0].clone()
+    some = some - some[0]
     apart = torch.cdist(some, some, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     nearest, distance = np.zeros(len(apart), dtype=int), apart[0].copy()
     edges = []

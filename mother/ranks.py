@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mother.factors import ranks_along_paths
-from mother.nearness import near_groups
+from mother.nearness import near_groups, nearest_neighbours, sample_of
 from mother.threads import in_threads
 
 # Sides of the sketches that are tried. Those of one line are parts of the largest of them.
@@ -102,7 +102,8 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
     result = torch.full((count, count), min(rows, columns), dtype=torch.int64, device=weights.device)
     result.fill_diagonal_(0)
     threads = torch.get_num_threads() if weights.device.type == "cpu" else 1
-    groups = near_groups(weights)
+    sample = sample_of(weights)
+    groups = near_groups(sample)
     leaders = [(one[0], other[0]) for at, one in enumerate(groups) for other in groups[:at]]
     for i, j in leaders:  # two far from one another may still differ by a low rank
         apart = (weights[i] - weights[j])[None]
@@ -116,7 +117,7 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
             groups.remove(other)
     for group in groups:
         left = []
-        proved = ranks_along_paths(weights, group, _tolerance(rows, columns))
+        proved = ranks_along_paths(weights, group, nearest_neighbours(sample[group]), _tolerance(rows, columns))
         for pair in ((i, j) for at, i in enumerate(group) for j in group[:at]):
             if pair in proved:
                 result[pair] = result[pair[::-1]] = proved[pair]

@@ -1,5 +1,7 @@
 """Ranks by sketch are the exact ones, or the exact path is taken."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import scipy.sparse.csgraph
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from mother import ranks
 from mother.factors import low_rank_factors, ranks_along_paths
 from mother.floats import cast
-from mother.nearness import near_groups, nearest_neighbours
+from mother.nearness import near_groups, nearest_neighbours, sample_of
 from mother.ranks import exact_ranks, pairwise_rank
 
 
@@ -47,6 +49,12 @@ def test_ranks_are_those_of_numpy(precision: str, rank: int, seed: int, spread: 
     assert np.array_equal(pairwise_rank(weights).numpy(), by_numpy(weights))
 
 
+def along_paths(weights: torch.Tensor, members: Sequence[int], tolerance: float) -> dict[tuple[int, int], int]:
+    """What is proved of some members with the tree of their nearest neighbours."""
+    edges = nearest_neighbours(sample_of(weights)[list(members)])
+    return ranks_along_paths(weights, members, edges, tolerance)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     ranks=st.lists(st.integers(0, 24), min_size=5, max_size=5),
@@ -66,16 +74,16 @@ def test_what_paths_prove_is_so(ranks: list[int], shared: int, seed: int, spread
         weights.append(weights[at // 2] + 1e-3 * update)
     stack = torch.stack(weights)
     expected = by_numpy(stack)
-    for (i, j), rank in ranks_along_paths(stack, range(6), 150 * torch.finfo(torch.float32).eps).items():
+    for (i, j), rank in along_paths(stack, range(6), 150 * torch.finfo(torch.float32).eps).items():
         assert rank == expected[i, j]
 
 
 def test_ranks_add_up_along_paths() -> None:
     """All pairs of such a family are proved, unless a model in between is not there."""
     weights, tolerance = lora_family(8, 1, models=7, spread=0), 192 * torch.finfo(torch.float32).eps
-    proved = ranks_along_paths(weights, range(7), tolerance)
+    proved = along_paths(weights, range(7), tolerance)
     assert len(proved) == 21 and proved[6, 5] == 32
-    assert len(ranks_along_paths(weights, [3, 4, 5, 6], tolerance)) < 6
+    assert len(along_paths(weights, [3, 4, 5, 6], tolerance)) < 6
     factors = low_rank_factors(weights[1] - weights[0], tolerance)
     assert factors is not None
     assert torch.allclose((factors.u * factors.s.float()) @ factors.v.T, weights[1] - weights[0], atol=1e-7)
@@ -84,7 +92,7 @@ def test_ranks_add_up_along_paths() -> None:
 
 def test_the_tree_of_neighbours_is_that_of_scipy() -> None:
     weights = torch.randn(40, 6, 7, generator=torch.Generator().manual_seed(0))
-    edges = nearest_neighbours(weights)
+    edges = nearest_neighbours(sample_of(weights))
     apart = scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(weights.flatten(1).double().numpy()))
     expected = scipy.sparse.csgraph.minimum_spanning_tree(apart)
     assert {frozenset(edge) for edge in edges} == {frozenset(edge) for edge in zip(*map(list, expected.nonzero()))}
@@ -136,12 +144,12 @@ def test_equal_and_constant_models() -> None:
 def test_groups_of_models_that_share_something() -> None:
     one, other = lora_family(4, 1, models=3), lora_family(4, 2, models=3)
     mixed = torch.stack([one[0], other[0], one[1], other[1], one[2], other[2]])
-    assert near_groups(mixed) == [[0, 2, 4], [1, 3, 5]]
+    assert near_groups(sample_of(mixed)) == [[0, 2, 4], [1, 3, 5]]
     found = pairwise_rank(mixed)
     assert (found[::2, 1::2] == 160).all() and found[0, 2] == 4
     # A low rank beats a large distance.
     far = torch.stack([one[0], one[0] + 5 * torch.outer(torch.ones(160), torch.ones(192))])
-    assert len(near_groups(far)) == 2 and pairwise_rank(far)[0, 1] == 1
+    assert len(near_groups(sample_of(far))) == 2 and pairwise_rank(far)[0, 1] == 1
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (90, 300), (300, 90)])
