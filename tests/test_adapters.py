@@ -82,6 +82,9 @@ def test_adapters_on_their_base_are_what_peft_merges(case: str, tmp_path: Path) 
         assert found[name].shape == weight.shape
         assert torch.allclose(found[name], weight, rtol=1e-5, atol=1e-6), name
         assert checkpoint.tensors[name][1].shape == tuple(weight.shape)
+    rooms = {name: torch.zeros(weight.shape) for name, weight in expected.items()}
+    again = checkpoint.read_tensors(list(expected), rooms)
+    assert all(again[name] is rooms[name] and torch.equal(rooms[name], found[name]) for name in expected)
     before = load_file(tmp_path / "base" / "model.safetensors")
     assert any(not torch.equal(found[name], before[name]) for name in before)
 

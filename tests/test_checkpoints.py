@@ -194,6 +194,34 @@ def test_a_file_that_is_replaced_after_opening(tmp_path: Path) -> None:
         checkpoint.read(second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_reading_into_memory_that_is_there(dtype: torch.dtype, tmp_path: Path) -> None:
+    weights = {name: weight.to(dtype) for name, weight in vit_weights(1).items()}
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
+    rooms = {name: torch.full(weight.shape, torch.nan) for name, weight in list(weights.items())[::2]}
+    found = checkpoint.read_tensors(list(weights), rooms)
+    for name, weight in weights.items():
+        assert torch.equal(found[name], weight.float())
+        assert name not in rooms or found[name].data_ptr() == rooms[name].data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value, said", [(torch.nan, "NaN"), (torch.inf, "infinity"), (3e38, "differences overflow")])
+def test_bad_values_are_found_whatever_they_are_read_into(
+    dtype: torch.dtype, value: float, said: str, tmp_path: Path
+) -> None:
+    weights = {name: weight.to(dtype) for name, weight in vit_weights(1).items()}
+    name = "encoder.layer.0.attention.attention.value.weight"
+    weights[name][1, 2] = value
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "m", weights))
+    for into in ({}, {name: torch.zeros(weights[name].shape)}):
+        with pytest.raises(CheckpointError, match=f"{name} holds .*{said}"):
+            checkpoint.read_tensors([name], into)
+    large = {name: torch.full((4, 4), 3e19)}  # its squares overflow, it does not
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "large", large))
+    assert torch.equal(checkpoint.read_tensors([name])[name], large[name])
+
+
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="no regular file"):
