@@ -66,15 +66,18 @@ def rounding_test(
     the error that truncation spreads over the matrix hides their own.
     """
     a, b = exponent(first).flatten(1), exponent(second).flatten(1)
-    square, step = residual.double().square().flatten(1), a - b
-    depth = torch.maximum(a, b)
-    depth = depth.amax(dim=1, keepdim=True) - depth
-    # Cells 0, 1, ...: the top exponents where the first is the larger, then those where the second is; then the rest.
-    cell = torch.where(step > 0, depth, TOP_EXPONENTS + depth).long()
-    cell[(step.abs() != 1) | (depth >= TOP_EXPONENTS)] = 2 * TOP_EXPONENTS
-    sums = square.new_zeros(len(square), 2 * TOP_EXPONENTS + 1)
-    counts = torch.zeros_like(sums).scatter_add_(1, cell, torch.ones_like(square))[:, :-1].unflatten(1, (2, -1))
-    sums = sums.scatter_add_(1, cell, square)[:, :-1].unflatten(1, (2, -1))
+    top = torch.maximum(a.amax(dim=1), b.amax(dim=1))
+    pair, entry = ((a - b).abs() == 1).nonzero().T
+    larger = torch.maximum(a[pair, entry], b[pair, entry])
+    depth = top[pair] - larger
+    counted = depth < TOP_EXPONENTS
+    pair, entry, depth = pair[counted], entry[counted], depth[counted]
+    # For each pair the top exponents where the first is the larger, then those where the second is.
+    shape = (len(a), 2, TOP_EXPONENTS)
+    cell = (2 * pair + (a[pair, entry] < b[pair, entry])) * TOP_EXPONENTS + depth
+    size, square = len(a) * 2 * TOP_EXPONENTS, residual.flatten(1)[pair, entry].double().square()
+    counts = torch.bincount(cell, minlength=size).double().reshape(shape)
+    sums = torch.bincount(cell, weights=square, minlength=size).reshape(shape)
     (finer, coarser), (finer_count, coarser_count) = sums.unbind(1), counts.unbind(1)
     enough = (counts >= 8).all(dim=1) & (sums > 0).all(dim=1)
     log_four = math.log(4)
@@ -94,6 +97,8 @@ def precision_test(
     `bits` are the mantissa bits of the two. If the coarser model is the child, the residual of D beyond its rank is as
     large as its rounding; if it is the parent, its values are exact, and only the finer rounding is left.
     """
+    if (bits[:, 0] == bits[:, 1]).all():
+        return torch.zeros(len(bits), dtype=torch.float64, device=bits.device)
     coarse = bits.amin(dim=1)
     unit = ulp(torch.maximum(first.abs(), second.abs()), coarse[:, None, None]).double()
     rounded = residual.double().square().sum(dim=(1, 2)) > UNROUNDED * unit.square().sum(dim=(1, 2)) / 12

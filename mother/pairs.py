@@ -81,15 +81,18 @@ def _local_gram(
     weight: Float[Tensor, "rows columns"], near: Sequence[Float[Tensor, "rows columns"]]
 ) -> Float[np.ndarray, "k1 k1"]:
     """Inner products of W_neighbour - W for the neighbours of a model and, last, of W itself."""
-    flat, others = weight.flatten(), [other.flatten() for other in near]
-    gram = torch.zeros(len(near) + 1, len(near) + 1, dtype=torch.float64, device=weight.device)
+    differ = [at for at, other in enumerate(near) if not torch.equal(other, weight)]  # frozen matrices add nothing
+    flat, others = weight.flatten(), [near[at].flatten() for at in differ]
+    gram = torch.zeros(len(differ) + 1, len(differ) + 1, dtype=torch.float64, device=weight.device)
     for start in range(0, len(flat), CACHED // 8):
         own = flat[start : start + CACHED // 8].double()
         rows = torch.stack([*(other[start : start + CACHED // 8] for other in others), torch.zeros_like(own)]).double()
         rows[:-1] -= own
         rows[-1] = own
         gram += rows @ rows.T
-    return gram.cpu().numpy()
+    result = np.zeros((len(near) + 1, len(near) + 1))
+    result[np.ix_([*differ, -1], [*differ, -1])] = gram.cpu().numpy()
+    return result
 
 
 def compare(
