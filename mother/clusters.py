@@ -49,10 +49,9 @@ def layer_cosine(
     centred = centred - centred.mean(dim=(1, 2), keepdim=True)
     norms = centred.flatten(1).norm(dim=1)
     valid = norms > 0
-    centred = centred / norms.clamp(min=1e-300)[:, None, None]
+    centred = (centred / norms.clamp(min=1e-300)[:, None, None]).float()  # no score needs more digits
     flat = centred.flatten(1)
-    cosine = flat @ flat.T
-    centred = centred.float()  # a variance needs no more digits
+    cosine = (flat @ flat.T).double()
     rows = (centred @ centred.transpose(1, 2)).flatten(1)
     columns = (centred.transpose(1, 2) @ centred).flatten(1)
     alike = (rows @ rows.T).double() * (columns @ columns.T).double()
