@@ -38,9 +38,11 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The commit that is measured, marked where files other than the results differ from it."""
+    at = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    what = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/RESULTS.md"]
+    changed = subprocess.run(what, capture_output=True, text=True).stdout.strip()
+    return (at or "unknown") + ("-dirty" if changed else "")
 
 
 def sections(text: str) -> dict[str, str]:
@@ -73,8 +75,8 @@ def main(names: list[str]) -> bool:
         section, kept = measured(name)
         found = sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         found[name] = section
-        ordered = [f"## {one}\n{found[one]}" for one in NAMES if one in found]
-        write_text(RESULTS, HEAD + "\n" + "".join(ordered).rstrip() + "\n")
+        ordered = [f"## {one}\n\n{found[one].strip()}\n" for one in NAMES if one in found]
+        write_text(RESULTS, "\n".join([HEAD, *ordered]))
         missed += [] if kept else [name]
     if missed:
         print(f"thresholds missed: {', '.join(missed)}")

@@ -45,11 +45,11 @@ def layer_cosine(
         if weights.shape[axis] > SIDE:
             some = torch.randperm(weights.shape[axis], generator=generator)[:SIDE].sort().values
             weights = weights.index_select(axis, some.to(weights.device))
-    centred = weights.double()
-    centred = centred - centred.mean(dim=(1, 2), keepdim=True)
+    # The mean in float64, so that nothing is left of a constant matrix; no score needs more digits of the rest.
+    centred = weights - weights.mean(dim=(1, 2), keepdim=True, dtype=torch.float64).float()
     norms = centred.flatten(1).norm(dim=1)
     valid = norms > 0
-    centred = (centred / norms.clamp(min=1e-300)[:, None, None]).float()  # no score needs more digits
+    centred = centred / norms.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
     flat = centred.flatten(1)
     cosine = (flat @ flat.T).double()
     rows = (centred @ centred.transpose(1, 2)).flatten(1)

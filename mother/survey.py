@@ -15,7 +15,7 @@ from mother.sketches import Facts, Sketch
 from mother.snapshots import Snapshot
 from mother.streaming import read_ahead
 
-CHUNK = 1 << 22  # entries of a Gram product at a time
+CHUNK = 1 << 20  # entries of a Gram product at a time
 
 
 @dataclass
@@ -64,16 +64,24 @@ def stacks(
         yield layer, members, sketches[members[0]].scale(layer), stack
 
 
-def _square_distances(weights: Float[Tensor, "members rows columns"]) -> Float[np.ndarray, "members members"]:
-    """Squared distances of all pairs by one Gram matrix, centred on the mean model (else float64 cancels)."""
+def _square_distances(
+    weights: Float[Tensor, "members rows columns"],
+) -> tuple[Float[np.ndarray, "members members"], Float[np.ndarray, "members"]]:
+    """Squared distances of all pairs, and squared norms.
+
+    By one Gram matrix, centred on the mean model: else float64 cancels.
+    """
     flat = weights.flatten(1)
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
+    size = gram.new_zeros(len(flat))
     for part in flat.split(max(1, CHUNK // len(flat)), dim=1):
         centred = part.double()
+        size += torch.linalg.vector_norm(centred, dim=1).square()
         centred -= centred.mean(dim=0)
-        gram += centred @ centred.T
+        gram.addmm_(centred, centred.T)
     norms = gram.diagonal()
-    return (norms[:, None] + norms[None] - 2 * gram).clamp(min=0).fill_diagonal_(0).cpu().numpy()
+    square = (norms[:, None] + norms[None] - 2 * gram).clamp(min=0).fill_diagonal_(0)
+    return square.cpu().numpy(), size.cpu().numpy()
 
 
 def survey(
@@ -93,9 +101,10 @@ def survey(
     read = progress(left) if left else lambda: None
     for _, members, scale, weights in stacks(sketches, read, done):
         weights = weights.to(device)
-        sums["size"][members] += scale * weights.double().square().sum(dim=(1, 2)).cpu().numpy()
         chosen = np.ix_(members, members)
-        sums["square"][chosen] += scale * _square_distances(weights)
+        square, size = _square_distances(weights)
+        sums["square"][chosen] += scale * square
+        sums["size"][members] += scale * size
         sums["compared"][chosen] += scale * weights[0].numel()
         z, valid = layer_cosine(weights)
         sums["cosine"][chosen] += z.cpu().numpy()
