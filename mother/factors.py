@@ -55,6 +55,8 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
     values, mixed = torch.linalg.eigh(core.double() @ core.double().T)
     values, mixed = values.flip(0).clamp(min=0).sqrt(), mixed.flip(1)
     rank = int((values > MARGIN * tolerance * values[0]).sum())
+    if not rank:  # numbers so small that their squares are zero
+        return None
     s, mixed = values[:rank], mixed[:, :rank].float()
     u, v = basis @ mixed, core.T @ mixed / s.float()
     beyond = float((difference - (u * s.float()) @ v.T).norm())
