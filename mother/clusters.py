@@ -45,11 +45,12 @@ def layer_cosine(
         if weights.shape[axis] > SIDE:
             some = torch.randperm(weights.shape[axis], generator=generator)[:SIDE].sort().values
             weights = weights.index_select(axis, some.to(weights.device))
-    # The mean in float64, so that nothing is left of a constant matrix; no score needs more digits of the rest.
+    # Mean and norm in float64: nothing is left of a constant matrix, no square overflows or vanishes. The rest needs
+    # no more digits.
     centred = weights - weights.mean(dim=(1, 2), keepdim=True, dtype=torch.float64).float()
-    norms = centred.flatten(1).norm(dim=1)
+    norms = torch.linalg.vector_norm(centred, dim=(1, 2), dtype=torch.float64)
     valid = norms > 0
-    centred = centred / norms.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+    centred = centred / norms.float().clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
     flat = centred.flatten(1)
     cosine = (flat @ flat.T).double()
     rows = (centred @ centred.transpose(1, 2)).flatten(1)

@@ -13,7 +13,7 @@ from conftest import save_family, save_model, vit_weights
 from mother import sketches
 from mother.ancestors import find_hidden, lift_parents
 from mother.checkpoints import Checkpoint, open_checkpoint
-from mother.clusters import related_components
+from mother.clusters import layer_cosine, related_components
 from mother.direction import shrunk_rows
 from mother.errors import CheckpointError
 from mother.evidence import between, is_lora, pooled_newness
@@ -377,6 +377,16 @@ def test_false_relations_stay_below_the_level() -> None:
     assert false <= 20  # 10 expected; 21 or more has a chance of 0.1 %
     with pytest.raises(ValueError, match="between 0 and 1"):
         related_components(np.zeros((2, 2)), 1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_relatedness_does_not_depend_on_the_scale(scale: float) -> None:
+    weights = torch.randn(4, 40, 50, generator=torch.Generator().manual_seed(0))
+    weights[1] += weights[0]
+    weights[3] = 0.1  # a constant has no cosine
+    (z, valid), (expected, _) = layer_cosine(weights * scale), layer_cosine(weights)
+    assert torch.allclose(z, expected, rtol=1e-4, atol=1e-4) and z[0, 1] > 20
+    assert valid.tolist() == [[k != 3 and j != 3 for j in range(4)] for k in range(4)]
 
 
 def test_relatedness_is_standard_normal_for_anisotropic_independent_models(tmp_path: Path) -> None:
