@@ -167,7 +167,7 @@ class Checkpoint:
         """Read tensors by their raw names, in float32; neighbours in a remote file come with one request.
 
         Those that have a tensor in `into`, contiguous and of their shape, fill that one: memory that was used before
-        is twice as fast as new. Raises CheckpointError if one cannot be read, is not floating point, or holds NaN or
+        is faster than new. Raises CheckpointError if one cannot be read, is not floating point, or holds NaN or
         infinity; what is in `into` then is of no use.
         """
         by_file: dict[File, list[str]] = {}

@@ -14,6 +14,7 @@ from mother.layers import Layer, sort_key
 from mother.sketches import Facts, Sketch
 from mother.snapshots import Snapshot
 from mother.streaming import read_ahead
+from mother.threads import in_chunks
 
 CHUNK = 1 << 20  # entries of a Gram product at a time
 
@@ -71,10 +72,9 @@ def _square_distances(
 
     By one Gram matrix, centred on the mean model: else float64 cancels.
     """
-    flat = weights.flatten(1)
-    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
-    size = gram.new_zeros(len(flat))
-    for part in flat.split(max(1, CHUNK // len(flat)), dim=1):
+    gram = weights.new_zeros(len(weights), len(weights), dtype=torch.float64)
+    size = gram.new_zeros(len(weights))
+    for part in in_chunks(weights, CHUNK):
         centred = part.double()
         size += torch.linalg.vector_norm(centred, dim=1).square()
         centred -= centred.mean(dim=0)
