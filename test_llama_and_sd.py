@@ -22,7 +22,7 @@ from huggingface_hub import constants, get_session
 from dataset.grow import grow_manifest
 from dataset.plan import plan_family
 from mother.direction import Stage
-from mother.distances import difference_range, minmax_distance, pairwise_max_difference
+from mother.distances import difference_range, minmax_distance, pairwise_differences
 from mother.errors import InputError
 from mother.heritage import trace
 from mother.measurements import Measured, measure
@@ -93,7 +93,7 @@ def recover_by_paper(
     """
     checkpoints, left_out = open_models(manifest)
     assert not left_out
-    statistics = {"pair_max_difference": pairwise_max_difference, "moments": moments}
+    statistics = {"differences": pairwise_differences, "moments": moments}
     measured, k = direction_kurtosis(measure(checkpoints, None, statistics, CPU), direction_kind)
     assert not measured.left_out and measured.models == [node.id for node in manifest.nodes]
     distance = minmax_distance(measured.arrays["pair_max_difference"], *ranges(measured))

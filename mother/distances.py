@@ -9,11 +9,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mother import kernels
+from mother.kernels import has_kernels
 from mother.threads import in_chunks
 
 
-def pairwise_max_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
-    """[i, j] = max(W_i - W_j) over the entries. The minimum of W_i - W_j is minus entry [j, i]."""
+def pairwise_differences(weights: Float[Tensor, "models rows columns"]) -> dict[str, Float[Tensor, "models models"]]:
+    """From one look at each pair: "pair_max_difference" and "pair_mean_square_difference".
+
+    They are max(W_i - W_j), so that the minimum of W_i - W_j is minus entry [j, i], and mean (W_i - W_j)^2 in float64.
+    """
+    if has_kernels(weights):
+        largest, square = (torch.from_numpy(found) for found in kernels.differences(weights.flatten(1).numpy()))
+        square /= weights[0].numel()
+    else:
+        largest, square = _max_difference(weights), _pairwise_mean_power(weights, 2)
+    return {"pair_max_difference": largest, "pair_mean_square_difference": square}
+
+
+def _max_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
+    """[i, j] = max(W_i - W_j), by torch."""
     count = len(weights)
     first, second = torch.triu_indices(count, count, 1, device=weights.device)
     result = weights.new_full((count, count), -torch.inf).fill_diagonal_(0)
@@ -47,11 +62,6 @@ def _pairwise_mean_power(weights: Float[Tensor, "models rows columns"], power: i
 def pairwise_mean_absolute_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
     """[i, j] = mean |W_i - W_j| over the entries (paper's code: clusters of fully fine-tuned models)."""
     return _pairwise_mean_power(weights, 1).to(weights.dtype)
-
-
-def pairwise_mean_square_difference(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models models"]:
-    """[i, j] = mean (W_i - W_j)^2 over the entries, in float64."""
-    return _pairwise_mean_power(weights, 2)
 
 
 def difference_range(

@@ -40,6 +40,7 @@ def choose_device(device: str = "auto") -> tuple[torch.device, str]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
+    import numba
     import safetensors
     import scipy
 
@@ -47,6 +48,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "numba": numba.__version__,
         "scipy": scipy.__version__,
         "safetensors": safetensors.__version__,
     }

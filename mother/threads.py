@@ -29,9 +29,7 @@ def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> list[Any]
         torch.set_num_threads(threads)
 
 
-def in_chunks(
-    weights: Float[Tensor, "models rows columns"], cached: int = CACHED
-) -> Sequence[Float[Tensor, "models entries"]]:
+def in_chunks(weights: Float[Tensor, "models ..."], cached: int = CACHED) -> Sequence[Float[Tensor, "models entries"]]:
     """The weights of all models in stretches of entries that fit the cache; on a GPU in large ones."""
     flat = weights.flatten(1)
     return flat.split(max(1024, (LARGE if flat.is_cuda else cached) // len(flat)), dim=1)

@@ -11,7 +11,7 @@ import torch
 
 from mother import plots
 from mother.direction import Stage, kurtosis_direction
-from mother.distances import pairwise_max_difference, pairwise_mean_square_difference
+from mother.distances import pairwise_differences
 from mother.errors import InputError
 from mother.files import write_atomically, write_figure
 from mother.measurements import Measured, Statistic, measure
@@ -45,11 +45,7 @@ class Method:
 
 
 # Stages 1 and 3a of full fine-tuning read the same layers: whichever runs first measures for both.
-FULL_FINE_TUNING: dict[str, Statistic] = {
-    "pair_max_difference": pairwise_max_difference,
-    "pair_mean_square_difference": pairwise_mean_square_difference,
-    "moments": moments,
-}
+FULL_FINE_TUNING: dict[str, Statistic] = {"differences": pairwise_differences, "moments": moments}
 
 
 def measurement_key(digest: str, kinds: Sequence[str] | None, statistics: dict[str, Statistic]) -> dict[str, Any]:

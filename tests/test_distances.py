@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from mother import distances, statistics
+from mother.checkpoints import LARGEST
 from mother.distances import (
     difference_range,
     minmax_distance,
-    pairwise_max_difference,
+    pairwise_differences,
     pairwise_mean_absolute_difference,
-    pairwise_mean_square_difference,
     sum_over_layers,
 )
 from mother.ranks import pairwise_rank
@@ -21,29 +24,58 @@ def stack(rng: np.random.Generator, layers: int = 3, models: int = 6, size: int 
     return (rng.normal(size=(layers, models, size, size)) * scales).astype(np.float32)
 
 
-def test_pairwise_differences(rng: np.random.Generator) -> None:
-    for weights in stack(rng):
+def max_difference(weights: torch.Tensor) -> torch.Tensor:
+    return pairwise_differences(weights)["pair_max_difference"]
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the loops for the CPU, and as on a GPU."""
+    if request.param == "torch":
+        for module in (distances, statistics):
+            monkeypatch.setattr(module, "has_kernels", lambda weights: False)
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("models, size", [(6, 10), (1, 4), (4, 300)])
+def test_pairwise_differences(models: int, size: int, rng: np.random.Generator) -> None:
+    for weights in stack(rng, models=models, size=size):
         tensor = torch.from_numpy(weights)
-        largest, mean, square = (
-            function(tensor).numpy()
-            for function in (
-                pairwise_max_difference,
-                pairwise_mean_absolute_difference,
-                pairwise_mean_square_difference,
-            )
-        )
+        mean = pairwise_mean_absolute_difference(tensor).numpy()
+        largest, square = (values.numpy() for values in pairwise_differences(tensor).values())
         for i in range(len(weights)):
             for j in range(len(weights)):
                 difference = weights[i].astype(np.float64) - weights[j]
-                assert largest[i, j] == pytest.approx(difference.max(), rel=1e-6, abs=1e-7)
+                assert largest[i, j] == (weights[i] - weights[j]).max()
                 assert mean[i, j] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
-                assert square[i, j] == pytest.approx((difference**2).mean(), rel=1e-5)
+                assert square[i, j] == pytest.approx((difference**2).mean(), rel=1e-6)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_largest_difference_may_be_negative() -> None:
     low, high = torch.zeros(4, 4), torch.arange(1.0, 17).reshape(4, 4)
-    assert pairwise_max_difference(torch.stack([low, high])).tolist() == [[0, -1], [16, 0]]
-    assert pairwise_max_difference(low[None]).tolist() == [[0]]
+    assert max_difference(torch.stack([low, high])).tolist() == [[0, -1], [16, 0]]
+    assert max_difference(torch.stack([high, low])).tolist() == [[0, 16], [-1, 0]]
+    assert max_difference(low[None]).tolist() == [[0]]
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-149), 1e-38, -1e-38, LARGEST, -LARGEST, 1 + 2**-23]
+
+
+@pytest.mark.usefixtures("either_way")
+@given(st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_extremes_equal_numpy(data: st.DataObject) -> None:
+    """Of numbers of one sign, zeros of both, equal models, numbers that only just exist, and very large ones."""
+    shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 40)))
+    pool = data.draw(
+        st.lists(st.sampled_from(SPECIAL) | st.floats(-LARGEST, LARGEST, width=32), min_size=1, max_size=6)
+    )
+    weights = np.random.default_rng(data.draw(st.integers(0, 99))).choice(np.array(pool, dtype=np.float32), shape)
+    largest = max_difference(torch.from_numpy(weights)).numpy()
+    np.testing.assert_array_equal(largest, (weights[:, None] - weights[None]).max(axis=(2, 3)))
+    found = statistics.moments(torch.from_numpy(weights))["moments"].numpy()
+    np.testing.assert_array_equal(found[:, :2].T, [weights.min(axis=(1, 2)), weights.max(axis=(1, 2))])
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 8, 24])
@@ -74,7 +106,7 @@ def reference_distance(weights: np.ndarray) -> np.ndarray:
 
 
 def max_differences(weights: np.ndarray) -> np.ndarray:
-    return np.stack([pairwise_max_difference(torch.from_numpy(layer)).numpy() for layer in weights])
+    return np.stack([max_difference(torch.from_numpy(layer)).numpy() for layer in weights])
 
 
 def test_minmax_distance_equals_the_plain_recipe(rng: np.random.Generator) -> None:
@@ -89,8 +121,8 @@ def test_both_orders_do_not_depend_on_the_order(rng: np.random.Generator) -> Non
     weights = stack(rng)
     order = rng.permutation(weights.shape[1])
     results = []
-    for given in (weights, weights[:, order]):
-        largest = max_differences(given)
+    for ordered in (weights, weights[:, order]):
+        largest = max_differences(ordered)
         low, high = difference_range(largest, both_orders=True)
         np.testing.assert_array_equal(low, -high)
         results.append(minmax_distance(largest, low, high, both_orders=True))
@@ -100,7 +132,7 @@ def test_both_orders_do_not_depend_on_the_order(rng: np.random.Generator) -> Non
 def test_layers_without_any_difference_are_passed_over(rng: np.random.Generator) -> None:
     weights = stack(rng)
     frozen = np.concatenate([weights, np.repeat(weights[:1, :1], weights.shape[1], axis=1)])
-    for_all, for_moved = (max_differences(given) for given in (frozen, weights))
+    for_all, for_moved = (max_differences(some) for some in (frozen, weights))
     np.testing.assert_array_equal(
         minmax_distance(for_all, *difference_range(for_all)), minmax_distance(for_moved, *difference_range(for_moved))
     )
@@ -122,5 +154,5 @@ def test_sum_over_layers() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: run pytest on a machine with one")
 def test_gpu_gives_the_same_numbers(rng: np.random.Generator) -> None:
     weights = torch.from_numpy(stack(rng)[0])
-    for function in (pairwise_max_difference, pairwise_mean_absolute_difference, pairwise_rank):
+    for function in (max_difference, pairwise_mean_absolute_difference, pairwise_rank):
         np.testing.assert_allclose(function(weights.cuda()).cpu(), function(weights), rtol=1e-5)

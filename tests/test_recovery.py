@@ -10,7 +10,7 @@ import torch
 from conftest import save_family, save_model, vit_weights
 
 from mother.checkpoints import Checkpoint, open_checkpoint
-from mother.distances import pairwise_max_difference, sum_over_layers
+from mother.distances import pairwise_differences, sum_over_layers
 from mother.layers import ATTENTION, Layer
 from mother.measurements import Measured, comparable, measure
 from mother.model_graph import Manifest
@@ -19,7 +19,7 @@ from mother.recovery import direction_kurtosis, identical_models, merged_cost, r
 from mother.statistics import kurtosis
 
 CPU = torch.device("cpu")
-STATISTICS = {"pair_max_difference": pairwise_max_difference, "pair_rank": pairwise_rank, "kurtosis": kurtosis}
+STATISTICS = {"differences": pairwise_differences, "pair_rank": pairwise_rank, "kurtosis": kurtosis}
 
 
 def open_all(manifest: Manifest) -> list[Checkpoint]:

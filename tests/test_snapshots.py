@@ -11,7 +11,7 @@ from test_heritage import base, models, moved
 
 from mother import snapshots
 from mother.checkpoints import Checkpoint
-from mother.distances import pairwise_max_difference
+from mother.distances import pairwise_differences
 from mother.errors import CheckpointError
 from mother.heritage import trace
 from mother.measurements import Measured, measure
@@ -49,7 +49,7 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 def test_measurements_go_on(tmp_path: Path, fuse: list[int]) -> None:
     checkpoints, _ = open_models(save_family(tmp_path, size=4))
-    statistics = {"pair_max": pairwise_max_difference, "kurtosis": kurtosis}
+    statistics = {"differences": pairwise_differences, "kurtosis": kurtosis}
 
     def run(path: Path) -> tuple[Measured, float, bool]:
         return measure_once(

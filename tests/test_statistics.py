@@ -5,7 +5,15 @@ import pytest
 import scipy.stats
 import torch
 
+from mother import statistics
 from mother.statistics import kurtosis, moments
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the loops for the CPU, and as on a GPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(statistics, "has_kernels", lambda weights: False)
 
 
 @pytest.mark.parametrize("draw", ["normal", "uniform", "laplace", "standard_t"])
