@@ -39,6 +39,15 @@ def largest_differences(pairs: Sequence[tuple[Path, Path]]) -> float:
     return time.perf_counter() - started
 
 
+def mean_differences(pairs: Sequence[tuple[Path, Path]]) -> float:
+    """Seconds for the sum over layers of the mean absolute difference of these pairs (clusters of full fine-tuning)."""
+    started = time.perf_counter()
+    for one, other in pairs:
+        first, second = _load(one), _load(other)
+        _ = sum(float(np.abs(first[name] - second[name]).mean()) for name in first)
+    return time.perf_counter() - started
+
+
 def ranks(pairs: Sequence[tuple[Path, Path]], kinds: Sequence[str] = ATTENTION) -> float:
     """Seconds for the sum of ranks over the layers of these kinds of these pairs (l_LoRA)."""
     started = time.perf_counter()

@@ -119,17 +119,6 @@ def jobs_of(manifest: Manifest, lora: bool, device: str, results: str) -> tuple[
             ),
             100.0,
         )
-        clusters = ["clustering.py", "--method", "mother", "--lora", "--clusters", str(trees), "--model-graph", path]
-        more = [
-            Job(
-                f"clusters of the LoRA graph, {n} models",
-                [[*clusters, *where]],
-                ATTENTION,
-                "clusters.json",
-                lambda: all_pairs * reference.ranks(pairs),
-                300.0 if n == 105 else None,
-            )
-        ]
     else:
         tree = Job(
             f"FT {'tree' if trees == 1 else 'trees'}, {n} models, statistics included",
@@ -146,7 +135,16 @@ def jobs_of(manifest: Manifest, lora: bool, device: str, results: str) -> tuple[
             ),
             30.0,
         )
-        more = []
+    apart = reference.ranks if lora else reference.mean_differences
+    clusters = Job(
+        f"clusters of the {'LoRA' if lora else 'FT'} graph, {n} models",
+        [["clustering.py", "--method", "mother", "--lora" if lora else "--no-lora", "--clusters", str(trees)]],
+        ATTENTION,
+        "clusters.json",
+        lambda: all_pairs * apart(pairs),
+        300.0 if lora and n == 105 else None,
+    )
+    clusters.commands[0] += ["--model-graph", path, *where]
     script = ["MoTHer_LoRA.py", "--model-graphs"] if lora else ["MoTHer_FullFT.py", "--model-graph"]
     whole = Job(
         f'method "map" on the {"LoRA" if lora else "FT"} graph, {n} models',
@@ -155,7 +153,7 @@ def jobs_of(manifest: Manifest, lora: bool, device: str, results: str) -> tuple[
         "map/accuracy.json",
         None,
     )
-    return [tree, *more], whole
+    return [tree, clusters], whole
 
 
 def measure(job: Job, manifest: Manifest, results: Path) -> None:

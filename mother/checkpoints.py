@@ -286,11 +286,11 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _filled(found: dict[str, torch.Tensor], into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors that were found, those that have memory in `into` there."""
-    for name, values in found.items():
-        if name in into and values.data_ptr() != into[name].data_ptr():
-            found[name] = into[name].copy_(values)
-    return found
+    """The tensors that were found; in place of those that `into` has the ones there, filled."""
+    for name in found.keys() & into.keys():
+        if found[name].data_ptr() != into[name].data_ptr():
+            into[name].copy_(found[name])
+    return {name: into.get(name, values) for name, values in found.items()}
 
 
 def _unreadable(model: str, file: object, error: OSError) -> CheckpointError:

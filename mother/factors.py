@@ -38,7 +38,7 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
     add nothing. What is left is computed, not estimated. None: the rank is too high, or near the tolerance.
     """
     rows, columns = difference.shape
-    if not difference.any():
+    if not difference.count_nonzero():
         return Factors(difference[:, :0], difference[0, :0].double(), difference.T[:, :0], 0.0)
     for side in SIDES:
         if side > min(rows, columns) // 2:

@@ -17,6 +17,7 @@ from mother.threads import in_threads
 
 STRETCH = 2048  # entries of all models that are worked on at a time; they stay in the cache
 MINUS_ZERO = np.int32(-(1 << 31))  # its bits
+PART = 64  # of so many entries one says about where the mean is
 ALONE = 1 << 20  # entries, times the models they are compared with, that one thread has sooner than two
 
 
@@ -90,36 +91,37 @@ def differences(
 
 @compiled
 def _look(values: np.ndarray) -> tuple:
-    """Largest bits, signed and unsigned, mean, and sums of the first four powers of the distance to the mean."""
-    high, low, total = MINUS_ZERO, np.uint32(0), 0.0
+    """Largest bits, signed and unsigned, a value near the mean, and sums of four powers of the distance to it."""
+    part = len(values) // PART + 1
+    near = 0.0
+    for k in range(part):
+        near += values[k]
+    near /= part
+    high, low = MINUS_ZERO, np.uint32(0)
+    one, two, three, four = 0.0, 0.0, 0.0, 0.0
     for k in range(len(values)):
         value = np.float32(values[k])
         high = max(high, value.view(np.int32))
         low = max(low, value.view(np.uint32))
-        total += value
-    mean = total / len(values)
-    one, two, three, four = 0.0, 0.0, 0.0, 0.0
-    for k in range(len(values)):
-        away = values[k] - mean
+        away = value - near
         square = away * away
         one += away
         two += square
         three += square * away
         four += square * square
-    return high, low, mean, one, two, three, four
+    return high, low, near, one, two, three, four
 
 
 def power_sums(
     flat: Float[np.ndarray, "models entries"],
 ) -> tuple[Float[np.ndarray, "models two"], Float[np.ndarray, "models"], Float[np.ndarray, "models four"]]:
-    """(minimum and maximum, mean, sums of the first four powers of the distance to it); of float32.
+    """(minimum and maximum, a value near the mean, sums of the first four powers of the distance to it); of float32.
 
-    The first of the sums is what rounding left of the mean.
+    What is near is the mean of the first entries, at least one of `PART`. By Cauchy and Schwarz it is within
+    sqrt(PART - 1) standard deviations of the mean of all, whatever the entries are.
     """
     found = in_threads(_look, list(flat)) if flat.size > ALONE else [_look(values) for values in flat]
-    high, low = (
-        np.array([each[place] for each in found], dtype=kind) for place, kind in ((0, np.int32), (1, np.uint32))
-    )
+    high, low = np.array([each[0] for each in found], np.int32), np.array([each[1] for each in found], np.uint32)
     ends = np.stack([low.view(np.float32), high.view(np.float32)], axis=1)
     for place in ((high < 0) | (low < 1 << 31)).nonzero()[0]:  # all of one sign
         ends[place] = flat[place].min(), flat[place].max()

@@ -170,26 +170,9 @@ def stream(
     A model that cannot be read goes into `failed` with its error, and its weights are zeros from there on.
     `read()` is called after each tensor. The tensor yielded is overwritten by the next layer of its shape.
     """
-    stack = torch.zeros(0)
-    everyone = list(range(len(checkpoints)))
-
-    def room(layer: Layer) -> Tensor:
-        nonlocal stack
-        shape = (len(checkpoints), *checkpoints[0].shape(layer))
-        if stack.shape != shape:
-            stack = torch.zeros(shape, pin_memory=device.type == "cuda")
-        return stack
-
-    requests = [(layer, everyone) for layer in layers]
-    remote = any(checkpoint.remote for checkpoint in checkpoints)
-    for layer, (there, weights) in zip(layers, read_ahead(checkpoints, requests, failed, read, room)):
-        room(layer)
-        for row in reversed(there):
-            weight = weights.pop()
-            if remote:
-                stack[row] = weight
-        for row in set(everyone) - set(there):
-            stack[row] = 0
+    requests = [(layer, list(range(len(checkpoints)))) for layer in layers]
+    weights = read_ahead(checkpoints, requests, failed, read, pinned=device.type == "cuda")
+    for layer, stack in zip(layers, weights):
         yield layer, stack.to(device)
 
 

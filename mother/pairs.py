@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mother.direction import directions_added, newness, precision_test, rounding_test
@@ -136,6 +136,7 @@ def compare(
         there = [p for p in range(len(pairs)) if first[p] in place and second[p] in place]
 
         small = max(1, CACHED // weights[0].numel())
+        zeros = (weights == 0).flatten(1).any(dim=1)
         steps = {m: grid_step(weights[at], grids[m]) for m, at in place.items() if grids[m] is not None}
 
         def look(chosen: list[int]) -> None:
@@ -148,11 +149,11 @@ def compare(
             triples = []
             for start in range(0, len(chosen), small):
                 part = chosen[start : start + small]
-                i = weights[[place[first[p]] for p in part]]
-                j = weights[[place[second[p]] for p in part]]
+                ends = torch.tensor([(place[first[p]], place[second[p]]) for p in part], device=device)
+                i, j = weights[ends[:, 0]], weights[ends[:, 1]]
                 on_grid = [[(grids[m], steps.get(m, 0.0)) for m in (first[p], second[p])] for p in part]
                 stored = torch.tensor([(bits[first[p]], bits[second[p]]) for p in part], device=device)
-                values, some = _compare_pairs(i, j, on_grid, stored)
+                values, some = _compare_pairs(i, j, on_grid, stored, zeros[ends])
                 values["energy"] = scale * values["energy"]
                 triples.append(some)
                 for name, value in values.items():
@@ -194,6 +195,7 @@ def _compare_pairs(
     j: Float[Tensor, "pairs rows columns"],
     grids: list[list[tuple[Grid | None, float]]],
     bits: Int[Tensor, "pairs two"],
+    zeros: Bool[Tensor, "pairs two"],
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
     difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
@@ -201,8 +203,8 @@ def _compare_pairs(
     values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
     same = i == j
     values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
-    for key, child in (("zeroed", j), ("zeroed_back", i)):
-        some = not child.all()  # few models have zeros
+    for key, child, end in (("zeroed", j, 1), ("zeroed_back", i, 0)):
+        some = zeros[:, end].any()  # few models have zeros
         values[key] = ((child == 0) & ~same).sum(dim=(1, 2)).cpu().numpy() if some else 0
     precision = bits.amin(dim=1)
     whole = (bits == MANTISSA["float32"]).tolist()

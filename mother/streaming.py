@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mother.checkpoints import Checkpoint
 from mother.errors import CheckpointError
@@ -37,42 +39,50 @@ def read_ahead(
     requests: Sequence[Request],
     failed: dict[str, CheckpointError],
     read: Callable[[], object] = lambda: None,
-    room: Callable[[Layer], torch.Tensor] | None = None,
-) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-    """For each request the places of the models that could be read, and their weights in float32, as stored.
+    pinned: bool = False,
+) -> Iterator[Float[Tensor, "models ..."]]:
+    """For each request the weights of its models in float32, which the next one of the same shape overwrites.
 
-    A model that cannot be read goes into `failed` with its error, and is not asked again. `read()` is called after
-    each tensor. Who empties the list that is yielded frees its memory before more is read. From disks, tensors are
-    read into `room(layer)`, (models, *shape), after the request before has been worked on.
+    A model that cannot be read goes into `failed` with its error, and is not asked again: its weights are zeros.
+    `read()` is called after each tensor. `pinned`: in memory that a GPU copies from faster.
     """
     remote = any(checkpoint.remote for checkpoint in checkpoints)
+    stack = torch.zeros(0)
     with ThreadPoolExecutor(IN_FLIGHT if remote else ON_DISK) as pool:
         waiting: list[tuple[list[Request], dict[int, Future]]] = []
         steps = _steps(checkpoints, requests, AHEAD if remote else 0)
 
+        def room(layer: Layer, members: list[int]) -> Tensor:
+            nonlocal stack
+            shape = (len(members), *checkpoints[members[0]].shape(layer))
+            if stack.shape != shape:
+                stack = torch.zeros(shape, pin_memory=pinned)
+            return stack
+
         def submit(step: list[Request]) -> dict[int, Future]:
-            names: dict[int, dict[str, torch.Tensor | None]] = {}
+            wanted: dict[int, dict[str, Tensor | None]] = {}
             for layer, members in step:
-                stack = None if remote or room is None else room(layer)
-                for place in members:
+                rows = [None] * len(members) if remote else room(layer, members)
+                for place, row in zip(members, rows):
                     if checkpoints[place].model not in failed:
-                        row = None if stack is None else stack[place]
-                        names.setdefault(place, {})[checkpoints[place].layers[layer]] = row
+                        wanted.setdefault(place, {})[checkpoints[place].layers[layer]] = row
             futures = {}
-            for place, rows in names.items():
+            for place, rows in wanted.items():
                 into = {name: row for name, row in rows.items() if row is not None}
                 futures[place] = pool.submit(checkpoints[place].read_tensors, list(rows), into)
             return futures
 
+        def expect(step: list[Request]) -> None:
+            for layer, members in step:
+                for place in members:
+                    checkpoints[place].expect(layer)
+
         def ask() -> None:
             step = next(steps, None)
-            if step is None:
-                return
-            if not remote:
-                for layer, members in step:
-                    for place in members:
-                        checkpoints[place].expect(layer)
-            waiting.append((step, submit(step) if remote else {}))
+            if step is not None:
+                if not remote:
+                    pool.submit(expect, step)
+                waiting.append((step, submit(step) if remote else {}))
 
         try:
             ask()
@@ -82,7 +92,7 @@ def read_ahead(
                 if not remote:
                     # What disks have brought is copied while nobody computes: torch's threads wait for one another.
                     futures = submit(step)
-                found: dict[int, dict[str, torch.Tensor]] = {}
+                found: dict[int, dict[str, Tensor]] = {}
                 for place, future in futures.items():
                     try:
                         found[place] = future.result()
@@ -90,11 +100,14 @@ def read_ahead(
                         failed.setdefault(checkpoints[place].model, error)
                 futures.clear()  # they hold the weights, too
                 for layer, members in step:
-                    there = [at for at in members if at in found and checkpoints[at].model not in failed]
-                    weights = [found[at].pop(checkpoints[at].layers[layer]) for at in there]
-                    for _ in members:
+                    rows = room(layer, members)
+                    for place, row in zip(members, rows):
+                        if place not in found or checkpoints[place].model in failed:
+                            row.zero_()
+                        elif (weight := found[place].pop(checkpoints[place].layers[layer])) is not row:
+                            row.copy_(weight)
                         read()
-                    yield there, weights
+                    yield rows
         except KeyboardInterrupt:
             STOP.set()  # other threads need not wait for what nobody wants any more
             raise

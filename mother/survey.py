@@ -50,19 +50,16 @@ def stacks(
 ) -> Iterator[tuple[Layer, list[int], float, Float[Tensor, "members rows columns"]]]:
     """The parts of each group from `start` on, of which places, and entries of the whole over those of a part.
 
-    Raises CheckpointError for a sketch that has been damaged since it was opened.
+    The next parts of the same shape overwrite them. Raises CheckpointError for a sketch that was damaged meanwhile.
     """
     failed: dict = {}
     left = groups(sketches)[start:]
     requests = [(layer, members) for layer, _, members in left]
     kept = [sketch.kept for sketch in sketches]
-    for (layer, _, members), (_, weights) in zip(left, read_ahead(kept, requests, failed, read)):
+    for (layer, _, members), weights in zip(left, read_ahead(kept, requests, failed, read)):
         for error in failed.values():
             raise error
-        stack = torch.zeros(len(members), *weights[0].shape)
-        for row in reversed(range(len(members))):
-            stack[row] = weights.pop()
-        yield layer, members, sketches[members[0]].scale(layer), stack
+        yield layer, members, sketches[members[0]].scale(layer), weights
 
 
 def _square_distances(
