@@ -22,7 +22,7 @@ from mother.files import write_text
 from mother.measurements import versions
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-NAMES = ("arborescence", "speed", "growth", "unrelated", "precision", "calibrate", "ablation", "kill")
+NAMES = ("arborescence", "kernels", "speed", "growth", "unrelated", "precision", "calibrate", "ablation", "kill")
 HEAD = "# Results of the benchmarks\n\nWritten by `python -m benchmarks`: of each benchmark its last run.\n"
 
 

@@ -1,6 +1,6 @@
 """The scripts at the paper's real size, against the plain recipe (benchmarks/reference.py) on the same files.
 
-    python -m benchmarks.speed                 a tree of 21 models and the whole of 105, both splits: about an hour
+    python -m benchmarks.speed                 a tree of 21 models and the whole of 105, both splits: over half an hour
     python -m benchmarks.speed --trees 1       only 21 models: some ten minutes
     python -m benchmarks.speed --device cuda   ours on a GPU; the reference stays on the CPU
 
