@@ -38,8 +38,6 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
     add nothing. What is left is computed, not estimated. None: the rank is too high, or near the tolerance.
     """
     rows, columns = difference.shape
-    if not difference.count_nonzero():
-        return Factors(difference[:, :0], difference[0, :0].double(), difference.T[:, :0], 0.0)
     for side in SIDES:
         if side > min(rows, columns) // 2:
             return None
@@ -47,6 +45,8 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
         probe = torch.randn(columns, side, generator=generator).to(difference.device)
         basis, upper = torch.linalg.qr(difference @ probe)
         new = upper.diagonal().abs()
+        if not new[0] and not difference.count_nonzero():
+            return Factors(difference[:, :0], difference[0, :0].double(), difference.T[:, :0], 0.0)
         if (new < tolerance / MARGIN * new[0]).sum() >= SPARE:
             break
     else:
@@ -59,7 +59,7 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
         return None
     s, mixed = values[:rank], mixed[:, :rank].float()
     u, v = basis @ mixed, core.T @ mixed / s.float()
-    beyond = float((difference - (u * s.float()) @ v.T).norm())
+    beyond = float(torch.addmm(difference, u * s.float(), v.T, alpha=-1).norm())
     return Factors(u, s, v, beyond) if SLACK * beyond <= tolerance * float(s[0]) else None
 
 
