@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 
-from mother import distances, statistics
+from mother import clusters, distances, statistics  # noqa: F401  numba would load scipy, which the scripts have
 from mother.results import format_table
 
 MODELS, SIDE, TIMES = 21, 768, 15
