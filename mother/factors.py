@@ -38,6 +38,8 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
     add nothing. What is left is computed, not estimated. None: the rank is too high, or near the tolerance.
     """
     rows, columns = difference.shape
+    if not difference.count_nonzero():
+        return Factors(difference[:, :0], difference[0, :0].double(), difference.T[:, :0], 0.0)
     for side in SIDES:
         if side > min(rows, columns) // 2:
             return None
@@ -45,8 +47,6 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
         probe = torch.randn(columns, side, generator=generator).to(difference.device)
         basis, upper = torch.linalg.qr(difference @ probe)
         new = upper.diagonal().abs()
-        if not new[0] and not difference.count_nonzero():
-            return Factors(difference[:, :0], difference[0, :0].double(), difference.T[:, :0], 0.0)
         if (new < tolerance / MARGIN * new[0]).sum() >= SPARE:
             break
     else:
