@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from scipy.stats import binomtest
 
 from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
 from mother.arborescence import edge_marginals, minimum_spanning_arborescence
@@ -51,16 +52,18 @@ def judge(case: Case, coefficients: Coefficients) -> list[tuple[float, float, bo
 
 
 def draw(probability: np.ndarray, right: np.ndarray, error: float) -> plt.Figure:
-    """Reliability: share of right edges against their probability, in tenths, with binomial standard errors."""
+    """Reliability: share of right edges against their probability, in tenths, with 95 % intervals (Wilson)."""
     figure, axes = plt.subplots(figsize=(3.4, 3.0), layout="constrained")
     number = np.minimum((probability * 10).astype(int), 9)
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
     for k in sorted(set(number.tolist())):
         chosen = number == k
-        share, count = right[chosen].mean(), chosen.sum()
-        deviation = np.sqrt(max(share * (1 - share), 0.25 / count) / count)
-        axes.errorbar(probability[chosen].mean(), share, yerr=deviation, fmt="o", ms=4, color="#0072b2", capsize=2)
-        axes.annotate(str(count), (probability[chosen].mean(), share), (5, -9), textcoords="offset points", fontsize=6)
+        share, count, place = right[chosen].mean(), int(chosen.sum()), probability[chosen].mean()
+        low, high = binomtest(int(right[chosen].sum()), count).proportion_ci(method="wilson")
+        # Rounding may leave a limit on the wrong side of 0 or 1.
+        bar = [[max(share - low, 0)], [max(high - share, 0)]]
+        axes.errorbar(place, share, yerr=bar, fmt="o", ms=4, lw=1.2, color="#0072b2", capsize=2)
+        axes.annotate(str(count), (place, share), (5, 3 if share < 0.1 else -9), textcoords="offset points", fontsize=6)
     axes.set_xlabel("probability of the edge")
     axes.set_ylabel("share of edges that are right")
     axes.set_title(f"recovered edges of groups left out, ECE {error:.3f}", loc="left", fontsize=8)
