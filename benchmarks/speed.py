@@ -30,7 +30,9 @@ import numpy as np
 from benchmarks import reference
 from benchmarks.vit_b import write_family
 from mother.checkpoints import open_checkpoint
+from mother.errors import InputError
 from mother.layers import ATTENTION
+from mother.measurements import choose_device
 from mother.model_graph import Manifest, read_manifest, write_manifest
 from mother.results import format_table
 
@@ -237,4 +239,10 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto", help="that ours runs on")
     given = parser.parse_args()
+    if min(given.trees, given.rounds) < 1:
+        parser.error("--trees and --rounds must be at least 1")
+    try:
+        choose_device(given.device)  # before 12 GB are written
+    except InputError as error:
+        parser.error(str(error))
     sys.exit(0 if main(given.trees, given.rounds, given.device) else "a target is missed (see the tables)")
