@@ -16,14 +16,14 @@ from typing import Literal
 import numpy as np
 
 from console import announce_device, progress, report_graph, report_trees, run
-from mother.direction import Stage
-from mother.distances import minmax_distance
 from mother.errors import InputError
-from mother.layers import ATTENTION
-from mother.map_recovery import recover_typed_graph
-from mother.measurements import Measured
-from mother.results import find_manifest
-from mother.tree_recovery import FULL_FINE_TUNING, Method, overall, recover_model_graph
+from mother.graph.collection import find_manifest
+from mother.io.layers import ATTENTION
+from mother.paper.direction import Stage
+from mother.paper.distances import minmax_distance
+from mother.paper.measure import Measured
+from mother.runs.by_map import recover_typed_graph
+from mother.runs.by_paper import FULL_FINE_TUNING, Method, overall, recover_model_graph
 
 
 @dataclass

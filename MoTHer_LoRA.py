@@ -15,14 +15,14 @@ from typing import Literal
 import numpy as np
 
 from console import announce_device, progress, report_graph, report_trees, run
-from mother.direction import Stage
-from mother.distances import sum_over_layers
-from mother.map_recovery import recover_typed_graph
-from mother.measurements import Measured
-from mother.ranks import pairwise_rank
-from mother.results import find_manifest
-from mother.statistics import kurtosis
-from mother.tree_recovery import Method, overall, recover_model_graph
+from mother.graph.collection import find_manifest
+from mother.paper.direction import Stage
+from mother.paper.distances import sum_over_layers
+from mother.paper.measure import Measured
+from mother.paper.ranks import pairwise_rank
+from mother.paper.statistics import kurtosis
+from mother.runs.by_map import recover_typed_graph
+from mother.runs.by_paper import Method, overall, recover_model_graph
 
 
 @dataclass

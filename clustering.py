@@ -21,29 +21,24 @@ import torch
 from tqdm import tqdm
 
 from console import announce_device, progress, report_left_out, report_methods, run
-from mother import plots
-from mother.checkpoints import Checkpoint
-from mother.clusters import related_components, ward_clusters
-from mother.distances import pairwise_mean_absolute_difference, sum_over_layers
 from mother.errors import InputError
-from mother.files import write_atomically, write_figure
-from mother.heritage import first_pass_snapshot
-from mother.layers import ATTENTION
-from mother.measurements import measure
-from mother.model_graph import Manifest
-from mother.ranks import pairwise_rank
-from mother.results import (
-    find_manifest,
-    format_table,
-    measure_once,
-    open_models,
-    read_digest,
-    run_facts,
-    write_result,
-)
-from mother.scores import adjusted_rand, cluster_accuracy, match_labels
-from mother.sketches import sketch_models
-from mother.survey import survey
+from mother.evidence.first_pass import take_first_pass
+from mother.evidence.relatedness import related_components
+from mother.evidence.sketch import sketch_models
+from mother.graph import figures
+from mother.graph.collection import find_manifest, open_models, read_digest
+from mother.graph.manifest import Manifest
+from mother.graph.scores import adjusted_rand, cluster_accuracy, match_labels
+from mother.graph.text import format_table
+from mother.heritage.trace import first_pass_snapshot
+from mother.io.checkpoint import Checkpoint
+from mother.io.files import write_atomically, write_figure
+from mother.io.layers import ATTENTION
+from mother.paper.clusters import ward_clusters
+from mother.paper.distances import pairwise_mean_absolute_difference, sum_over_layers
+from mother.paper.measure import measure
+from mother.paper.ranks import pairwise_rank
+from mother.runs.results import measure_once, run_facts, write_result
 
 
 @dataclass
@@ -109,7 +104,7 @@ def report_components(
     taken = sketch_models(checkpoints, keep / "models", progress=progress("reading"))
     sketches = sorted(taken.sketches, key=lambda sketch: sketch.model)
     snapshot = first_pass_snapshot(sketches, keep)
-    found = survey(sketches, device, progress("first pass"), snapshot)
+    found = take_first_pass(sketches, device, progress("first pass"), snapshot)
     left_out |= taken.left_out
     if not found.models:
         raise InputError(f"no model of {manifest.name} can be clustered. {next(iter(left_out.values()))}")
@@ -181,10 +176,10 @@ def main(args: Args) -> None:
 
     edges = {(parent, child) for parent, child in manifest.edges if {parent, child} <= set(measured.models)}
     label = "sum of ranks" if args.lora else "sum of mean |difference|"
-    figure = plots.draw_matrices({f"{manifest.name}, all models": (distance, measured.models, edges)}, label)
+    figure = figures.draw_matrices({f"{manifest.name}, all models": (distance, measured.models, edges)}, label)
     write_figure(folder / "figures" / "clusters.png", figure, dpi=200)
     if known:
-        figure = plots.draw_cluster_accuracy(*np.array(rows).T[[0, 2, 3]], manifest.name)
+        figure = figures.draw_cluster_accuracy(*np.array(rows).T[[0, 2, 3]], manifest.name)
         write_figure(folder / "figures" / "cluster_accuracy.png", figure, dpi=200)
     models = np.array(measured.models)
     write_atomically(folder / "cluster_distances.npz", lambda file: np.savez(file, distance=distance, models=models))

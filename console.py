@@ -12,12 +12,12 @@ import tyro
 from tqdm import tqdm
 
 from mother.errors import InputError
-from mother.map_recovery import Recovery
-from mother.measurements import choose_device
-from mother.model_graph import Manifest
-from mother.plots import graph_text, tree_text
-from mother.results import COMPARED, compare_methods, format_table
-from mother.tree_recovery import Recovered
+from mother.graph.manifest import Manifest
+from mother.graph.text import format_table, graph_text, tree_text
+from mother.io.runtime import choose_device
+from mother.runs.by_map import ScoredGraph
+from mother.runs.by_paper import PaperTree
+from mother.runs.results import COMPARED, compare_methods
 
 
 def run(main: Callable[[Any], None], arguments: type) -> None:
@@ -73,7 +73,7 @@ def report_left_out(left_out: dict[str, str], notes: Iterable[str] = ()) -> None
         print(f"note: {note}")
 
 
-def report_trees(name: str, trees: list[Recovered], total: dict[str, Any], folder: Path, show_trees: bool) -> None:
+def report_trees(name: str, trees: list[PaperTree], total: dict[str, Any], folder: Path, show_trees: bool) -> None:
     """Print the recovered trees if asked for, then the paper's figures: accuracy for each tree and overall."""
     if show_trees:
         for tree in trees:
@@ -99,7 +99,7 @@ def report_methods(name: str, folder: Path) -> None:
     print("is; clusters: adjusted Rand index, K given to mother only")
 
 
-def report_graph(manifest: Manifest, recovery: Recovery, folder: Path, show_trees: bool) -> None:
+def report_graph(manifest: Manifest, recovery: ScoredGraph, folder: Path, show_trees: bool) -> None:
     """Print a typed Model Graph: as text if asked for, how many edges of each kind, and the scores."""
     graph = recovery.graph
     if show_trees:

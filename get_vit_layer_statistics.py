@@ -16,13 +16,15 @@ from typing import Literal
 import numpy as np
 
 from console import announce_device, progress, report_left_out, run
-from mother.distances import difference_range
 from mother.errors import InputError
-from mother.files import write_text
-from mother.layers import ATTENTION
-from mother.measurements import Measured, measure
-from mother.results import find_manifest, format_table, measure_once, open_models, read_digest, run_facts, write_result
-from mother.tree_recovery import FULL_FINE_TUNING, group_models, measurement_key
+from mother.graph.collection import find_manifest, open_models, read_digest
+from mother.graph.text import format_table
+from mother.io.files import write_text
+from mother.io.layers import ATTENTION
+from mother.paper.distances import difference_range
+from mother.paper.measure import Measured, measure
+from mother.runs.by_paper import FULL_FINE_TUNING, group_models, measurement_key
+from mother.runs.results import measure_once, run_facts, write_result
 
 
 @dataclass
@@ -58,7 +60,7 @@ def layer_rows(group: str, measured: Measured, both_orders: bool) -> list[dict[s
     rows = []
     for place, layer in enumerate(measured.layers):
         least, most, mean, square = measured.arrays["moments"][place].T
-        # Pairs i < j: the sum of (mean_i - mean_j) has weight n - 1 - 2i on model i.
+        # SecondPass i < j: the sum of (mean_i - mean_j) has weight n - 1 - 2i on model i.
         pair_mean = 0.0 if both_orders else (mean * (n - 1 - 2 * np.arange(n))).sum() / (n * (n - 1) / 2)
         difference_square = measured.arrays["pair_mean_square_difference"][place].sum() / (n * (n - 1))
         rows.append(

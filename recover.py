@@ -17,16 +17,15 @@ from pathlib import Path
 import tyro
 
 from console import announce_device, progress, report_left_out, run
-from mother.claims import Audit
-from mother.collection import Source, find_models, models_of_author, models_of_collection, with_claims
+from mother.collection.audit import Audit, audit_of
+from mother.collection.find import Source, find_models, models_of_author, models_of_collection, with_claims
+from mother.collection.workspace import Recovered, read_state, recover_sources, reopen
 from mother.errors import InputError
-from mother.explain import explain, explain_text
-from mother.measurements import choose_device
-from mother.outputs import audit_of, write_outputs
-from mother.plots import graph_text
-from mother.results import format_table
-from mother.sketches import SKETCH
-from mother.workspace import Recovered, read_state, recover_sources, reopen
+from mother.evidence.facts import SKETCH_ENTRIES
+from mother.graph.text import format_table, graph_text
+from mother.io.runtime import choose_device
+from mother.report.explain import explain, explain_text
+from mother.report.write import write_outputs
 
 UNDECLARED = 10  # of models that claim nothing
 LISTED = 200  # lines of the tree that are printed; all of it is in the files
@@ -51,7 +50,7 @@ class Args:
     4: undecided"""
     error: float = 0.01
     """probability of a single false relation among independently initialised models"""
-    sketch: int = SKETCH
+    sketch: int = SKETCH_ENTRIES
     """entries that are compared of each matrix, at most"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
@@ -110,7 +109,7 @@ def finish(recovered: Recovered, folder: Path, audit: bool) -> None:
         recovered, folder, verdicts, f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph"
     )
     for group in recovered.groups:
-        members = group.heritage.survey.models
+        members = group.heritage.first_pass.models
         print(f"{len(members)} {'models' if len(members) > 1 else 'model'} of {group.name}")
     lines = graph_text(recovered.graph).splitlines()
     print("\n" + "\n".join(lines[:LISTED]))

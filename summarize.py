@@ -8,8 +8,9 @@ from pathlib import Path
 
 from console import report_left_out, run
 from mother.errors import InputError
-from mother.files import write_json
-from mother.results import COMPARED, compare_methods, format_table, read_result
+from mother.graph.text import format_table
+from mother.io.files import write_json
+from mother.runs.results import COMPARED, compare_methods, read_result
 
 HEAD = ("split", "tree", "undirected", "directed", "clusters", "seconds")
 

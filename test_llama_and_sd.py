@@ -21,18 +21,18 @@ from huggingface_hub import constants, get_session
 
 from dataset.grow import grow_manifest
 from dataset.plan import plan_family
-from mother.direction import Stage
-from mother.distances import difference_range, minmax_distance, pairwise_differences
 from mother.errors import InputError
-from mother.heritage import trace
-from mother.measurements import Measured, measure
-from mother.model_graph import Manifest
-from mother.plots import graph_text, tree_text
-from mother.recovery import direction_kurtosis, recover_tree
-from mother.results import find_manifest, open_models
-from mother.scores import directed_accuracy, score_graph, undirected_accuracy
-from mother.statistics import moments
-from mother.typed_graph import build_graph
+from mother.graph.collection import find_manifest, open_models
+from mother.graph.manifest import Manifest
+from mother.graph.scores import directed_accuracy, score_graph, undirected_accuracy
+from mother.graph.text import graph_text, tree_text
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
+from mother.paper.direction import Stage, direction_kurtosis
+from mother.paper.distances import difference_range, minmax_distance, pairwise_differences
+from mother.paper.measure import Measured, measure
+from mother.paper.statistics import moments
+from mother.paper.tree import recover_tree
 from tests.hub_server import HubServer, use
 
 DATASET = Path(__file__).parent / "dataset"

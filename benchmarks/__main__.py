@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from mother.files import write_text
-from mother.measurements import versions
+from mother.io.files import write_text
+from mother.io.runtime import versions
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 NAMES = ("arborescence", "kernels", "speed", "growth", "unrelated", "precision", "calibrate", "ablation", "kill")

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.traced import SPLITS, Case, cases, traced
-from mother.arborescence import minimum_spanning_arborescence
-from mother.calibration import fit, log_weights
-from mother.evidence import DIRECTION, STRUCTURE, Evidence
-from mother.results import format_table
+from mother.evidence.edges import DIRECTION, STRUCTURE, Evidence
+from mother.graph.arborescence import minimum_spanning_arborescence
+from mother.graph.text import format_table
+from mother.heritage.calibration import fit, log_weights
 
 EVIDENCE = ("blocked", "between", "equality", "altered", "newness", "rounding")
 

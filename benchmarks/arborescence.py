@@ -13,8 +13,8 @@ from collections.abc import Callable
 import networkx as nx
 import numpy as np
 
-from mother.arborescence import minimum_spanning_arborescence
-from mother.results import format_table
+from mother.graph.arborescence import minimum_spanning_arborescence
+from mother.graph.text import format_table
 
 LIMITS = {1000: 0.5, 4000: 10.0}  # seconds by number of nodes
 

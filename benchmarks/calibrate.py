@@ -15,11 +15,11 @@ import tyro
 from scipy.stats import binomtest
 
 from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
-from mother.arborescence import edge_marginals, minimum_spanning_arborescence
-from mother.calibration import PATH, Coefficients, fit, log_weights
-from mother.evidence import DIRECTION, STRUCTURE
-from mother.files import write_figure, write_json
-from mother.results import format_table
+from mother.evidence.edges import DIRECTION, STRUCTURE
+from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
+from mother.graph.text import format_table
+from mother.heritage.calibration import PATH, Coefficients, fit, log_weights
+from mother.io.files import write_figure, write_json
 
 LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots left out
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.vit_b import write_family
-from mother import survey
-from mother.heritage import trace
-from mother.model_graph import read_manifest
-from mother.results import format_table, open_models
+from mother.graph.collection import open_models
+from mother.graph.manifest_io import read_manifest
+from mother.graph.text import format_table
+from mother.heritage.trace import trace
 
 WIDTH, BLOCKS = 128, 4
 
@@ -28,7 +28,7 @@ WIDTH, BLOCKS = 128, 4
 @contextmanager
 def pairs_timed(seconds: list[float]) -> Iterator[None]:
     """Add to `seconds` what the functions of the first pass take that look at all pairs."""
-    functions = {name: getattr(survey, name) for name in ("_square_distances", "layer_cosine")}
+    functions = {name: getattr(first_pass, name) for name in ("_square_distances", "layer_cosine")}
 
     def timed(function: Callable) -> Callable:
         def run(weights: torch.Tensor) -> object:
@@ -40,12 +40,12 @@ def pairs_timed(seconds: list[float]) -> Iterator[None]:
         return run
 
     for name, function in functions.items():
-        setattr(survey, name, timed(function))
+        setattr(first_pass, name, timed(function))
     try:
         yield
     finally:
         for name, function in functions.items():
-            setattr(survey, name, function)
+            setattr(first_pass, name, function)
 
 
 def traced(trees: int) -> tuple[int, int, dict[str, float]]:

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import torch
 
-from mother import clusters, distances, statistics  # noqa: F401  numba would load scipy, which the scripts have
-from mother.results import format_table
+from mother.paper import clusters, distances, statistics  # noqa: F401  numba would load scipy, which the scripts have
+from mother.graph.text import format_table
 
 MODELS, SIDE, TIMES = 21, 768, 15
 LEAST = 2.0

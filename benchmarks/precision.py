@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import save_file
 
 from console import progress
-from mother.checkpoints import Checkpoint, open_checkpoint
-from mother.heritage import trace
-from mother.model_graph import Manifest
-from mother.results import find_manifest, format_table, open_models
-from mother.scores import score_graph
-from mother.typed_graph import build_graph
+from mother.graph.collection import find_manifest, open_models
+from mother.graph.manifest import Manifest
+from mother.graph.scores import score_graph
+from mother.graph.text import format_table
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
+from mother.io.checkpoint import Checkpoint
+from mother.io.open import open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,14 +62,14 @@ def main() -> None:
                     checkpoints, torch.device("cpu"), progress=lambda title: progress(f"{split} {name} {title}")
                 )
                 scores = score_graph(build_graph(split, heritage), manifest)
-            place = {model: at for at, model in enumerate(heritage.survey.models)}
+            place = {model: at for at, model in enumerate(heritage.first_pass.models)}
             exact, layers = 0, 0
             for parent, child in manifest.edges:
-                p = heritage.pairs.number(place[parent], place[child])
+                p = heritage.second_pass.number(place[parent], place[child])
                 if p is None:
                     continue
-                found = heritage.pairs.arrays["rank"][:, p]
-                risen = (heritage.pairs.arrays["energy"][:, p] > 0) & (found > 0)
+                found = heritage.second_pass.arrays["rank"][:, p]
+                risen = (heritage.second_pass.arrays["energy"][:, p] > 0) & (found > 0)
                 exact += int((found[risen] == ranks[child]).sum())
                 layers += int(risen.sum())
             row = [split, name, scores["undirected"], scores["directed"], scores["kinds"], f"{exact} of {layers}"]

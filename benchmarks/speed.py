@@ -29,12 +29,13 @@ import numpy as np
 
 from benchmarks import reference
 from benchmarks.vit_b import write_family
-from mother.checkpoints import open_checkpoint
 from mother.errors import InputError
-from mother.layers import ATTENTION
-from mother.measurements import choose_device
-from mother.model_graph import Manifest, read_manifest, write_manifest
-from mother.results import format_table
+from mother.graph.manifest import Manifest
+from mother.graph.manifest_io import read_manifest, write_manifest
+from mother.graph.text import format_table
+from mother.io.layers import ATTENTION
+from mother.io.open import open_checkpoint
+from mother.io.runtime import choose_device
 
 SAMPLED_PAIRS, SAMPLED_MODELS = 2, 3  # that the reference is timed on in each round
 PEAK = 4.0  # GB that no script may exceed
@@ -91,7 +92,7 @@ def part_of(manifest: Manifest, models: int) -> Manifest:
 
 
 def sampled(manifest: Manifest) -> tuple[list[tuple[Path, Path]], list[Path], float, float]:
-    """Pairs and models that the reference is timed on, and the numbers they stand for over theirs."""
+    """SecondPass and models that the reference is timed on, and the numbers they stand for over theirs."""
     folders = [manifest.location(node) for node in manifest.nodes]
     n = len(folders)
     rng = np.random.default_rng(n)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from console import progress
-from mother.calibration import Example
-from mother.heritage import Heritage, trace
-from mother.model_graph import Manifest
-from mother.results import find_manifest, open_models, read_digest
-from mother.scores import present_parents
+from mother.graph.collection import find_manifest, open_models, read_digest
+from mother.graph.manifest import Manifest
+from mother.graph.scores import present_parents
+from mother.heritage.calibration import Example
+from mother.heritage.trace import trace
+from mother.heritage.trees import Heritage
 
 CODE = Path(__file__).parent.parent / "mother"
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
@@ -49,7 +50,7 @@ def traced(split: str) -> tuple[Manifest, Heritage]:
 def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
     """The clusters whose whole true tree is among their members."""
     nodes = {node.id: node for node in manifest.nodes}
-    models = heritage.survey.models
+    models = heritage.first_pass.models
     place = {model: heritage.aliases.get(at, at) for at, model in enumerate(models)}
     found, true_parents = [], present_parents(manifest)
     for cluster in heritage.clusters:
@@ -67,8 +68,8 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
         line = models[cluster.members[0]]
         while nodes[line].all_parents:
             line = nodes[line].all_parents[0]
-        has = heritage.survey.facts[cluster.members[0]].digests
-        gated = any(str(layer) in has for layer in heritage.survey.layers if layer.kind == "mlp_gate")
+        has = heritage.first_pass.facts[cluster.members[0]].digests
+        gated = any(str(layer) in has for layer in heritage.first_pass.layers if layer.kind == "mlp_gate")
         root = Path(nodes[line].source).name
         example = Example(cluster.evidence, parents, cluster.forced)
         found.append(Case(manifest.name, root, "llama" if gated else "vit", example, cluster.members))

@@ -12,10 +12,11 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from dataset.vit import ARCHITECTURE
-from mother.clusters import layer_cosine, related_components
-from mother.results import find_manifest, format_table, open_models
-from mother.sketches import sketch_models
-from mother.survey import survey
+from mother.evidence.first_pass import take_first_pass
+from mother.evidence.relatedness import layer_cosine, related_components
+from mother.evidence.sketch import sketch_models
+from mother.graph.collection import find_manifest, open_models
+from mother.graph.text import format_table
 
 MODELS, REPEATS, LEVEL = 150, 20, 0.05  # 11,175 pairs in each repeat
 LARGEST_Z = 3.0  # of any two of the ten runs from scratch in mini_wild
@@ -48,7 +49,7 @@ def main() -> None:
     tree = {node.id: node.tree for node in manifest.nodes}
     with tempfile.TemporaryDirectory() as folder:
         taken = sketch_models(open_models(manifest)[0], Path(folder))
-        found = survey(taken.sketches, torch.device("cpu"))
+        found = take_first_pass(taken.sketches, torch.device("cpu"))
     apart = [
         found.relatedness[i, j]
         for i in range(len(found.models))

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mother.model_graph import Manifest, Node, write_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest_io import write_manifest
 
 LAYERS = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense")
 ADAPTED = (LAYERS[0], LAYERS[2])  # LoRA updates query and value

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from mother.errors import InputError
-from mother.files import sha256, write_json
+from mother.io.files import sha256, write_json
 
 RECORD = "training.json"
 

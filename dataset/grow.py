@@ -18,7 +18,8 @@ from dataset.forest import Job, grow, read_record
 from dataset.plan import FAMILIES, SPLITS, plan, plan_family
 from dataset.wild_plan import WILD, plan_wild
 from mother.errors import InputError
-from mother.model_graph import Manifest, Node, write_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest_io import write_manifest
 
 
 @dataclass

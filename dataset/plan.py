@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.tasks import TASKS
-from mother.model_graph import Manifest, Node
+from mother.graph.manifest import Manifest, Node
 
 SPLITS = {
     "mini_ft": "Fully fine-tuned ViTs, 5 trees of 21.",

@@ -22,7 +22,9 @@ from huggingface_hub import get_session
 
 from console import run
 from mother.errors import ManifestError
-from mother.model_graph import HUB_SOURCE, Manifest, Node, write_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest_io import write_manifest
+from mother.io.places import HUB_SOURCE
 
 DATASET = Path(__file__).parent
 TRUTH = "https://raw.githubusercontent.com/eliahuhorwitz/MoTHer/9ac0d5d/dataset/{name}"

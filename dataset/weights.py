@@ -15,7 +15,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
 from dataset.forest import RECORD, GrowError
-from mother.layers import Layer, layer_of
+from mother.io.layers import Layer, layer_of
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset.plan import FULL, SLOW, VERSION, Size, draw_names, root_recipe
 from dataset.tasks import TASKS
-from mother.model_graph import Manifest, Node
+from mother.graph.manifest import Manifest, Node
 
 WILD = "mini_wild"
 DESCRIPTION = "The mix of a model hub: ViTs and small language models, made from one another in every usual way."

@@ -36,10 +36,10 @@ def recover(
     """
     from pathlib import Path
 
-    from mother.collection import find_models, with_claims
-    from mother.measurements import choose_device
-    from mother.outputs import write_outputs
-    from mother.workspace import recover_sources
+    from mother.collection.find import find_models, with_claims
+    from mother.collection.workspace import recover_sources
+    from mother.io.runtime import choose_device
+    from mother.report.write import write_outputs
 
     names = [models] if isinstance(models, str | PathLike) else list(models)
     sources = with_claims(find_models([str(name) for name in names]))

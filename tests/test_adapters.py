@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
-from mother.checkpoints import open_checkpoint
 from mother.errors import CheckpointError
-from mother.heritage import trace
-from mother.typed_graph import build_graph
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
+from mother.io.open import open_checkpoint
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mother.arborescence import minimum_spanning_arborescence
+from mother.graph.arborescence import minimum_spanning_arborescence
 
 
 def price(cost: np.ndarray, parents: np.ndarray) -> float:

@@ -10,10 +10,10 @@ from conftest import save_model, vit_weights
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from mother.checkpoints import open_checkpoint
 from mother.errors import CheckpointError
-from mother.layers import Layer
-from mother.measurements import square_layers
+from mother.io.layers import Layer
+from mother.io.open import open_checkpoint
+from mother.paper.measure import square_layers
 
 
 def shard(folder: Path, weights: dict[str, torch.Tensor], names: tuple[str, str] = ("a", "b")) -> Path:

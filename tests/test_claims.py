@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mother.claims import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, Claim, audit, front_matter, read_claims
-from mother.model_graph import Edge, ModelGraph
+from mother.collection.audit import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, audit
+from mother.collection.claims import Claim, front_matter, read_claims
+from mother.graph.model_graph import Edge, ModelGraph
 
 
 def card(folder: Path, text: str, **files: object) -> Path:

@@ -9,10 +9,11 @@ import torch
 from conftest import save_model, vit_weights
 from hub_server import HubServer, use
 
-from mother.claims import Claim
-from mother.collection import Source, find_models, models_of_author, models_of_collection, with_claims
+from mother.collection.claims import Claim
+from mother.collection.find import Source, find_models, models_of_author, models_of_collection, with_claims
 from mother.errors import InputError
-from mother.model_graph import Manifest, Node, write_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest_io import write_manifest
 
 
 def ids(*arguments: object) -> list[str]:

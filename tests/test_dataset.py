@@ -16,8 +16,9 @@ from dataset.forest import GrowError, Job, grow, is_intact, read_record
 from dataset.grow import jobs_of
 from dataset.plan import FAMILIES, QUICK, RANKS, SPLITS, Size, plan, plan_family
 from dataset.tasks import FACTORS, IMAGE_SIZE, TASKS, draw, scenes
-from mother.files import sha256
-from mother.model_graph import Manifest, read_manifest
+from mother.graph.manifest import Manifest
+from mother.graph.manifest_io import read_manifest
+from mother.io.files import sha256
 
 
 @pytest.mark.parametrize("split", SPLITS)

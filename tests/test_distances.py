@@ -6,16 +6,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mother import distances, statistics
-from mother.checkpoints import LARGEST
-from mother.distances import (
+from mother.io.checkpoint import LARGEST
+from mother.paper import distances, statistics
+from mother.paper.distances import (
     difference_range,
     minmax_distance,
     pairwise_differences,
     pairwise_mean_absolute_difference,
     sum_over_layers,
 )
-from mother.ranks import pairwise_rank
+from mother.paper.ranks import pairwise_rank
 
 
 def stack(rng: np.random.Generator, layers: int = 3, models: int = 6, size: int = 10) -> np.ndarray:

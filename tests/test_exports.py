@@ -15,10 +15,10 @@ from Bio import Phylo
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page
 
-from mother.exports import to_dot, to_graphml, to_mermaid, to_newick
-from mother.files import write_figure
-from mother.model_graph import Edge, ModelGraph, read_model_graph
-from mother.plots import draw_model_graph
+from mother.graph.exports import to_dot, to_graphml, to_mermaid, to_newick
+from mother.graph.figures import draw_model_graph
+from mother.graph.model_graph import Edge, ModelGraph, read_model_graph
+from mother.io.files import write_figure
 
 MERMAID = "mermaid@12.3.0"
 ODD = [

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mother.checkpoints import open_checkpoint
 from mother.errors import CheckpointError
-from mother.headers import TensorInfo, header_length, parse_header
+from mother.io.open import open_checkpoint
+from mother.io.safetensors import TensorInfo, header_length, parse_header
 
 
 def build(header: object, data: bytes = b"\0" * 8) -> bytes:

@@ -10,23 +10,25 @@ import pytest
 import torch
 from conftest import save_family, save_model, vit_weights
 
-from mother import sketches
-from mother.ancestors import find_hidden, lift_parents
-from mother.checkpoints import Checkpoint, open_checkpoint
-from mother.clusters import layer_cosine, related_components
-from mother.direction import shrunk_rows
+from mother.evidence import sketch as sketches
 from mother.errors import CheckpointError
-from mother.evidence import between, is_lora, pooled_newness
-from mother.floats import cast
-from mother.heritage import trace
-from mother.model_graph import Manifest, ModelGraph
-from mother.pairs import Pairs
-from mother.plots import draw_trees, through_hidden
-from mother.results import open_models
-from mother.scores import score_graph, visible_edges
-from mother.sketches import sketch_models
-from mother.survey import survey
-from mother.typed_graph import build_graph
+from mother.evidence.direction import shrunk_rows
+from mother.evidence.edges import between, is_lora, pooled_newness
+from mother.evidence.first_pass import take_first_pass
+from mother.evidence.relatedness import layer_cosine, related_components
+from mother.evidence.second_pass import SecondPass
+from mother.evidence.sketch import sketch_models
+from mother.graph.collection import open_models
+from mother.graph.figures import draw_trees, through_hidden
+from mother.graph.manifest import Manifest
+from mother.graph.model_graph import ModelGraph
+from mother.graph.scores import score_graph, visible_edges
+from mother.heritage.ancestors import find_hidden, lift_parents
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
+from mother.io.checkpoint import Checkpoint
+from mother.io.open import open_checkpoint
+from mother.numeric.floats import cast
 
 CPU = torch.device("cpu")
 WIDTH, BLOCKS = 32, 4
@@ -186,7 +188,7 @@ def test_a_parent_found_below_its_sibling_moves_above_the_family() -> None:
         beyond[2, p] = -0.25 if second == 1 else 0.25
     beyond[:, :, 9] = 0
     first, second = np.array(index).T
-    pairs = Pairs(first, second, [], {}, beyond, [], [])
+    pairs = SecondPass(first, second, [], {}, beyond, [], [])
     tree = {0: 9, 1: 0, 2: 0, 3: 0}
     (hidden,) = find_hidden(pairs, tree, set())
     assert hidden.parent == 1 and hidden.children == (0, 2, 3) and hidden.above == 9
@@ -236,7 +238,7 @@ def test_unrelated_models_stand_alone(tmp_path: Path) -> None:
 def test_a_thousand_models_of_which_none_is_related(tmp_path: Path) -> None:
     strangers = {f"m{k}": vit_weights(k, 1, 12) for k in range(1000)}
     heritage = trace(models(tmp_path, **strangers), CPU)
-    assert len(heritage.clusters) == 1000 and len(heritage.pairs.first) == 0
+    assert len(heritage.clusters) == 1000 and len(heritage.second_pass.first) == 0
 
 
 def test_one_collection_of_every_oddity(tmp_path: Path) -> None:
@@ -399,7 +401,7 @@ def test_relatedness_is_standard_normal_for_anisotropic_independent_models(tmp_p
             n: w * scale[: w.shape[1]].repeat(w.shape[1] // WIDTH) if w.ndim == 2 and w.shape[1] == WIDTH else w
             for n, w in weights.items()
         }
-    found = survey(sketch_models(models(tmp_path, **collection), tmp_path / "sketches").sketches, CPU)
+    found = take_first_pass(sketch_models(models(tmp_path, **collection), tmp_path / "sketches").sketches, CPU)
     scores = found.relatedness[np.triu_indices(30, 1)]
     assert 0.5 < scores.std() < 1.3 and np.abs(scores).max() < 5
     assert related_components(found.relatedness).max() == 29
@@ -436,6 +438,6 @@ def test_lora_needs_low_rank_everywhere(tmp_path: Path) -> None:
     name = next(name for name, weight in first.items() if weight.ndim == 2)
     mixed = step | {name: moved(first, 2)[name]}
     heritage = trace(models(tmp_path, first=first, low=step, mixed=mixed), CPU)
-    low = heritage.pairs.index[(0, 1)]
-    assert is_lora(heritage.pairs, low) and not is_lora(heritage.pairs, heritage.pairs.index[(0, 2)])
-    assert replace(heritage, clusters=[]).survey is heritage.survey
+    low = heritage.second_pass.index[(0, 1)]
+    assert is_lora(heritage.second_pass, low) and not is_lora(heritage.second_pass, heritage.second_pass.index[(0, 2)])
+    assert replace(heritage, clusters=[]).first_pass is heritage.first_pass

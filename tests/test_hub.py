@@ -12,12 +12,13 @@ from conftest import save_model, vit_weights
 from hub_server import Fault, HubServer, use
 from test_checkpoints import assert_same, read_all, shard
 
-from mother import hub as client
-from mother.checkpoints import Checkpoint, open_checkpoint
+from mother.io import remote as client
 from mother.errors import CheckpointError
-from mother.layers import Layer
-from mother.measurements import measure, square_layers
-from mother.statistics import kurtosis
+from mother.io.checkpoint import Checkpoint
+from mother.io.layers import Layer
+from mother.io.open import open_checkpoint
+from mother.paper.measure import measure, square_layers
+from mother.paper.statistics import kurtosis
 
 REPO = "org/model"
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mother import kernels
-from mother.threads import in_threads
+from mother.numeric import kernels
+from mother.numeric.threads import in_threads
 
 
 def test_without_a_place_for_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:

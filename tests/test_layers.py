@@ -2,7 +2,7 @@
 
 import pytest
 
-from mother.layers import Layer, layer_of, name_layers, sort_key
+from mother.io.layers import Layer, layer_of, name_layers, sort_key
 
 
 @pytest.mark.parametrize(

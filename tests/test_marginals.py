@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mother.arborescence import edge_marginals
-from mother.calibration import Coefficients, Example, arrow_probability, fit, log_weights, read_coefficients
-from mother.evidence import DIRECTION, STRUCTURE, Evidence
+from mother.evidence.edges import DIRECTION, STRUCTURE, Evidence
+from mother.graph.arborescence import edge_marginals
+from mother.heritage.calibration import Coefficients, Example, arrow_probability, fit, log_weights, read_coefficients
 
 
 def enumerate_trees(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -8,7 +8,9 @@ import pytest
 from conftest import ROOT
 
 from mother.errors import ManifestError
-from mother.model_graph import Edge, Manifest, ModelGraph, Node, read_manifest, read_model_graph, write_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest_io import read_manifest, write_manifest
+from mother.graph.model_graph import Edge, ModelGraph, read_model_graph
 
 
 def write(folder: Path, nodes: object, **changes: object) -> Path:

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoints import assert_same, read_all
 
-from mother import pickles
-from mother.checkpoints import open_checkpoint
+from mother.io import unpickler
 from mother.errors import CheckpointError
-from mother.pickles import parse_pickle
+from mother.io.open import open_checkpoint
+from mother.io.pickles import parse_pickle
 
 
 def parse(content: bytes) -> dict:
@@ -219,7 +219,7 @@ def test_bombs_do_nothing_and_take_no_time(name: str, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(archive(BOMBS[name]))
     with pytest.raises(CheckpointError, match="refused|damaged|no dictionary|no tensors|missing"):
         open_checkpoint("victim", tmp_path)
-    assert time.monotonic() - started < 1 and not pickles._rebuild_tensor.__defaults__
+    assert time.monotonic() - started < 1 and not unpickler._rebuild_tensor.__defaults__
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mother import ranks
-from mother.factors import low_rank_factors, ranks_along_paths
-from mother.floats import cast
-from mother.nearness import near_groups, nearest_neighbours, sample_of
-from mother.ranks import exact_ranks, pairwise_rank
+from mother.numeric.floats import cast
+from mother.paper import ranks
+from mother.paper.rank_paths import low_rank_factors, near_groups, nearest_neighbours, ranks_along_paths, sample_of
+from mother.paper.ranks import exact_ranks, pairwise_rank
 
 
 def lora_family(rank: int, seed: int, size: int = 160, models: int = 4, spread: float = 1.0) -> torch.Tensor:

@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from test_heritage import base, halved, moved
 
 from mother import recover
-from mother.collection import find_models
+from mother.collection.find import find_models
+from mother.collection.workspace import group_by_shapes, open_sources, read_state, recover_sources, reopen
 from mother.errors import InputError
-from mother.explain import explain, explain_text
-from mother.model_graph import Manifest, read_model_graph
-from mother.sketches import sketch_models
-from mother.workspace import group_by_shapes, open_sources, read_state, recover_sources, reopen
+from mother.evidence.sketch import sketch_models
+from mother.graph.manifest import Manifest
+from mother.graph.model_graph import read_model_graph
+from mother.report.explain import explain, explain_text
 
 CPU = torch.device("cpu")
 FILES = [

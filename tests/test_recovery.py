@@ -9,14 +9,16 @@ import scipy.stats
 import torch
 from conftest import save_family, save_model, vit_weights
 
-from mother.checkpoints import Checkpoint, open_checkpoint
-from mother.distances import pairwise_differences, sum_over_layers
-from mother.layers import ATTENTION, Layer
-from mother.measurements import Measured, comparable, measure
-from mother.model_graph import Manifest
-from mother.ranks import pairwise_rank
-from mother.recovery import direction_kurtosis, identical_models, merged_cost, recover_tree
-from mother.statistics import kurtosis
+from mother.graph.manifest import Manifest
+from mother.io.checkpoint import Checkpoint
+from mother.io.layers import ATTENTION, Layer
+from mother.io.open import open_checkpoint
+from mother.paper.direction import direction_kurtosis
+from mother.paper.distances import pairwise_differences, sum_over_layers
+from mother.paper.measure import Measured, comparable, measure
+from mother.paper.ranks import pairwise_rank
+from mother.paper.statistics import kurtosis
+from mother.paper.tree import identical_models, merged_cost, recover_tree
 
 CPU = torch.device("cpu")
 STATISTICS = {"differences": pairwise_differences, "pair_rank": pairwise_rank, "kurtosis": kurtosis}

@@ -6,18 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mother.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
-from mother.relations import (
-    common_ratio,
-    explained_share,
-    find_grid,
-    find_merge,
-    grid_step,
-    quantization_noise,
-    row_scaled_rank,
-    scattered_equality,
-)
-from mother.spectra import (
+from mother.evidence.dora import row_scaled_rank
+from mother.evidence.grids import find_grid, grid_step, quantization_noise
+from mother.evidence.merges import common_ratio, explained_share, find_merge, scattered_equality
+from mother.numeric.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
+from mother.numeric.spectra import (
     leading_triples,
     rank_above_noise,
     rounding_noise,

@@ -10,10 +10,11 @@ from conftest import save_model
 from playwright.sync_api import Browser, Page
 from test_heritage import base, halved, moved
 
-from mother.collection import find_models, with_claims
-from mother.outputs import audit_of, write_outputs
-from mother.report import page, report_data
-from mother.workspace import recover_sources
+from mother.collection.audit import audit_of
+from mother.collection.find import find_models, with_claims
+from mother.collection.workspace import recover_sources
+from mother.report.html import page, report_data
+from mother.report.write import write_outputs
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 SCRIPT = "</script><script>window.hacked=1</script>"

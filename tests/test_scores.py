@@ -5,9 +5,15 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from mother.clusters import ward_clusters
-from mother.direction import kurtosis_direction
-from mother.scores import cluster_accuracy, directed_accuracy, kurtosis_accuracy, match_labels, undirected_accuracy
+from mother.graph.scores import (
+    cluster_accuracy,
+    directed_accuracy,
+    kurtosis_accuracy,
+    match_labels,
+    undirected_accuracy,
+)
+from mother.paper.clusters import ward_clusters
+from mother.paper.direction import kurtosis_direction
 
 
 def test_direction_is_one_where_kurtosis_contradicts() -> None:

@@ -18,7 +18,9 @@ from conftest import ROOT, save_family, save_model, vit_weights
 from safetensors.torch import load_file, save_file
 
 import console
-from mother.model_graph import Manifest, read_manifest, read_model_graph
+from mother.graph.manifest import Manifest
+from mother.graph.manifest_io import read_manifest
+from mother.graph.model_graph import read_model_graph
 
 SCRIPTS = ["get_vit_layer_statistics.py", "clustering.py", "MoTHer_FullFT.py", "MoTHer_LoRA.py", "summarize.py"]
 

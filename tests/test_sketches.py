@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_heritage import base, halved, models, moved
 
-from mother.checkpoints import Checkpoint, open_checkpoint
 from mother.errors import CheckpointError
-from mother.heritage import trace
-from mother.layers import Layer
-from mother.model_graph import Manifest
-from mother.results import open_models
-from mother.scores import score_graph
-from mother.sketches import RUN, kept_shape, kept_sketch, part, sketch_key, sketch_models
-from mother.typed_graph import build_graph
+from mother.evidence.facts import RUN, kept_shape, part
+from mother.evidence.sketch import kept_sketch, sketch_key, sketch_models
+from mother.graph.collection import open_models
+from mother.graph.manifest import Manifest
+from mother.graph.scores import score_graph
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
+from mother.io.checkpoint import Checkpoint
+from mother.io.layers import Layer
+from mother.io.open import open_checkpoint
 
 CPU = torch.device("cpu")
 sizes = st.integers(2, 3000)

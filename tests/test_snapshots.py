@@ -9,17 +9,18 @@ import torch
 from conftest import save_family
 from test_heritage import base, models, moved
 
-from mother import snapshots
-from mother.checkpoints import Checkpoint
-from mother.distances import pairwise_differences
 from mother.errors import CheckpointError
-from mother.heritage import trace
-from mother.measurements import Measured, measure
-from mother.model_graph import ModelGraph
-from mother.results import measure_once, open_models
-from mother.snapshots import Snapshot
-from mother.statistics import kurtosis
-from mother.typed_graph import build_graph
+from mother.graph.collection import open_models
+from mother.graph.model_graph import ModelGraph
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
+from mother.io import snapshots
+from mother.io.checkpoint import Checkpoint
+from mother.io.snapshots import Snapshot
+from mother.paper.distances import pairwise_differences
+from mother.paper.measure import Measured, measure
+from mother.paper.statistics import kurtosis
+from mother.runs.results import measure_once
 
 CPU = torch.device("cpu")
 
@@ -112,11 +113,14 @@ def test_kept_measurements_are_of_these_files_only(tmp_path: Path) -> None:
     first = trace(checkpoints, CPU, keep=tmp_path / "kept")
     changed = models(tmp_path, other=base(10))
     second = trace([*checkpoints[:-1], *changed], CPU, keep=tmp_path / "kept")
-    assert first.survey.facts[2].digests != second.survey.facts[2].digests
+    assert first.first_pass.facts[2].digests != second.first_pass.facts[2].digests
     for damaged in (b"", b"PK\x03\x04", b"x" * 500):
         for path in [tmp_path / "kept" / "first_pass.npz", *(tmp_path / "kept" / "models").iterdir()]:
             path.write_bytes(damaged)
-        assert trace([*checkpoints[:-1], *changed], CPU, keep=tmp_path / "kept").survey.models == first.survey.models
+        assert (
+            trace([*checkpoints[:-1], *changed], CPU, keep=tmp_path / "kept").first_pass.models
+            == first.first_pass.models
+        )
 
 
 def test_a_snapshot_of_another_key_is_not_read(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from mother import statistics
-from mother.statistics import kurtosis, moments
+from mother.paper import statistics
+from mother.paper.statistics import kurtosis, moments
 
 
 @pytest.fixture(autouse=True, params=["compiled", "torch"])

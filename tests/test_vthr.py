@@ -21,7 +21,9 @@ from hub_server import HubServer, environment
 
 from dataset import vthr
 from mother.errors import ManifestError
-from mother.model_graph import Manifest, Node, read_manifest, read_model_graph, write_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest_io import read_manifest, write_manifest
+from mother.graph.model_graph import read_model_graph
 
 ROOT = Path(__file__).parent.parent
 OFFICIAL = ROOT.parent / "shared" / "vthr"

@@ -14,9 +14,10 @@ from dataset.forest import GrowError, Job, grow, is_intact, read_record
 from dataset.grow import jobs_of
 from dataset.weights import BLOCK, DTYPES, Weights, block_weights, normal_codebook, quantized, read_weights
 from dataset.wild_plan import WILD, plan_wild
-from mother.layers import Layer
-from mother.model_graph import NODE_KINDS, Manifest, Node, read_manifest
-from mother.results import known_trees, open_models
+from mother.graph.collection import known_trees, open_models
+from mother.graph.manifest import NODE_KINDS, Manifest, Node
+from mother.graph.manifest_io import read_manifest
+from mother.io.layers import Layer
 
 
 def of(wild: Manifest, kind: str, **recipe: object) -> list[Node]:

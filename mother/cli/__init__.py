@@ -1,0 +1,5 @@
+"""The terminal: flags, progress, tables, and the commands of `mother`.
+
+The only place that parses flags and prints.
+May import everything; only scripts import it.
+"""

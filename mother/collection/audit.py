@@ -1,0 +1,161 @@
+"""Whether the weights agree with what models say of their origin."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+
+from mother.collection.claims import RELATIONS, Claim, names_of
+from mother.collection.workspace import Recovered
+from mother.graph.model_graph import ModelGraph
+
+SURE = 0.95  # probability from which the weights contradict a claim, or settle an arrow
+
+AGREES, CONTRADICTED = "agrees", "contradicted"
+
+UNSUPPORTED, ABSENT = "not supported", "parent not in the collection"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the weights say to a claim."""
+
+    model: str
+    claim: Claim
+    parent: str | None  # id of the model that is meant
+    verdict: str  # one of AGREES, CONTRADICTED, UNSUPPORTED, ABSENT
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        said = {"file": self.claim.file, "says": self.claim.parent, "relation": self.claim.relation}
+        return {"model": self.model, **said, "parent": self.parent, "verdict": self.verdict, "reason": self.reason}
+
+
+@dataclass
+class Audit:
+    """The verdicts on all claims of a collection, and parents that nobody named."""
+
+    verdicts: list[Verdict]
+    undeclared: dict[str, str] = field(default_factory=dict)  # model -> what the weights say of it
+
+    @property
+    def exit_code(self) -> int:
+        """0 where all claims agree, 3 where one is contradicted, 4 where one, or all for want of any, is undecided."""
+        found = {verdict.verdict for verdict in self.verdicts}
+        return 3 if CONTRADICTED in found else 0 if found == {AGREES} else 4
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "undeclared": self.undeclared,
+            "exit_code": self.exit_code,
+        }
+
+
+def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
+    facts = graph.edges[parent, child]
+    kind = facts.get("kind") or "unknown kind"
+    return f"{kind}, edge {facts.get('adjacency', 1):.2f}, arrow {facts.get('arrow', 1):.2f}"
+
+
+def _judge(
+    graph: nx.DiGraph, model: str, parent: str, claim: Claim, adjacency: Callable[[str, str], float | None]
+) -> tuple[str, str]:
+    """Verdict and reason on a claim between two models of the graph. Copies stand for one another."""
+    node = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
+    child, above = node[model], node[parent]
+    if child == above:
+        return AGREES, f"{model} and {parent} have equal weights"
+    if graph.nodes[child].get("group") != graph.nodes[above].get("group"):
+        return UNSUPPORTED, "their shapes cannot be compared"
+    if graph.nodes[child]["tree"] != graph.nodes[above]["tree"]:
+        return CONTRADICTED, "their weights are unrelated: they do not differ from independently initialised models"
+    if graph.has_edge(above, child):
+        facts = graph.edges[above, child]
+        if claim.relation and facts.get("kind") and facts["kind"] not in RELATIONS[claim.relation]:
+            exact = facts["kind"] in ("merge", "quantize", "prune", "cast") or claim.relation in ("merge", "quantized")
+            return (CONTRADICTED if exact else UNSUPPORTED), f"it says {claim.relation}, the weights {facts['kind']}"
+        if facts.get("direction") == "unknown":
+            return (
+                UNSUPPORTED,
+                f"they are parent and child, but which is which is not sure: {_line(graph, above, child)}",
+            )
+        return AGREES, _line(graph, above, child)
+    if nx.has_path(graph, above, child):
+        way = nx.shortest_path(graph, above, child)
+        return AGREES, "through " + ", ".join(way[1:-1])
+    if graph.has_edge(child, above) or nx.has_path(graph, child, above):
+        way = nx.shortest_path(graph, child, above)
+        arrow = 1.0
+        for one, other in zip(way, way[1:]):
+            arrow = min(arrow, graph.edges[one, other].get("arrow", 1.0))
+        words = f"the weights say the reverse: {model} came first (arrow {arrow:.2f})"
+        return (CONTRADICTED if arrow >= SURE else UNSUPPORTED), words
+    probability = adjacency(parent, model)
+    own = next(iter(graph.predecessors(child)), None)
+    instead = f"; the weights name {own} ({_line(graph, own, child)})" if own is not None else "; it has no parent here"
+    words = f"they are related, but the probability of this edge is {probability or 0:.2f}{instead}"
+    sure = own is not None and graph.edges[own, child].get("adjacency", 0) >= SURE and (probability or 0) <= 1 - SURE
+    return (CONTRADICTED if sure else UNSUPPORTED), words
+
+
+def audit(
+    graph: ModelGraph,
+    claims: dict[str, Sequence[Claim]],
+    names: dict[str, str],
+    adjacency: Callable[[str, str], float | None],
+) -> Audit:
+    """Hold what models claim against a Model Graph.
+
+    `claims` are those of each model, `names` what models are called (see `names_of`) -> id, and `adjacency(i, j)` the
+    probability that two models are parent and child, where it is known.
+    """
+    known = graph.to_networkx()
+    there = set(known) | {alias for facts in graph.nodes.values() for alias in facts.get("aliases", ())}
+    place = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
+    verdicts, undeclared = [], {}
+    for model, said in claims.items():
+        decided: set[str] = set()
+        for claim in said:
+            parent = next((names[name] for name in claim.names if name in names), None)
+            if parent == model or parent in decided:
+                continue
+            if model not in there:
+                verdicts.append(
+                    Verdict(model, claim, parent, UNSUPPORTED, "it could not be used (see what was left out)")
+                )
+            elif parent is None or parent not in there:
+                reason = "it could not be used" if parent is not None else "no model here has this name"
+                verdicts.append(Verdict(model, claim, parent, ABSENT, reason))
+            else:
+                verdicts.append(Verdict(model, claim, parent, *_judge(known, model, parent, claim, adjacency)))
+                decided.add(parent)
+        if not said and model in place:
+            parents = [one for one in known.predecessors(place[model]) if not known.nodes[one].get("hidden")]
+            if parents and place[model] == model:
+                undeclared[model] = "; ".join(f"{parent} ({_line(known, parent, model)})" for parent in parents)
+    return Audit(verdicts, undeclared)
+
+
+def audit_of(recovered: Recovered) -> Audit:
+    """What the models of a result claim, held against it."""
+    names: dict[str, str] = {}
+    for source in recovered.sources:
+        for name in names_of(source.id, source.location):
+            names.setdefault(name, source.id)
+    # The last part of a name will do where it is one model's only, and that model's owner is not known.
+    local = [source for source in recovered.sources if not source.location.startswith("hf://")]
+    short = [source.id.rsplit("/", 1)[-1] for source in local]
+    for source, last in zip(local, short):
+        if short.count(last) == 1:
+            names.setdefault(last, source.id)
+    groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
+
+    def adjacency(one: str, other: str) -> float | None:
+        return groups[one].adjacency(one, other) if one in groups and groups[one] is groups.get(other) else None
+
+    claims = {source.id: source.claims for source in recovered.sources}
+    return audit(recovered.graph, claims, names, adjacency)

@@ -1,0 +1,116 @@
+"""Which of two models came first: the paper's kurtosis, new singular directions, and the grain of rounding."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mother.numeric.floats import exponent, ulp
+
+UNROUNDED = 0.2  # part of a type's rounding error that no rounding to it leaves; three bits finer leave 1/64
+
+TYPES = 20.0  # log likelihood ratio, as good as certain, of what a matrix says about types
+
+MIN_ROWS = 4  # rows of a table that must shrink by one factor; rows of fewer columns may lie along anything
+
+MIN_COLUMNS = 16
+
+PARALLEL = 1 - 1e-4  # cosine of a row's change and the row, from which it only shrank
+
+TOP_EXPONENTS = 4  # largest binary exponents of a matrix that the rounding test looks at
+
+
+def directions_added(projection: Float[Tensor, "pairs k"], s: Float[Tensor, "pairs k"]) -> Float[Tensor, "pairs k"]:
+    """How far each direction of D = W_second - W_first is new in the second model: +1 all, -1 all old.
+
+    A training step adds directions that its parent did not have. `projection` is u' W_first v; with
+    a = u' W_first v / s and b = u' W_second v / s = a + 1 it is min(|b|, 1) - min(|a|, 1). Clipping silences directions
+    that both models have much of, such as those that weight decay shrinks.
+    """
+    a = projection / s.clamp(min=1e-300)
+    return (a + 1).abs().clamp(max=1) - a.abs().clamp(max=1)
+
+
+def newness(added: Float[Tensor, "pairs k"], s: Float[Tensor, "pairs k"]) -> Float[Tensor, "pairs"]:
+    """Mean of what the directions of D add, weighted by s^2. Zero where D is."""
+    weight = s.square()
+    return (weight * added).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-300)
+
+
+def rounding_test(
+    first: Float[Tensor, "pairs rows columns"],
+    second: Float[Tensor, "pairs rows columns"],
+    residual: Float[Tensor, "pairs rows columns"],
+) -> Float[Tensor, "pairs"]:
+    """Log likelihood ratio that the second model, not the first, was rounded after a low-rank update.
+
+    The residual of D beyond its rank is the rounding error of the child, with the grain of the child's values. Where
+    exponents differ by one, the mean square error on {first has q - 1, second q} over that on {first q, second
+    q - 1} tends to 4 if the second was rounded and to 1/4 if the first was. The square of a uniform error has a
+    relative variance of 0.8, hence the variance of the log ratio. Only the top exponents count: in small weights
+    the error that truncation spreads over the matrix hides their own.
+    """
+    a, b = exponent(first).flatten(1), exponent(second).flatten(1)
+    top = torch.maximum(a.amax(dim=1), b.amax(dim=1))
+    pair, entry = ((a - b).abs() == 1).nonzero().T
+    larger = torch.maximum(a[pair, entry], b[pair, entry])
+    depth = top[pair] - larger
+    counted = depth < TOP_EXPONENTS
+    pair, entry, depth = pair[counted], entry[counted], depth[counted]
+    # For each pair the top exponents where the first is the larger, then those where the second is.
+    shape = (len(a), 2, TOP_EXPONENTS)
+    cell = (2 * pair + (a[pair, entry] < b[pair, entry])) * TOP_EXPONENTS + depth
+    size, square = len(a) * 2 * TOP_EXPONENTS, residual.flatten(1)[pair, entry].double().square()
+    counts = torch.bincount(cell, minlength=size).double().reshape(shape)
+    sums = torch.bincount(cell, weights=square, minlength=size).reshape(shape)
+    (finer, coarser), (finer_count, coarser_count) = sums.unbind(1), counts.unbind(1)
+    enough = (counts >= 8).all(dim=1) & (sums > 0).all(dim=1)
+    log_four = math.log(4)
+    ratio = ((coarser / coarser_count) / (finer / finer_count)).log().clamp(-log_four, log_four)
+    result = 2 * log_four * ratio / (0.8 * (1 / finer_count + 1 / coarser_count))
+    return torch.where(enough, result, 0).sum(dim=1)
+
+
+def precision_test(
+    first: Float[Tensor, "pairs rows columns"],
+    second: Float[Tensor, "pairs rows columns"],
+    residual: Float[Tensor, "pairs rows columns"],
+    bits: Int[Tensor, "pairs two"],
+) -> Float[Tensor, "pairs"]:
+    """Log likelihood ratio that the second model came last, where the two are stored in different types; else 0.
+
+    `bits` are the mantissa bits of the two. If the coarser model is the child, the residual of D beyond its rank is as
+    large as its rounding; if it is the parent, its values are exact, and only the finer rounding is left.
+    """
+    if (bits[:, 0] == bits[:, 1]).all():
+        return torch.zeros(len(bits), dtype=torch.float64, device=bits.device)
+    coarse = bits.amin(dim=1)
+    unit = ulp(torch.maximum(first.abs(), second.abs()), coarse[:, None, None]).double()
+    rounded = residual.double().square().sum(dim=(1, 2)) > UNROUNDED * unit.square().sum(dim=(1, 2)) / 12
+    second_coarser = bits[:, 1] < bits[:, 0]
+    result = torch.where(rounded == second_coarser, TYPES, -TYPES).double()
+    return torch.where(bits[:, 0] == bits[:, 1], 0.0, result)
+
+
+def shrunk_rows(first: Float[Tensor, "rows columns"], second: Float[Tensor, "rows columns"]) -> tuple[float, int]:
+    """The factor by which rows of the second table are those of the first, and how many share it; (1, 0) without any.
+
+    Decoupled weight decay shrinks rows without a gradient, such as embeddings of tokens that a fine-tune never sees,
+    by one factor; nothing makes rows grow so. The difference of such a row lies along the row, which no update does
+    by chance. At least MIN_ROWS must agree on the factor.
+    """
+    a, b = first.double(), second.double()
+    if a.shape[1] < MIN_COLUMNS:
+        return 1.0, 0
+    difference, length = b - a, a.norm(dim=1)
+    size = difference.norm(dim=1)
+    along = (difference * a).sum(dim=1)
+    straight = (size > 0) & (along.abs() > PARALLEL * size * length)
+    shrinkage = (along[straight] / length[straight].square()).sort().values
+    if len(shrinkage) < MIN_ROWS:
+        return 1.0, 0
+    middle = shrinkage[len(shrinkage) // 2]
+    agree = (shrinkage - middle).abs() < (1 - PARALLEL) ** 0.5 * middle.abs()
+    count = int(agree.sum())
+    return (1.0 + float(middle), count) if count >= max(MIN_ROWS, len(shrinkage) / 2) else (1.0, 0)

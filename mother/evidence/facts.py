@@ -1,0 +1,134 @@
+"""What is known of one model by itself: digests, stored precision, grids, zeros; and which part of a matrix is kept."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mother.evidence.grids import Grid, find_grid
+from mother.io.layers import Layer
+from mother.numeric.floats import MANTISSA, cast
+
+SKETCH_ENTRIES = 1 << 16  # entries of a matrix that are kept
+
+RUN = 128  # columns that are kept come in runs of so many: quantizers give as many one scale
+
+HALVES = ("bfloat16", "float16")
+
+GRIDS = 8  # matrices of each model that are searched for a grid
+
+SAMPLE_BITS = (10, 5)  # of a table at most so many rows and columns, as powers of two, are kept
+
+
+@dataclass
+class Facts:
+    """What is known of one model by itself."""
+
+    digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
+    # of the part of each tensor that is kept: as it is, and as it would be after a cast
+    part_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in ("float32", *HALVES)})
+    fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
+    grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
+    tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
+    zeros: int = 0
+    entries: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the tables as JSON values."""
+        content = asdict(replace(self, tables={}))
+        return content | {"fits": sorted(self.fits), "tables": [list(key) for key in self.tables]}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], tables: Sequence[Tensor]) -> "Facts":
+        """What `to_json` gave, with the tables in its order."""
+        keys = [(name, tuple(steps), columns) for name, steps, columns in content["tables"]]
+        grids = [grid and Grid(**grid) for grid in content["grids"]]
+        return cls(**content | {"fits": set(content["fits"]), "grids": grids, "tables": dict(zip(keys, tables))})
+
+
+def kept_shape(rows: int, columns: int, limit: int = SKETCH_ENTRIES) -> tuple[int, int]:
+    """How many rows and columns of a matrix are kept: all, or a part as square as can be."""
+    if rows * columns <= limit:
+        return rows, columns
+    side = int(limit**0.5)
+    if columns <= max(side, RUN):
+        return max(1, limit // columns), columns
+    wide = side if rows > side else max(side, limit // rows)
+    wide = min(columns, max(RUN, wide // RUN * RUN))
+    return min(rows, max(1, limit // wide)), wide
+
+
+def part(weight: Float[Tensor, "rows columns"], limit: int = SKETCH_ENTRIES) -> Float[Tensor, "some few"]:
+    """The part of a matrix that is kept: which rows and columns follows from its shape alone.
+
+    Rows are drawn one by one; columns in runs, each from a stretch of its own, which start at a multiple of RUN.
+    """
+    rows, columns = weight.shape
+    some, few = kept_shape(rows, columns, limit)
+    if some < rows:
+        chosen = np.sort(np.random.default_rng([rows, columns]).permutation(rows)[:some])
+        weight = weight[torch.from_numpy(chosen)]
+    if few < columns:
+        draw, runs = np.random.default_rng([columns, rows]), few // RUN
+        ends = np.linspace(0, columns // RUN, runs + 1).astype(int)
+        starts = [int(draw.integers(low, high)) * RUN for low, high in zip(ends, ends[1:])]
+        weight = torch.cat([weight[:, start : start + RUN] for start in starts], dim=1)
+    return weight.contiguous()
+
+
+def _digest(values: Tensor) -> str:
+    """Digest of a tensor's float32 values: equal for equal values, whatever type they are stored in."""
+    return hashlib.sha256((values + 0.0).contiguous().numpy().data).hexdigest()[:16]
+
+
+def keep_sample(facts: Facts, name: str, values: Tensor) -> None:
+    """Keep rows and columns of a table at equal steps: the same ones of a resized table, unless its steps differ."""
+    if values.ndim == 2:
+        steps = tuple(1 << max(0, (size - 1).bit_length() - bits) for size, bits in zip(values.shape, SAMPLE_BITS))
+        facts.tables[name, steps, values.shape[1]] = values[:: steps[0], :: steps[1]].clone()
+
+
+def note_digests(facts: Facts, name: str, values: Tensor, limit: int) -> Tensor:
+    """Digests of a tensor, and of its part as it would be after a cast: equal ones are an exact relation.
+
+    Returns the part.
+    """
+    kept = values if values.numel() <= limit else part(values.reshape(len(values), -1), limit)
+    facts.digests[name] = _digest(values)
+    facts.part_digests["float32"][name] = facts.digests[name] if kept is values else _digest(kept)
+    for half in HALVES:
+        facts.part_digests[half][name] = _digest(cast(kept, half))
+    return kept
+
+
+def note_matrix(facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"], limit: int) -> Tensor:
+    """Add one matrix to what is known of its model. Returns its part."""
+    kept = note_digests(facts, str(layer), weight, limit)
+    of_part = facts.part_digests
+    facts.fits = {
+        name
+        for name in facts.fits
+        if of_part[name][str(layer)] == of_part["float32"][str(layer)]
+        and (kept is weight or torch.equal(cast(weight, name), weight))
+    }
+    facts.zeros += weight.numel() - int(weight.count_nonzero())
+    facts.entries += weight.numel()
+    if layer.block and len(facts.grids) < GRIDS and facts.grids.count(None) <= GRIDS // 2:  # else most have none
+        facts.grids.append(find_grid(weight))
+    return kept
+
+
+def common_grid(grids: list[Grid | None]) -> Grid | None:
+    """The grid of a model: that of most of its matrices, or None."""
+    found = [grid for grid in grids if grid is not None]
+    return max(found, key=found.count) if len(found) > len(grids) / 2 else None
+
+
+def mantissa(facts: Facts) -> int:
+    """Mantissa bits of the coarsest type that holds a model's matrices exactly."""
+    return min((MANTISSA[half] for half in facts.fits), default=MANTISSA["float32"])

@@ -1,0 +1,124 @@
+"""First pass of method "map": what the sketches of all pairs say, layer by layer: distance and relatedness."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mother.evidence.facts import Facts
+from mother.evidence.relatedness import layer_cosine
+from mother.evidence.sketch import Sketch
+from mother.io.layers import Layer, sort_key
+from mother.io.snapshots import Snapshot
+from mother.io.stream import read_ahead
+from mother.numeric.threads import in_chunks
+
+CHUNK = 1 << 20  # entries of a Gram product at a time
+
+
+@dataclass
+class FirstPass:
+    """First pass. Matrices are [i, j]; models of other shapes, or unrelated by name, share nothing."""
+
+    models: list[str]
+    layers: list[Layer]
+    facts: list[Facts]
+    square: Float[np.ndarray, "models models"]  # sum of (W_i - W_j)^2 over shared matrices; inf without any
+    shared: Float[np.ndarray, "models models"]  # entries compared, as share of those of the larger model
+    size: Float[np.ndarray, "models"]  # sum of W^2
+    relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
+
+
+def groups(sketches: Sequence[Sketch]) -> list[tuple[Layer, tuple[int, int], list[int]]]:
+    """Each layer in each of its shapes, with the places of the models that have it so."""
+    places: dict[Layer, dict[tuple[int, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, sketch in enumerate(sketches):
+        for layer, shape in sketch.shapes.items():
+            places[layer][shape].append(place)
+    return [
+        (layer, shape, members)
+        for layer in sorted(places, key=sort_key)
+        for shape, members in sorted(places[layer].items())
+    ]
+
+
+def stacks(
+    sketches: Sequence[Sketch], read: Callable[[], object], start: int = 0
+) -> Iterator[tuple[Layer, list[int], float, Float[Tensor, "members rows columns"]]]:
+    """The parts of each group from `start` on, of which places, and entries of the whole over those of a part.
+
+    The next parts of the same shape overwrite them. Raises CheckpointError for a sketch that was damaged meanwhile.
+    """
+    failed: dict = {}
+    left = groups(sketches)[start:]
+    requests = [(layer, members) for layer, _, members in left]
+    kept = [sketch.kept for sketch in sketches]
+    for (layer, _, members), weights in zip(left, read_ahead(kept, requests, failed, read)):
+        for error in failed.values():
+            raise error
+        yield layer, members, sketches[members[0]].scale(layer), weights
+
+
+def _square_distances(
+    weights: Float[Tensor, "members rows columns"],
+) -> tuple[Float[np.ndarray, "members members"], Float[np.ndarray, "members"]]:
+    """Squared distances of all pairs, and squared norms.
+
+    By one Gram matrix, centred on the mean model: else float64 cancels.
+    """
+    gram = weights.new_zeros(len(weights), len(weights), dtype=torch.float64)
+    size = gram.new_zeros(len(weights))
+    for part in in_chunks(weights, CHUNK):
+        centred = part.double()
+        size += torch.linalg.vector_norm(centred, dim=1).square()
+        centred -= centred.mean(dim=0)
+        gram.addmm_(centred, centred.T)
+    norms = gram.diagonal()
+    square = (norms[:, None] + norms[None] - 2 * gram).clamp(min=0).fill_diagonal_(0)
+    return square.cpu().numpy(), size.cpu().numpy()
+
+
+def take_first_pass(
+    sketches: Sequence[Sketch],
+    device: torch.device,
+    progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
+    snapshot: Snapshot | None = None,
+) -> FirstPass:
+    """First pass over a collection. With a `snapshot` an interrupted pass goes on; a finished one is read from it."""
+    snapshot = snapshot or Snapshot(None, {})
+    n, found = len(sketches), groups(sketches)
+    sums = {name: np.zeros((n, n)) for name in ("square", "cosine", "compared", "tested")} | {"size": np.zeros(n)}
+    done = 0
+    if (saved := snapshot.load()) is not None:
+        done, sums, _ = saved
+    left = sum(len(members) for _, _, members in found[done:])
+    read = progress(left) if left else lambda: None
+    for _, members, scale, weights in stacks(sketches, read, done):
+        weights = weights.to(device)
+        chosen = np.ix_(members, members)
+        square, size = _square_distances(weights)
+        sums["square"][chosen] += scale * square
+        sums["size"][members] += scale * size
+        sums["compared"][chosen] += scale * weights[0].numel()
+        z, valid = layer_cosine(weights)
+        sums["cosine"][chosen] += z.cpu().numpy()
+        sums["tested"][chosen] += valid.cpu().numpy()
+        done += 1
+        snapshot.save(done, lambda: (sums, None), now=done == len(found))
+    square, cosine, compared, tested, size = (sums[name] for name in ("square", "cosine", "compared", "tested", "size"))
+    largest = np.maximum.outer(np.diagonal(compared), np.diagonal(compared)).clip(min=1)
+    with np.errstate(invalid="ignore"):
+        relatedness = np.where(tested > 0, cosine / np.sqrt(tested.clip(min=1)), 0)
+    return FirstPass(
+        [sketch.model for sketch in sketches],
+        list(dict.fromkeys(layer for layer, _, _ in found)),
+        [sketch.facts for sketch in sketches],
+        np.where(compared > 0, square, np.inf),
+        compared / largest,
+        size,
+        relatedness,
+    )

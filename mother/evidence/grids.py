@@ -1,0 +1,178 @@
+"""Grids: tensors whose values take few levels, and differences that rounding to a grid leaves."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mother.numeric.floats import mantissa_bits, ulp
+
+LEVELS = 256  # a grid has at most so many levels: 8 bits
+
+SAMPLE = 1 << 13  # entries that the search for a grid looks at
+
+REPEATED = 0.02  # share of a block's entries that repeat another one: on a grid far more, else nearly none
+
+OUTLIERS = 0.001  # share of entries that quantizing may have moved by more than half a step
+
+_BLOCKS = ("tensor", "row", 32, 64, 128, 256)  # what shares one scale in the usual quantizers
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A tensor whose values, divided by the scale of their block, take few levels."""
+
+    block: str | int
+    zero_point: bool  # levels between the block's minimum and maximum, not symmetric about zero
+    levels: int
+
+    @property
+    def bits(self) -> int:
+        """Bits that number the levels."""
+        return max(1, (self.levels - 1).bit_length())
+
+
+def _blocks(weight: Float[Tensor, "rows columns"], block: str | int) -> Float[Tensor, "blocks entries"] | None:
+    """The weight cut into the blocks that share one scale, one a row; None where it does not divide."""
+    if block == "tensor":
+        return weight.reshape(1, -1)
+    if block == "row":
+        return weight
+    return weight.reshape(-1, block) if weight.numel() % block == 0 else None
+
+
+def _part(weight: Float[Tensor, "rows columns"], block: str | int) -> Float[Tensor, "blocks entries"] | None:
+    """Whole blocks of SAMPLE entries or fewer; the block of a tensor with its largest entry, which is its scale."""
+    blocks = _blocks(weight, block)
+    if blocks is None or weight.numel() <= SAMPLE:
+        return blocks
+    if block == "tensor":
+        largest, smallest = weight.max().reshape(1, 1), weight.min().reshape(1, 1)
+        return torch.cat([blocks[:, :SAMPLE], largest, smallest], dim=1)
+    return blocks[: max(1, SAMPLE // blocks.shape[1])]
+
+
+def _normalised(blocks: Float[Tensor, "blocks entries"], zero_point: bool) -> Float[Tensor, "blocks entries"]:
+    """Entries in units of their block's largest magnitude, or of its range."""
+    blocks = blocks.double()
+    if zero_point:
+        low, high = blocks.amin(dim=1, keepdim=True), blocks.amax(dim=1, keepdim=True)
+        return (blocks - low) / (high - low).clamp(min=1e-300)
+    return blocks / blocks.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
+
+
+def _count_levels(
+    values: Float[Tensor, "blocks entries"], tolerance: float, zero_point: bool, share: float
+) -> int | None:
+    """Number of levels of normalised values, or None where they are not few.
+
+    Only values up to `share` of the largest are looked at: rounding is relative to a value's size, so in
+    half precision the fine levels are told apart near zero only.
+    """
+    values = values.flatten()
+    if not zero_point:
+        values = values[values != 0]  # zero is a level, and is what pruning leaves
+    values = values[values.abs() <= share].sort().values
+    if len(values) < 16:
+        return None
+    scale = torch.ones_like(values) if zero_point else values.abs()
+    gaps = values.diff() > tolerance * scale[1:].clamp(min=2.0**-10)
+    starts = torch.cat([torch.ones(1, dtype=torch.bool, device=values.device), gaps])
+    group = starts.long().cumsum(0) - 1
+    levels = int(group[-1]) + 1 + (not zero_point)
+    # Continuous values crowd into chains of small gaps; those of one level differ by rounding only.
+    spread = (values - values[starts][group]) / scale.clamp(min=2.0**-10)
+    if zero_point and levels * tolerance > 0.5:
+        return None  # levels closer together than rounding
+    few = 2 < levels <= max(3, LEVELS * share) and len(values) >= 4 * levels and spread.max() <= 2 * tolerance
+    return round(levels / share) if few else None
+
+
+def _repeats(weight: Float[Tensor, "rows columns"]) -> bool:
+    """Whether magnitudes repeat, within the rows or within the tensor: a quick sign of few levels."""
+    for part in (weight, weight.reshape(1, -1)):
+        part = part.abs().sort(dim=1).values
+        if ((part.diff(dim=1) == 0) & (part[:, 1:] != 0)).double().mean() > REPEATED:
+            return True
+    return False
+
+
+def find_grid(weight: Float[Tensor, "rows columns"]) -> Grid | None:
+    """The grid that all entries lie on, or None: levels counted after dividing by the scale of each block.
+
+    Tried are one scale for the tensor, a row, or a block of consecutive entries, with and without a zero
+    point. Levels are told apart above the rounding of the type that holds the values; a tensor counts as quantized
+    if it has no more than LEVELS, and at least four times as many entries as levels, so that continuous
+    weights, of which no two are equal, never do. The coarsest grid that fits is returned.
+    """
+    if weight.numel() < 4 or not weight.any():
+        return None
+    sample = _part(weight, "row")
+    if not _repeats(sample):
+        return None
+    tolerance = 4 * 2.0 ** -mantissa_bits(sample)
+    found = None
+    for block in _BLOCKS:
+        blocks = _part(weight, block)
+        if blocks is None:
+            continue
+        blocks = blocks[blocks.abs().amax(dim=1) > 0]  # pruned ones have no scale
+        for zero_point in (False, True):
+            values = _normalised(blocks, zero_point)
+            # Beside a zero point the rounding of a value has nothing to do with its place in the range.
+            shares = (1.0,) if zero_point else (1.0, 0.25)
+            counts = (_count_levels(values, tolerance, zero_point, share) for share in shares)
+            levels = next((count for count in counts if count is not None), None)
+            if levels is not None and (found is None or levels < found.levels):
+                found = Grid(block, zero_point, levels)
+    return found
+
+
+def grid_step(weight: Float[Tensor, "rows columns"], grid: Grid) -> float:
+    """The widest gap between levels, in units of a block's scale (levels may be spaced unevenly)."""
+    blocks = _blocks(weight, grid.block)
+    if blocks is None:
+        return 0.0
+    values = _normalised(blocks, grid.zero_point).flatten().sort().values
+    return float(values.diff().max()) if len(values) > 1 else 0.0
+
+
+def quantization_noise(
+    parent: Float[Tensor, "rows columns"],
+    child: Float[Tensor, "rows columns"],
+    grid: Grid | None,
+    grid_step: float,
+) -> bool:
+    """Whether child - parent is what rounding the parent to a grid leaves: within half a step almost everywhere.
+
+    `grid` is the child's, with its `grid_step`. Without one (half precision hides fine grids) one of 8 bits is
+    tried, and the noise must then be as large as that of a uniform error, too.
+    """
+    difference = (child - parent).abs()
+    largest, bits = float(difference.max()), mantissa_bits(child)
+    # No error is above half a step, give or take the rounding of the stored type: most pairs end here.
+    bound = (0.6 * (grid_step if grid else 1 / 127) + 2.0**-bits) * 2 * float(child.abs().max())
+    if largest == 0 or (largest > bound and (grid is None or (difference > bound).double().mean() > OUTLIERS)):
+        return False
+    difference = difference.double()
+    stored = ulp(torch.maximum(parent.abs(), child.abs()), bits).double() / 2
+    for block, zero_point in (
+        [(grid.block, grid.zero_point)] if grid else [(b, z) for b in _BLOCKS for z in (False, True)]
+    ):
+        blocks, noise, rounding = (_blocks(x, block) for x in (child, difference, stored))
+        if blocks is None:
+            continue
+        values = blocks.double()
+        step = grid_step if grid is not None else 1 / 255 if zero_point else 1 / 127
+        if zero_point:
+            scale = values.amax(dim=1, keepdim=True) - values.amin(dim=1, keepdim=True)
+        else:
+            scale = values.abs().amax(dim=1, keepdim=True)
+        bound = 0.55 * step * scale + rounding
+        if (noise > bound).double().mean() > OUTLIERS:
+            continue
+        uniform = (step * scale).square().mean() / 12
+        if grid is not None or noise.square().mean() > 0.5 * uniform:
+            return True
+    return False

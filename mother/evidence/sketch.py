@@ -1,0 +1,245 @@
+"""What method "map" keeps of a model: exact facts of all its tensors, and the same part of every large matrix.
+
+A model is read once, tensor by tensor. Of each matrix inside it the same rows and columns are kept, whatever model it
+is in, at most SKETCH_ENTRIES entries; smaller matrices are kept whole. A part of a matrix is all that pairs of models need:
+the difference of two parts is the part of the difference, with its rank, its rounding, its equal entries; a merge is
+one of the parts, too; and the directions of a part are new or old as those of the whole. What does not follow from a
+part (digests, zeros, the type that holds all entries) is noted while the whole is at hand.
+
+A sketch is kept as a safetensors file with a JSON file beside it. Models can so be added to a collection, or a result
+be made again, with no other model read a second time.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from mother.errors import CheckpointError
+from mother.evidence.facts import RUN, SKETCH_ENTRIES, Facts, keep_sample, note_digests, note_matrix
+from mother.io.checkpoint import Checkpoint
+from mother.io.files import write_atomically, write_json
+from mother.io.layers import Layer, canonical_name, is_backbone, sort_key
+from mother.io.open import lacks, open_checkpoint
+from mother.io.runtime import IN_FLIGHT, STOP, versions
+from mother.io.safetensors import DTYPES
+
+AT_ONCE = 1 << 25  # bytes of a model that are read at a time
+
+SKETCH_SCHEMA = 2  # raise it when a fact or the choice of entries changes its meaning
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model as method "map" sees it."""
+
+    model: str
+    facts: Facts
+    shapes: dict[Layer, tuple[int, int]]  # of the whole matrices
+    kept: Checkpoint  # of the parts
+    key: str  # equal for equal files and versions
+    seconds: float  # that reading the model took, of one of those that were read at once
+
+    def scale(self, layer: Layer) -> float:
+        """Entries of a matrix over those of its part: what a sum of squares over the part is multiplied with."""
+        return float(np.prod(self.shapes[layer])) / self.kept.entries(layer)
+
+    def read(self, layer: Layer) -> Float[Tensor, "rows columns"]:
+        """The part that is kept of a matrix."""
+        return self.kept.read(layer)
+
+
+def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
+    """Backbone weights as matrices: (rows, everything else) of each weight with two or more dimensions."""
+    found = {}
+    for layer in checkpoint.layers:
+        shape = checkpoint.shape(layer)
+        if len(shape) >= 2 and is_backbone(layer):
+            rows, columns = shape[0], int(np.prod(shape[1:]))
+            if min(rows, columns) >= 2:
+                found[layer] = (rows, columns)
+    return found
+
+
+def wanted_names(checkpoint: Checkpoint) -> list[str]:
+    """Raw names of the tensors that are read: matrices in their order, then all others of a type that we know."""
+    inside = [checkpoint.layers[layer] for layer in sorted(matrices(checkpoint), key=sort_key)]
+    others = [name for name, (_, info) in checkpoint.tensors.items() if info.dtype in DTYPES]
+    return list(dict.fromkeys([*inside, *others]))
+
+
+def wanted_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the tensors that are read, in float32."""
+    return sum(4 * int(np.prod(checkpoint.tensors[name][1].shape)) for name in wanted_names(checkpoint))
+
+
+def _steps(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
+    """Names in groups of AT_ONCE bytes: neighbours of a remote file then come with one request."""
+    steps: list[list[str]] = []
+    filled = AT_ONCE
+    for name in names:
+        size = 4 * int(np.prod(checkpoint.tensors[name][1].shape))
+        if filled + size > AT_ONCE:
+            steps.append([])
+            filled = 0
+        steps[-1].append(name)
+        filled += size
+    return steps
+
+
+def sketch_key(checkpoint: Checkpoint, limit: int) -> str:
+    """What a sketch is kept under. Raises CheckpointError where a file has gone."""
+    what = [checkpoint.model, checkpoint.fingerprint(), list(checkpoint.tensors), versions(), limit, RUN, SKETCH_SCHEMA]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+
+
+def take(
+    checkpoint: Checkpoint, path: Path, key: str, limit: int, read: Callable[[int], object] = lambda count: None
+) -> Sketch:
+    """Read a model once and keep its sketch at `path` (.safetensors) and beside it (.json).
+
+    `read(count)` is called with the bytes of each tensor. Raises CheckpointError.
+    """
+    started = time.perf_counter()
+    shapes = matrices(checkpoint)
+    if not shapes:
+        raise lacks(checkpoint, "weight matrix outside embeddings and heads")
+    layer_of = {checkpoint.layers[layer]: layer for layer in shapes}
+    facts, parts = Facts(), {}
+    steps = _steps(checkpoint, wanted_names(checkpoint))
+    sizes = {name: int(np.prod(checkpoint.tensors[name][1].shape)) for names in steps for name in names}
+    # The same memory for all steps; what comes over a network has its own.
+    room = torch.empty(0 if checkpoint.remote else max((sum(map(sizes.get, names)) for names in steps), default=0))
+    for names in steps:
+        into = {}
+        if not checkpoint.remote:
+            rooms = room.split([*map(sizes.get, names), len(room) - sum(map(sizes.get, names))])
+            into = {name: one.view(checkpoint.tensors[name][1].shape) for name, one in zip(names, rooms)}
+        found = checkpoint.read_tensors(names, into)
+        for name in names:
+            values = found.pop(name)
+            if name in layer_of:
+                weight = values.reshape(shapes[layer_of[name]])
+                kept = note_matrix(facts, layer_of[name], weight, limit)
+                half = DTYPES[checkpoint.tensors[name][1].dtype]
+                exact = half.itemsize < 4 and torch.equal(kept.to(half).float(), kept)
+                parts[name] = kept.to(half) if exact else kept.clone()
+            else:
+                note_digests(facts, canonical_name(name), values, limit)
+                keep_sample(facts, canonical_name(name), values)
+            read(4 * values.numel())
+    tables = {f"table {number}": table.contiguous() for number, table in enumerate(facts.tables.values())}
+    write_atomically(path, lambda file: file.write(save(parts | tables)))
+    layers = [[*layer, checkpoint.layers[layer], *shapes[layer]] for layer in sorted(shapes, key=sort_key)]
+    about = {"key": key, "model": checkpoint.model, "layers": layers, "facts": facts.to_json()}
+    about["seconds"] = time.perf_counter() - started
+    write_json(path.with_suffix(".json"), about, indent=None)  # last: it says that the other is there
+    return open_sketch(path)
+
+
+def open_sketch(path: Path) -> Sketch:
+    """A sketch that `take` kept. Raises OSError, ValueError, KeyError or TypeError where it is damaged."""
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    opened = open_checkpoint(about["model"], path)
+    layers = {Layer(block, kind): name for block, kind, name, _, _ in about["layers"]}
+    shapes = {Layer(block, kind): (rows, columns) for block, kind, _, rows, columns in about["layers"]}
+    if not layers or not set(layers.values()) <= set(opened.tensors):
+        raise ValueError("a part is missing")
+    tables = [opened.read_tensor(f"table {number}") for number in range(len(about["facts"]["tables"]))]
+    facts = Facts.from_json(about["facts"], tables)
+    return Sketch(about["model"], facts, shapes, replace(opened, layers=layers), about["key"], about["seconds"])
+
+
+def kept_sketch(path: Path, key: str) -> Sketch | None:
+    """The sketch at `path` where it is sound and of this key."""
+    try:
+        found = open_sketch(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if found.key == key else None
+
+
+@dataclass
+class Taken:
+    """The sketches of a collection, in its order, and why models have none."""
+
+    sketches: list[Sketch]
+    left_out: dict[str, str] = field(default_factory=dict)
+    transient: bool = False  # whether a model is left out for a reason that may pass
+    reused: float = 0.0  # seconds that earlier runs took for sketches that were kept
+
+
+def sketch_models(
+    checkpoints: Sequence[Checkpoint],
+    folder: Path,
+    limit: int = SKETCH_ENTRIES,
+    progress: Callable[[int], Callable[[int], object]] = lambda total: lambda count: None,
+) -> Taken:
+    """The sketch of each model, read from the model or, if it was kept in `folder`, from there.
+
+    Models that fail are left out with the reason. `progress(total)` is given the bytes to be read, and returns what is
+    called with the bytes of each tensor.
+    """
+    workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else torch.get_num_threads()
+    found: dict[str, Sketch | CheckpointError] = {}
+    missing: list[tuple[Checkpoint, Path, str]] = []
+    for checkpoint in checkpoints:
+        try:
+            key = sketch_key(checkpoint, limit)
+        except CheckpointError as error:
+            found[checkpoint.model] = error
+            continue
+        path = folder / f"{key}.safetensors"
+        kept = kept_sketch(path, key)
+        if kept is not None:
+            found[checkpoint.model] = kept
+        else:
+            missing.append((checkpoint, path, key))
+    if missing:
+        read = progress(sum(wanted_bytes(checkpoint) for checkpoint, _, _ in missing))
+
+        def count(size: int) -> None:
+            if STOP.is_set():  # Ctrl-C: what other threads are at is not worth waiting for
+                raise KeyboardInterrupt
+            read(size)
+
+        def work(task: tuple[Checkpoint, Path, str]) -> None:
+            checkpoint, path, key = task
+            try:
+                found[checkpoint.model] = take(checkpoint, path, key, limit, count)
+            except CheckpointError as error:
+                found[checkpoint.model] = error
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                try:
+                    for future in [pool.submit(work, task) for task in missing]:
+                        future.result()
+                except BaseException:
+                    STOP.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            STOP.clear()
+            torch.set_num_threads(threads)
+    workers = min(workers, max(1, len(checkpoints)))
+    taken = {checkpoint.model for checkpoint, _, _ in missing}
+    outcome = [found[checkpoint.model] for checkpoint in checkpoints]
+    failed = [one for one in outcome if isinstance(one, CheckpointError)]
+    return Taken(
+        [one for one in outcome if isinstance(one, Sketch)],
+        {error.model: str(error) for error in failed},
+        any(error.transient for error in failed),
+        sum(one.seconds for one in outcome if isinstance(one, Sketch) and one.model not in taken) / workers,
+    )

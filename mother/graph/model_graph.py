@@ -1,0 +1,70 @@
+"""The Model Graph (the paper's term): the recovered edges, as JSON that other programs can read."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from mother.errors import ManifestError
+from mother.io.files import write_json
+
+GRAPH_FORMAT = "mother-model-graph/1"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`child` was trained from `parent`; `attributes` are JSON values such as the distance."""
+
+    parent: str
+    child: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """Recovered heritage of a collection: a set of Model Trees (the paper's term)."""
+
+    name: str
+    nodes: dict[str, dict[str, Any]]  # id -> JSON attributes, such as the cluster
+    edges: tuple[Edge, ...]
+    left_out: dict[str, str] = field(default_factory=dict)  # id -> why it has no place in the graph
+    notes: tuple[str, ...] = ()
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The same graph with the same attributes, edges pointing from parent to child."""
+        graph = nx.DiGraph(name=self.name)
+        graph.add_nodes_from(self.nodes.items())
+        graph.add_edges_from((edge.parent, edge.child, edge.attributes) for edge in self.edges)
+        return graph
+
+    def write(self, path: Path) -> None:
+        """Write `model_graph.json` atomically."""
+        write_json(
+            path,
+            {
+                "format": GRAPH_FORMAT,
+                "name": self.name,
+                "nodes": [{"id": key, **attributes} for key, attributes in self.nodes.items()],
+                "edges": [{"parent": edge.parent, "child": edge.child, **edge.attributes} for edge in self.edges],
+                "left_out": self.left_out,
+                "notes": list(self.notes),
+            },
+        )
+
+
+def read_model_graph(path: Path) -> ModelGraph:
+    """Read what `ModelGraph.write` wrote; raises ManifestError if it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != GRAPH_FORMAT:
+            raise ValueError(f'does not say "format": "{GRAPH_FORMAT}"')
+        nodes = {entry["id"]: {k: v for k, v in entry.items() if k != "id"} for entry in content["nodes"]}
+        edges = tuple(
+            Edge(entry["parent"], entry["child"], {k: v for k, v in entry.items() if k not in ("parent", "child")})
+            for entry in content["edges"]
+        )
+        return ModelGraph(content["name"], nodes, edges, content["left_out"], tuple(content["notes"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ManifestError(path, f"is not a Model Graph: {error}", "Run the script that writes it again.") from None

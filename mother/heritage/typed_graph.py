@@ -1,0 +1,105 @@
+"""The typed Model Graph of method "map": kinds, arrows and probabilities of edges, aliases, hidden ancestors."""
+
+from typing import Any
+
+import numpy as np
+
+from mother.evidence.edges import is_lora
+from mother.graph.model_graph import Edge, ModelGraph
+from mother.heritage.trees import Cluster, Heritage
+
+KNOWN = 0.75  # probability of the arrow from which it counts as known
+
+
+def _round(value: float) -> float:
+    return round(float(value), 4)
+
+
+def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any]:
+    """Kind of an edge that training made, with the rank of its update where that is low."""
+    second_pass = heritage.second_pass
+    p = second_pass.number(parent, child)
+    if p is None:
+        return {"kind": "fine-tune"}
+    arrays = second_pass.arrays
+    energy, rank = arrays["energy"][:, p], arrays["rank"][:, p]
+    facts = {"relative_change": _round(np.sqrt(energy.sum() / max(heritage.first_pass.size[parent], 1e-300)))}
+    if not energy.any():
+        return {"kind": "fine-tune", **facts, "note": "only tensors outside the compared matrices differ"}
+    if is_lora(second_pass, p):
+        risen = np.flatnonzero((energy > 0) & (rank > 0))
+        values, counts = np.unique(rank[risen].astype(int), return_counts=True)
+        facts["rank"] = int(values[counts.argmax()])
+        if len(values) > 1:
+            facts["ranks"] = {str(second_pass.layers[row]): int(rank[row]) for row in risen}
+        return {"kind": "lora", **facts}
+    rank = heritage.row_scaled.get((parent, child))
+    if rank is not None:
+        return {"kind": "lora", **facts, "rank": rank, "dora": True}
+    return {"kind": "fine-tune", **facts}
+
+
+def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
+    models = heritage.first_pass.models
+    place = {member: at for at, member in enumerate(cluster.members)}
+    under = {child: hidden for hidden in cluster.hidden for child in hidden.children}
+    edges = []
+    for child in cluster.members:
+        relation = heritage.relations.get(child)
+        if relation is not None:
+            for parent in relation.parents:
+                facts = {"kind": relation.kind, **relation.attributes, "adjacency": 1.0, "arrow": 1.0}
+                if len(relation.parents) > 1 and "coefficients" in facts:
+                    facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
+                facts["direction"] = "known"
+                facts["compared"] = _round(heritage.first_pass.shared[parent, child])
+                edges.append(Edge(models[parent], models[child], facts))
+        elif child in under:
+            name = heritage.hidden_name(under[child])
+            edges.append(Edge(name, models[child], {"kind": None, "direction": "known", "hidden": True}))
+        elif child in cluster.parents:
+            parent = cluster.parents[child]
+            forth = float(cluster.probability[place[parent], place[child]])
+            back = float(cluster.probability[place[child], place[parent]])
+            arrow = forth / max(forth + back, 1e-300)
+            facts = _training_kind(heritage, parent, child)
+            facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
+            facts["direction"] = "known" if arrow >= KNOWN else "unknown"
+            facts["compared"] = _round(heritage.first_pass.shared[parent, child])
+            edges.append(Edge(models[parent], models[child], facts))
+    for hidden in cluster.hidden:
+        if hidden.parent is not None:
+            facts = {"kind": None, "direction": "known", "hidden": True}
+            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), facts))
+    return edges
+
+
+def build_graph(name: str, heritage: Heritage) -> ModelGraph:
+    """The Model Graph of traced models.
+
+    Nodes carry their cluster, their aliases (other names of equal weights) and the probability of being the root;
+    hidden ancestors are nodes marked as such. Edges carry
+
+    * kind: fine-tune, lora (rank, dora), cast (dtype), prune (zeros), quantize (bits), merge (coefficients, method);
+      null beside a hidden ancestor
+    * adjacency: probability that the two are parent and child, in either direction
+    * arrow: probability that it points this way, given that they are; direction says "unknown" where it is too low
+    * compared: share of the matrix entries that both have in common shapes
+    """
+    first_pass = heritage.first_pass
+    aliases: dict[int, list[str]] = {}
+    for copy, original in heritage.aliases.items():
+        aliases.setdefault(original, []).append(first_pass.models[copy])
+    nodes: dict[str, dict[str, Any]] = {}
+    edges: list[Edge] = []
+    for number, cluster in enumerate(heritage.clusters):
+        for at, member in enumerate(cluster.members):
+            facts: dict[str, Any] = {"tree": str(number), "root": _round(cluster.roots[at])}
+            if member in aliases:
+                facts["aliases"] = sorted(aliases[member])
+            nodes[first_pass.models[member]] = facts
+        for hidden in cluster.hidden:
+            facts = {"tree": str(number), "hidden": True, "private": _round(hidden.private)}
+            nodes[heritage.hidden_name(hidden)] = facts
+        edges += _cluster_edges(heritage, cluster)
+    return ModelGraph(name, nodes, tuple(edges), dict(heritage.left_out))

@@ -1,0 +1,185 @@
+"""An opened model: where each of its tensors lies, and how they are read. It holds no weights."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from mother.errors import CheckpointError
+from mother.io.adapters import Adapter, applied
+from mother.io.layers import ATTENTION, Layer
+from mother.io.places import File, LocalFile
+from mother.io.remote import RemoteFile
+from mother.io.safetensors import DTYPES, TensorInfo
+
+LARGEST = torch.finfo(torch.float32).max / 4  # differences of two weights, and their ranges, stay finite
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model: where each of its tensors lies. Holds no weights."""
+
+    model: str
+    tensors: dict[str, tuple[File, TensorInfo]]
+    layers: dict[Layer, str]
+
+    def shape(self, layer: Layer) -> tuple[int, ...]:
+        """Shape of a layer's weight."""
+        return self.tensors[self.layers[layer]][1].shape
+
+    def entries(self, layer: Layer) -> int:
+        """Number of entries of a layer's weight."""
+        return math.prod(self.shape(layer))
+
+    @property
+    def remote(self) -> bool:
+        """Whether anything has to come over a network."""
+        return any(isinstance(file, RemoteFile) for file, _ in self.tensors.values())
+
+    def expect(self, layer: Layer) -> None:
+        """Say that a weight will be read soon."""
+        file, info = self.tensors[self.layers[layer]]
+        if isinstance(file, LocalFile) and info.end > info.start:
+            file.expect(info.start, info.end)
+
+    def read(self, layer: Layer) -> torch.Tensor:
+        """Read one weight in float32; raises CheckpointError as `read_tensors` does."""
+        return self.read_tensor(self.layers[layer])
+
+    def read_tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor by its raw name, in float32."""
+        return self.read_tensors([name])[name]
+
+    def read_tensors(
+        self, names: Sequence[str], into: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> dict[str, torch.Tensor]:
+        """Read tensors by their raw names, in float32; neighbours in a remote file come with one request.
+
+        Those that have a tensor in `into`, contiguous and of their shape, fill that one: memory that was used before
+        is faster than new. Raises CheckpointError if one cannot be read, is not floating point, or holds NaN or
+        infinity; what is in `into` then is of no use.
+        """
+        by_file: dict[File, list[str]] = {}
+        for name in names:
+            file, info = self.tensors[name]
+            if info.dtype not in DTYPES:
+                raise CheckpointError(
+                    self.model,
+                    file,
+                    f"tensor {name} is stored as {info.dtype}",
+                    "Give the model in F64, F32, F16 or BF16.",
+                )
+            by_file.setdefault(file, []).append(name)
+        found = {}
+        for file, wanted in by_file.items():
+            infos = [self.tensors[name][1] for name in wanted]
+            spans = [(info.start, info.end) for info in infos]
+            if isinstance(file, LocalFile):
+                rooms = [
+                    _bytes_of(into[name]) if name in into and info.dtype == "F32" and info.end > info.start else None
+                    for name, info in zip(wanted, infos)
+                ]
+                parts = file.read(spans, rooms)
+            else:
+                parts = file.read(spans)
+            for name, info, part in zip(wanted, infos, parts):
+                found[name] = self._tensor(name, file, info, part)
+        return _filled(found, into)
+
+    def _tensor(self, name: str, file: File, info: TensorInfo, part: bytes | bytearray | memoryview) -> torch.Tensor:
+        """Bytes as a sound tensor."""
+        if len(part) < info.end - info.start:
+            raise CheckpointError(
+                self.model, file, f"the file ends inside tensor {name}", "Fetch or save the model again."
+            )
+        return self._sound(name, file, torch.from_numpy(_decoded(part, info.dtype)).reshape(info.shape))
+
+    def _sound(self, name: str, file: object, weight: torch.Tensor) -> torch.Tensor:
+        """The same weight; raises CheckpointError where it is not finite, or too large."""
+        values = weight.numpy().reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.einsum("i,i->", values, values)):  # one look, which overflows before LARGEST
+                return weight
+        largest = float(max(values.max(), -values.min()))  # NaN wins every maximum
+        if not largest <= LARGEST:
+            bad = "NaN" if math.isnan(largest) else "infinity"
+            if math.isfinite(largest):
+                bad = f"values above {LARGEST:.1e}, whose differences overflow"
+            raise CheckpointError(
+                self.model, file, f"tensor {name} holds {bad}", "The model is broken: take another snapshot of it."
+            )
+        return weight
+
+    def attention_only(self) -> "Checkpoint":
+        """The same model without the matrices inside its blocks that are not those of attention."""
+        dropped = {
+            name
+            for layer, name in self.layers.items()
+            if layer.block and layer.kind not in ATTENTION and len(self.shape(layer)) >= 2
+        }
+        tensors = {name: place for name, place in self.tensors.items() if name not in dropped}
+        return replace(self, tensors=tensors, layers={k: name for k, name in self.layers.items() if name in tensors})
+
+    def fingerprint(self) -> list[tuple[str, int, int, str]]:
+        """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
+        return [file.fingerprint() for file in sorted({file for file, _ in self.tensors.values()}, key=str)]
+
+
+@dataclass(frozen=True)
+class AdaptedCheckpoint(Checkpoint):
+    """A model that is an adapter on a base, or an adapter alone (`base` is None)."""
+
+    adapter: Adapter
+    config: File  # of the adapter: it says how large the update is
+    parts: Checkpoint
+    base: Checkpoint | None
+    update_of: dict[str, str]  # tensor -> module of the adapter that changes it
+
+    def read_tensors(
+        self, names: Sequence[str], into: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> dict[str, torch.Tensor]:
+        """See Checkpoint; updates are applied in float32."""
+        own = {name: self.adapter.whole[name] for name in names if name in self.adapter.whole}
+        updates = {name: self.adapter.updates[self.update_of[name]] for name in names if name in self.update_of}
+        from_adapter = [*own.values(), *(part for update in updates.values() for part in update.parts.values())]
+        read = self.parts.read_tensors(sorted(set(from_adapter)))
+        from_base = [name for name in names if name not in own] if self.base is not None else []
+        found = self.base.read_tensors(from_base) if self.base is not None else {}
+        for name, update in updates.items():
+            parts = {part: read[raw] for part, raw in update.parts.items()}
+            whole = read[own[name]] if name in own else found.get(name)
+            found[name] = self._sound(name, self.config, applied(update, parts, whole))
+        return _filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
+
+    def fingerprint(self) -> list[tuple[str, int, int, str]]:
+        """See Checkpoint."""
+        own = [self.config.fingerprint(), *self.parts.fingerprint()]
+        return own + (self.base.fingerprint() if self.base is not None else [])
+
+
+def _decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
+    """Floating-point numbers of a type in DTYPES as float32, writable; in numpy, which uses the caller's thread only.
+
+    Threads of torch's own, asked for by each of the threads that read, would keep those that compute waiting.
+    """
+    if dtype == "BF16":  # the upper half of a float32
+        return np.left_shift(np.frombuffer(part, dtype="<u2"), 16, dtype=np.uint32).view(np.float32)
+    stored = np.frombuffer(part, dtype={"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+    with np.errstate(over="ignore"):
+        return stored.astype(np.float32, copy=dtype != "F32" or not stored.flags.writeable or not stored.flags.aligned)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.view(torch.uint8).flatten().numpy())
+
+
+def _filled(found: dict[str, torch.Tensor], into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors that were found; in place of those that `into` has the ones there, filled."""
+    for name in found.keys() & into.keys():
+        if found[name].data_ptr() != into[name].data_ptr():
+            into[name].copy_(found[name])
+    return {name: into.get(name, values) for name, values in found.items()}

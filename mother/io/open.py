@@ -1,0 +1,237 @@
+"""Open a model wherever it is; read the tensors asked for, and nothing else.
+
+A model is a folder, a safetensors or zip-format pickle file, shards with an index, a repository of the Hugging Face Hub
+(`hf://owner/name[@revision][:subfolder]`), or a PEFT adapter of one of these. Nothing of a checkpoint is executed, and
+nothing of it stays in memory: tensors are read where they stand, as byte ranges, and returned in float32.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mother.errors import CheckpointError
+from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, update_shape
+from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.hub import open_repository
+from mother.io.layers import canonical_name, name_layers
+from mother.io.pickles import parse_pickle
+from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, RemoteFolder, unreadable
+from mother.io.remote import RemoteFile
+from mother.io.safetensors import TensorInfo, header_length, parse_header
+
+# In the order in which they are looked for: an index, where there is one, knows all shards; pickles come last.
+WEIGHT_FILES = tuple(
+    f"{stem}{suffix}"
+    for stem, suffix in (
+        ("model.safetensors", ".index.json"),
+        ("model.safetensors", ""),
+        ("diffusion_pytorch_model.safetensors", ".index.json"),
+        ("diffusion_pytorch_model.safetensors", ""),
+        ("pytorch_model.bin", ".index.json"),
+        ("pytorch_model.bin", ""),
+        ("diffusion_pytorch_model.bin", ""),
+    )
+)
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+MAX_JSON = 200_000_000  # bytes of an index or a configuration
+
+
+def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
+    """Names, types, shapes and places of the tensors of a safetensors file or a pickle; raises CheckpointError."""
+    pickled = str(file).endswith(PICKLES)
+    try:
+        if pickled:
+
+            def look() -> list[list]:
+                found = parse_pickle(lambda start, end: bytes(file.read([(start, end)])[0]), file.size)
+                return [[name, info.dtype, info.shape, info.start, info.end] for name, info in found.items()]
+
+            table = file.remembered(look) if isinstance(file, RemoteFile) else look()
+            return {name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in table}
+        length = header_length(file.head(8), file.size)
+        return parse_header(file.head(8 + length)[8:], file.size)
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        remedy = "Save it as safetensors, or do not trust it." if pickled else "Fetch or save the model again."
+        raise CheckpointError(model, file, str(error), remedy) from None
+
+
+def _read_json(model: str, file: File) -> str:
+    """The text of a small file, whole."""
+    if file.size > MAX_JSON:
+        raise CheckpointError(model, file, f"it has {file.size} bytes", "Do not trust this checkpoint.")
+    try:
+        return file.head(file.size).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(model, file, "it is not UTF-8", "Fetch or save the model again.") from None
+
+
+def _shards(model: str, index: File) -> list[str]:
+    """Names of the shard files that an index names; they must lie beside it."""
+    text = _read_json(model, index)
+    try:
+        weight_map = json.loads(text)["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(
+            model, index, "the index has no weight_map of file names", "Fetch or save the model again."
+        ) from None
+    for name in names:
+        if (
+            not isinstance(name, str)
+            or not name.isprintable()
+            or name in ("", ".", "..")
+            or any(part in name for part in ("/", "\\", "\0"))
+        ):
+            raise CheckpointError(
+                model, index, f"the index names the shard {name!r}, outside its folder", "Do not trust this checkpoint."
+            )
+    return names
+
+
+def _find_weights(place: Place) -> str:
+    """Name of the weight file or index in a folder; raises CheckpointError where there is none."""
+    for name in WEIGHT_FILES:
+        if place.has(name):
+            return name
+    names, model = place.names(), place.model
+    files = [name for name in names if name.endswith(".safetensors")]
+    files = files or [name for name in names if name.endswith(PICKLES)]
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise CheckpointError(model, place, f"has {len(files)} weight files and no index", "Name one of them.")
+    found = ", ".join(names[:5]) or "nothing"
+    raise CheckpointError(
+        model, place, f"has no weights, only {found}", "Name another revision or a ':subfolder', or save it again."
+    )
+
+
+def _open_place(place: Place, base: Checkpoint | None) -> Checkpoint:
+    """Open the model, or the adapter, in a folder."""
+    model = place.model
+    if place.has(ADAPTER_CONFIG) and not any(place.has(name) for name in WEIGHT_FILES):
+        return _open_adapter(place, base)
+    if base is not None:
+        raise CheckpointError(model, place, "has a base but is no adapter", "Leave out its base in the manifest.")
+    name = _find_weights(place)
+    if name.endswith(".json"):
+        names = _shards(model, place.open(name))
+        for shard in names:
+            if not place.has(shard):
+                reason = f"its index names the shard {shard}, and there is no such file"
+                raise CheckpointError(model, place, reason, "Fetch or save the model again.")
+    else:
+        names = [name]
+    return _open_files(model, [place.open(name) for name in names])
+
+
+def _open_files(model: str, files: Sequence[File]) -> Checkpoint:
+    tensors: dict[str, tuple[File, TensorInfo]] = {}
+    for file in files:
+        for name, info in _read_header(model, file).items():
+            if name in tensors:
+                raise CheckpointError(model, file, f"tensor {name} stands in two shards", "Fetch or save it again.")
+            tensors[name] = (file, info)
+    return Checkpoint(model, tensors, name_layers(tensors))
+
+
+def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
+    """An adapter on its base, or alone."""
+    model = place.model
+    name = next((name for name in ADAPTER_FILES if place.has(name)), None)
+    if name is None:
+        raise CheckpointError(model, place, "is an adapter without adapter_model.safetensors", "Save it again.")
+    parts = _open_files(model, [place.open(name)])
+    infos = {name: info for name, (_, info) in parts.tensors.items()}
+    config = place.open(ADAPTER_CONFIG)
+    adapter = parse_adapter(model, place, _read_json(model, config), infos)
+    file = next(iter(parts.tensors.values()))[0]
+    if base is None:
+        if any("magnitude" in update.parts for update in adapter.updates.values()):
+            raise CheckpointError(
+                model, place, "is a DoRA adapter, which says nothing without its base", "Give its base in the manifest."
+            )
+        update_of = {f"{module}.weight": module for module in adapter.updates}
+        tensors = {
+            name: (file, TensorInfo("F32", update_shape(adapter.updates[module], infos), 0, 0))
+            for name, module in update_of.items()
+        }
+        adapter = Adapter(adapter.updates)  # heads that came with it are no updates
+        return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, None, update_of)
+    found = names_in_base(list(adapter.updates), list(base.tensors))
+    update_of, updates = {}, dict(adapter.updates)
+    shapes = {name: info.shape for name, (_, info) in base.tensors.items()}
+    for module, target in found.items():
+        adapter.updates[module] = oriented(updates[module], target or "", shapes, infos)
+        shape = update_shape(adapter.updates[module], infos)
+        if target is None or base.tensors[target][1].shape != shape:
+            there = "is missing" if target is None else f"has the shape {base.tensors[target][1].shape}"
+            raise CheckpointError(
+                model,
+                place,
+                f"it updates {module}, a weight of shape {shape}, which {there} in its base",
+                "Give its own base.",
+            )
+        update_of[target] = module
+    # Whole tensors, too, go by the base's own names, whatever wrappers the adapter was saved with.
+    plain = {canonical_name(name): name for name in base.tensors}
+    whole = {}
+    for name, raw in adapter.whole.items():
+        name = name.replace(".base_layer.", ".")
+        whole[name if name in base.tensors else plain.get(canonical_name(name), name)] = raw
+    tensors = dict(base.tensors) | {name: parts.tensors[raw] for name, raw in whole.items()}
+    adapter = Adapter(adapter.updates, whole)
+    return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, base, update_of)
+
+
+def open_checkpoint(model: str, location: str | Path, base: str | Path | None = None) -> Checkpoint:
+    """Open a local path or an `hf://` source; reads headers only. Raises CheckpointError.
+
+    `base` is where the model is that an adapter belongs to; without it an adapter is what it adds, and nothing else.
+    """
+    adapted = open_checkpoint(model, base) if base is not None else None
+    if isinstance(adapted, AdaptedCheckpoint) and adapted.base is None:
+        raise CheckpointError(
+            model, base, "is an adapter itself, and was given as a base", "Give the model it belongs to."
+        )
+    if isinstance(location, str) and location.startswith("hf://"):
+        match = HUB_SOURCE.fullmatch(location)
+        if match is None:
+            raise CheckpointError(model, location, "is no source", "Write hf://owner/name[@revision][:subfolder].")
+        repository = open_repository(model, match["repo"], match["revision"])
+        return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted)
+    path = Path(location)
+    try:
+        if path.is_file():
+            if path.name.endswith(".index.json"):
+                names = _shards(model, LocalFile.open(model, path))
+                return _open_files(model, [LocalFile.open(model, path.parent / name) for name in names])
+            if path.suffix not in (".safetensors", *PICKLES):
+                raise CheckpointError(
+                    model, path, "is neither a safetensors file nor a pickle", "Save the model with save_pretrained."
+                )
+            return _open_files(model, [LocalFile.open(model, path)])
+        if not path.is_dir():
+            raise CheckpointError(model, path, "there is no such file or folder", "Mend the source in the manifest.")
+        return _open_place(LocalFolder(model, path), adapted)
+    except OSError as error:  # no permission, or a name that no file can have
+        raise unreadable(model, path, error) from None
+
+
+def lacks(checkpoint: Checkpoint, what: str) -> CheckpointError:
+    """The error of a model that has none of the layers asked for."""
+    some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
+    return CheckpointError(
+        checkpoint.model,
+        next((file for file, _ in checkpoint.tensors.values()), "no file"),
+        f"has no {what}; its tensors are {some}, ...",
+        "Name its layers in mother/layers.py, or leave it out of the manifest.",
+    )

@@ -1,0 +1,158 @@
+"""Where the files of a model are: on disk, or in a repository of the Hugging Face Hub."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from mother.errors import CheckpointError
+from mother.io.hub import Repository
+from mother.io.remote import RemoteFile
+
+ENDS = 65536  # bytes of a file that its fingerprint reads at either end
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on disk. It is opened anew for each look, so that none of thousands stays open."""
+
+    model: str
+    path: Path
+    size: int
+    state: tuple[int, int, int] | None = None  # size, time and inode when it was opened
+
+    @classmethod
+    def open(cls, model: str, path: Path) -> "LocalFile":
+        """Look at a file; raises CheckpointError."""
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for somebody to write
+                raise CheckpointError(model, path, "it is no regular file", "Give a file.")
+            with open(path, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                return cls(model, path, status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino))
+        except OSError as error:
+            raise unreadable(model, path, error) from None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self, spans: Sequence[tuple[int, int]], into: Sequence[memoryview | None] = ()) -> list[memoryview]:
+        """The bytes of each (start, end), fewer where the file ends; in the memory of `into` where it has some.
+
+        Raises CheckpointError.
+        """
+        parts = []
+        try:
+            with open(self.path, "rb", buffering=0) as stream:
+                status = os.fstat(stream.fileno())
+                if self.state not in (None, (status.st_size, status.st_mtime_ns, status.st_ino)):
+                    raise CheckpointError(
+                        self.model,
+                        self.path,
+                        "the file has changed while it was read",
+                        "Run again to read the new one.",
+                    )
+                for (start, end), given in zip_longest(spans, into):
+                    buffer, filled = memoryview(bytearray(end - start)) if given is None else given, 0
+                    stream.seek(start)
+                    while filled < len(buffer) and (count := stream.readinto(buffer[filled:])):
+                        filled += count
+                    parts.append(buffer[:filled])
+        except OSError as error:
+            raise unreadable(self.model, self.path, error) from None
+        return parts
+
+    def expect(self, start: int, end: int) -> None:
+        """Let the system bring these bytes from the disk while something else is done, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), open(self.path, "rb", buffering=0) as stream:
+                os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes or fewer."""
+        return bytes(self.read([(0, min(count, self.size))])[0])
+
+    def fingerprint(self) -> tuple[str, int, int, str]:
+        """Path, size, modification time and digest of both ends. Raises CheckpointError where the file has gone."""
+        try:
+            with open(self.path, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                ends = stream.read(ENDS)
+                stream.seek(max(0, status.st_size - ENDS))
+                digest = hashlib.sha256(ends + stream.read(ENDS)).hexdigest()
+        except OSError as error:
+            raise unreadable(self.model, self.path, error) from None
+        return (str(self.path), status.st_size, status.st_mtime_ns, digest)
+
+
+File = LocalFile | RemoteFile
+
+
+def unreadable(model: str, file: object, error: OSError) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(model, file, "there is no such file", "Fetch or save the model again.")
+    return CheckpointError(model, file, f"cannot be read: {error.strerror}", "Check the path and its permissions.")
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on disk."""
+
+    model: str
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.path / name).exists()
+
+    def open(self, name: str) -> LocalFile:
+        """Open a file; raises CheckpointError."""
+        return LocalFile.open(self.model, self.path / name)
+
+    def names(self) -> list[str]:
+        """Names of its files and folders."""
+        return sorted(entry.name for entry in self.path.iterdir())
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A repository of the Hub at a commit, or a folder in it."""
+
+    model: str
+    repository: Repository
+    subfolder: str | None
+
+    def __str__(self) -> str:
+        return str(self.repository) + (f":{self.subfolder}" if self.subfolder else "")
+
+    def _path(self, name: str) -> str:
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
+    def has(self, name: str) -> bool:
+        """See LocalFolder."""
+        return self._path(name) in self.repository.files
+
+    def open(self, name: str) -> RemoteFile:
+        """See LocalFolder."""
+        return RemoteFile(self.repository, self._path(name))
+
+    def names(self) -> list[str]:
+        """See LocalFolder."""
+        start = self._path("")
+        inside = [name.removeprefix(start) for name in self.repository.files if name.startswith(start)]
+        return sorted({name.split("/")[0] for name in inside})
+
+
+Place = LocalFolder | RemoteFolder
+
+HUB_SOURCE = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w.-]+(/[\w.-]+)*))?"
+)

@@ -1,0 +1,36 @@
+"""Work on a few cores: in threads where LAPACK uses one for a small matrix, in chunks that stay in the cache elsewhere.
+
+Threads of Python that each ask torch for threads of its own keep one another waiting: what runs beside others must use
+one core (`in_threads` sees to it) or numpy.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CACHED = 1 << 18  # entries of all models that are worked on at a time
+
+LARGE = 1 << 26  # and on a GPU
+
+
+def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> list[Any]:
+    """The work for each item, each by one of as many threads as torch would use for one. Results in their order."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) < 2:
+        return [work(item) for item in items]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_chunks(weights: Float[Tensor, "models ..."], cached: int = CACHED) -> Sequence[Float[Tensor, "models entries"]]:
+    """The weights of all models in stretches of entries that fit the cache; on a GPU in large ones."""
+    flat = weights.flatten(1)
+    return flat.split(max(1024, (LARGE if flat.is_cuda else cached) // len(flat)), dim=1)

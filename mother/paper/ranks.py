@@ -1,0 +1,161 @@
+"""Ranks of the differences of all pairs of models: exact, or from random sketches where these decide.
+
+The rank is that of `np.linalg.matrix_rank`: singular values in float32 above max(rows, columns) * eps * the largest. A
+Gaussian sketch S D T of k x k entries has the rank of D where that is well below k, and costs a product of each *model*
+instead of a decomposition of each pair. It decides only where no singular value of it is near the tolerance, and when
+at most a part of its own directions are used up. What it cannot decide goes to a larger one, and then to the exact
+path.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mother.numeric.threads import in_threads
+from mother.paper.rank_paths import near_groups, nearest_neighbours, ranks_along_paths, sample_of
+
+# Sides of the sketches that are tried. Those of one line are parts of the largest of them.
+SIDES = ((64, 96, 144), (216, 324), (486,))
+
+LARGEST = 0.65  # of the smaller side of a matrix: a larger sketch of it is not worth its time
+
+USED = 0.6  # share of a sketch's directions beyond which it says only that the rank is large
+
+MARGIN = 8.0  # times the tolerance that the singular values which count must be above in a sketch that decides
+
+NEAR = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
+
+POWER = 8  # iterations for that estimate
+
+AT_ONCE = 1 << 24  # entries of the differences that are worked on together
+
+
+def _tolerance(rows: int, columns: int) -> float:
+    return max(rows, columns) * torch.finfo(torch.float32).eps
+
+
+def exact_ranks(difference: Float[Tensor, "pairs rows columns"]) -> Int[Tensor, "pairs"]:
+    """The rank of each matrix, as `np.linalg.matrix_rank` gives it.
+
+    Large matrices are counted without a decomposition into singular values: as many of them are above t as the
+    symmetric D'D - t^2 has positive eigenvalues, and the signs of an LDL' factorization tell that (Sylvester's law of
+    inertia). Where one is so near the tolerance that its estimate matters, the decomposition decides.
+    """
+    rows, columns = difference.shape[1:]
+    if min(rows, columns) <= SIDES[0][0] or difference.is_cuda:
+        return torch.linalg.matrix_rank(difference)
+    wide = difference.double() if rows >= columns else difference.double().transpose(1, 2)
+    gram = wide.transpose(1, 2) @ wide
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(gram.shape[1], 4, generator=generator, dtype=torch.float64).expand(len(gram), -1, -1)
+    for _ in range(POWER):
+        block = torch.linalg.qr(gram @ block).Q
+    largest = torch.linalg.eigvalsh(block.transpose(1, 2) @ gram @ block)[:, -1].clamp(min=0)
+    counts = []
+    for margin in NEAR:
+        level = largest * (margin * _tolerance(rows, columns)) ** 2
+        factor, pivots, _ = torch.linalg.ldl_factor_ex(gram - torch.diag_embed(level[:, None].expand(-1, len(gram[0]))))
+        two = pivots < 0  # blocks of two have one eigenvalue of either sign
+        diagonal = factor.diagonal(dim1=1, dim2=2)
+        counts.append(((diagonal > 0) & ~two).sum(dim=1) + two.sum(dim=1) // 2)
+    ranks = torch.where(largest > 0, counts[0], 0)
+    unsure = ((counts[0] != counts[1]) & (largest > 0)).nonzero()[:, 0]
+    if len(unsure):
+        ranks[unsure] = torch.linalg.matrix_rank(difference[unsure])
+    return ranks
+
+
+def _sketch(weights: Float[Tensor, "models rows columns"], origin: Tensor, side: int) -> Float[Tensor, "models k k"]:
+    """S (W - origin) T of each model, with the same S and T for all."""
+    rows, columns = weights.shape[1:]
+    generator = torch.Generator().manual_seed(side)
+    left = torch.randn(side, rows, generator=generator).to(weights.device) / side**0.5
+    right = torch.randn(columns, side, generator=generator).to(weights.device) / side**0.5
+    # One model at a time: a copy of all would be as large as all.
+    return torch.stack([left @ ((weight - origin) @ right) for weight in weights])
+
+
+def _decide(difference: Float[Tensor, "pairs k k"], tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(rank, whether it is sure, whether the sketch is used up) of each pair."""
+    side = difference.shape[1]
+    wide = difference.double()
+    # Half the time of a decomposition into singular values; their squares have twice the digits that are needed.
+    values = torch.linalg.eigvalsh(wide @ wide.transpose(1, 2)).clamp(min=0).sqrt()
+    tolerance = tolerance * values[:, -1:]
+    high = (values > MARGIN * tolerance).sum(dim=1)
+    # Of a rank r the smallest singular value shrinks in the sketch, by (1 - sqrt(r / k))^2 or not much more.
+    shrunk = (1 - (high.clamp(max=int(USED * side)) / side).sqrt()).square() / 2
+    low = (values > shrunk[:, None] * tolerance).sum(dim=1)
+    full = low > USED * side
+    return high, (low == high) & ~full, full
+
+
+def _in_parts(pairs: Sequence[tuple[int, int]], entries: int, threads: int) -> list[list[tuple[int, int]]]:
+    step = max(1, min(AT_ONCE // entries, -(-len(pairs) // threads)))
+    return [list(pairs[start : start + step]) for start in range(0, len(pairs), step)]
+
+
+def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, "models models"]:
+    """[i, j] = rank(W_i - W_j) (paper: l_LoRA), as `np.linalg.matrix_rank` counts it.
+
+    It is blind to the rounding noise of weights stored in half precision, which it takes for rank. Models that share
+    nothing (see `near_groups`) get min(rows, columns): the numerical rank of a random matrix is now and then one less.
+    """
+    count, rows, columns = weights.shape
+    result = torch.full((count, count), min(rows, columns), dtype=torch.int64, device=weights.device)
+    result.fill_diagonal_(0)
+    threads = torch.get_num_threads() if weights.device.type == "cpu" else 1
+    sample = sample_of(weights)
+    groups = near_groups(sample)
+    leaders = [(one[0], other[0]) for at, one in enumerate(groups) for other in groups[:at]]
+    for i, j in leaders:  # two far from one another may still differ by a low rank
+        apart = (weights[i] - weights[j])[None]
+        if SIDES[0][0] <= LARGEST * min(rows, columns):
+            low = not _decide(_sketch(apart, torch.zeros_like(apart[0]), SIDES[0][0]), _tolerance(rows, columns))[2]
+        else:
+            low = bool(exact_ranks(apart) <= USED * min(rows, columns))
+        one, other = (next(group for group in groups if leader in group) for leader in (i, j))
+        if low and one is not other:
+            one.extend(other)
+            groups.remove(other)
+    for group in groups:
+        left = []
+        proved = ranks_along_paths(weights, group, nearest_neighbours(sample[group]), _tolerance(rows, columns))
+        for pair in ((i, j) for at, i in enumerate(group) for j in group[:at]):
+            if pair in proved:
+                result[pair] = result[pair[::-1]] = proved[pair]
+            else:
+                left.append(pair)
+        for sides in SIDES:
+            sides = [side for side in sides if side <= LARGEST * min(rows, columns)]
+            if not left or not sides:
+                break
+            involved = sorted({end for pair in left for end in pair})
+            place = {model: at for at, model in enumerate(involved)}
+            sketches = _sketch(weights[involved] if len(involved) < count else weights, weights[group[0]], sides[-1])
+
+            def look(part: list[tuple[int, int]]) -> list[tuple[int, int]]:
+                first, second = ([place[pair[end]] for pair in part] for end in (0, 1))
+                apart = sketches[first, :side, :side] - sketches[second, :side, :side]
+                rank, sure, _ = _decide(apart, _tolerance(rows, columns))
+                for (i, j), value, known in zip(part, rank.tolist(), sure.tolist()):
+                    if known:
+                        result[i, j] = result[j, i] = value
+                return [pair for pair, known in zip(part, sure.tolist()) if not known]
+
+            for side in sides:
+                parts = _in_parts(left, side * side, threads)
+                left = [
+                    pair for some in (in_threads(look, parts) if threads > 1 else map(look, parts)) for pair in some
+                ]
+
+        def exactly(part: list[tuple[int, int]]) -> None:
+            ranks = exact_ranks(torch.stack([weights[i] - weights[j] for i, j in part]))
+            for (i, j), value in zip(part, ranks.tolist()):
+                result[i, j] = result[j, i] = value
+
+        parts = _in_parts(left, rows * columns, threads)
+        in_threads(exactly, parts) if threads > 1 else list(map(exactly, parts))
+    return result
