@@ -1,29 +1,26 @@
-"""Stage 3a: recover the Model Trees of fully fine-tuned models.
+"""Stage 3a: recover the Model Trees of fully fine-tuned models, by both methods.
 
-Method "map" (the default) takes the whole collection and gives every edge a kind, an arrow and probabilities.
 Method "mother" is the paper's: distance by min-max normalised weight differences, direction by the kurtosis of
-`output.dense`, minimum spanning arborescence of the merged cost. Needs the statistics of stage 1.
+`output.dense`, minimum spanning arborescence of the merged cost. It needs the statistics of stage 1. Method "map"
+takes the whole collection and gives every edge a kind, an arrow and probabilities.
 
-    python MoTHer_FullFT.py --model-graph path/to/manifest.json
-    python get_vit_layer_statistics.py && python MoTHer_FullFT.py --method mother
+    python get_vit_layer_statistics.py && python MoTHer_FullFT.py
+    python MoTHer_FullFT.py --method map --model-graph path/to/manifest.json
 """
 
-import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from console import announce_device, progress, report_graph, report_trees, run
+from mother.cli.arguments import run
 from mother.errors import InputError
-from mother.graph.collection import find_manifest
 from mother.io.layers import ATTENTION
-from mother.paper.direction import Stage
-from mother.paper.distances import minmax_distance
-from mother.paper.measure import Measured
-from mother.runs.by_map import recover_typed_graph
-from mother.runs.by_paper import FULL_FINE_TUNING, Method, overall, recover_model_graph
+
+if TYPE_CHECKING:
+    from mother.runs.results import Run
+
+# Flags that a result of the paper's method depends on.
+OF_PAPER = ("model_graph", "clusters", "stage", "direction_weight", "kinds", "direction_kind", "minmax_over", "device")
 
 
 @dataclass
@@ -32,15 +29,15 @@ class Args:
 
     model_graph: str = "mini_ft"
     """name of a split in dataset/, or path of a manifest"""
-    method: Literal["map", "mother"] = "map"
-    """map: typed edges with probabilities, on the whole collection at once; mother: the paper's"""
+    method: Literal["both", "map", "mother"] = "both"
+    """mother: the paper's; map: typed edges with probabilities, on the whole collection at once"""
     error: float = 0.01
     """map: probability of a single false relation among independently initialised models"""
     read: Literal["manifest", "attention", "all"] = "manifest"
     """map: matrices inside the blocks that are read: as the manifest says, only those of attention, or all"""
     clusters: Literal["truth", "ward"] = "truth"
     """mother: models of a tree: as the manifest says, or as clustering.py found"""
-    stage: Stage = "specialization"
+    stage: Literal["specialization", "generalization"] = "specialization"
     """mother: whether kurtosis falls (fine-tuning) or rises (continued pre-training) from parent to child"""
     direction_weight: float = 0.3
     """mother: c in the paper: weight of the direction against the distance"""
@@ -60,68 +57,49 @@ class Args:
     """measure again instead of reusing results"""
 
 
-class LayerStatistics:
-    """What stage 1 wrote: the range of each layer in each tree. Raises InputError where it does not fit."""
+def recover_paper_trees(stage: "Run") -> None:
+    """The paper's method, with the statistics of stage 1."""
+    from mother.paper.layer_statistics import LayerStatistics
+    from mother.runs.by_paper import FULL_FINE_TUNING, Method, recover_by_paper
 
-    def __init__(self, folder: Path, model_graph: str, minmax_over: str):
-        self.remedy = f"Run `python get_vit_layer_statistics.py --model-graph {model_graph}` first."
-        self.path = folder / "layer_statistics.csv"
-        names = {"differences": ("min", "max"), "weights": ("weight_min", "weight_max")}[minmax_over]
-        self.ranges: dict[tuple[str, str, str], tuple[float, float]] = {}
-        self.read: dict[str, str] = {}
-        self.both_orders = False
-        try:
-            with open(self.path, newline="") as file:
-                for row in csv.DictReader(file):
-                    low, high = (float(row[name]) for name in names)
-                    self.ranges[row["tree"], row["block"], row["kind"]] = low, high
-                    self.read[row["tree"]] = row["read"]
-                    self.both_orders = row["both_orders"] == "True"
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"there are no statistics of {model_graph} ({error}). {self.remedy}") from None
-
-    def distance(self, measured: Measured, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """The paper's distance of one tree, and the largest absolute difference of each pair."""
-        largest = measured.arrays["pair_max_difference"]
-        difference = np.maximum(largest, largest.transpose(0, 2, 1)).max(axis=0)
-        if len(measured.models) < 2:
-            return np.zeros((len(measured.models),) * 2), difference
-        if self.read.get(group) != measured.read:
-            raise InputError(
-                f"{self.path} was made from other models or files than tree {group} has now. {self.remedy}"
-            )
-        try:
-            ranges = [self.ranges[group, layer.block, layer.kind] for layer in measured.layers]
-        except KeyError as error:
-            raise InputError(f"{self.path} does not know layer {error.args[0]}. {self.remedy}") from None
-        low, high = np.array(ranges).T
-        return minmax_distance(largest, low, high, self.both_orders), difference
-
-
-def main(args: Args) -> None:
-    """Measure, recover, score and draw every tree."""
-    if args.direction_kind not in args.kinds:
-        raise InputError(f"direction_kind {args.direction_kind!r} is not among the kinds {args.kinds}.")
-    manifest = find_manifest(args.model_graph)
-    folder = args.results / manifest.name
-    flags = asdict(args) | {"results": str(args.results)}
-    if args.method == "map":
-        device = announce_device(args.device)
-        recovery = recover_typed_graph(manifest, Path(__file__).stem, folder, flags, device, progress)
-        report_graph(manifest, recovery, folder, args.show_trees)
-        return
-    statistics = LayerStatistics(folder, args.model_graph, args.minmax_over)
     method = Method(
         name=Path(__file__).stem,
-        kinds=args.kinds,
-        direction_kind=args.direction_kind,
+        kinds=stage.flags["kinds"],
+        direction_kind=stage.flags["direction_kind"],
         statistics=FULL_FINE_TUNING,
-        distance=statistics.distance,
+        distance=LayerStatistics(stage.folder, stage.flags["model_graph"], stage.flags["minmax_over"]).distance,
         distance_label="max-min-max distance",
         kept_as="get_vit_layer_statistics",
     )
-    trees = recover_model_graph(manifest, method, folder, flags, announce_device(args.device), progress)
-    report_trees(manifest.name, trees, overall(manifest, trees), folder, args.show_trees)
+    recover_by_paper(stage, method)
+
+
+def recover_typed_graph(stage: "Run") -> None:
+    """Method map."""
+    from mother.runs.by_map import recover_by_map
+
+    recover_by_map(stage)
+
+
+def main(args: Args) -> None:
+    """Recover, score and draw the Model Graph by each method, or show what is kept."""
+    from mother.cli.stages import OF_MAP, make_once, open_run, require_statistics
+    from mother.cli.tables import report_graph, report_methods, report_next, report_trees
+
+    if args.direction_kind not in args.kinds:
+        raise InputError(f"direction_kind {args.direction_kind!r} is not among the kinds {args.kinds}.")
+    if args.method != "map":
+        require_statistics(args.results, args.model_graph)  # before hours of work
+    opened, script = open_run(args.model_graph, args.results), Path(__file__).name
+    if args.method != "map":
+        inputs = ["layer_statistics.csv", *(["clusters.json"] if args.clusters == "ward" else [])]
+        make_once(opened, "accuracy.json", script, args, OF_PAPER, recover_paper_trees, inputs)
+        report_trees(opened.manifest, opened.folder, args.show_trees)
+    if args.method != "mother":
+        make_once(opened, "map/accuracy.json", script, args, OF_MAP, recover_typed_graph)
+        report_graph(opened.manifest, opened.folder, args.show_trees)
+    report_methods(opened.manifest.name, opened.folder)
+    report_next("python MoTHer_LoRA.py")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@ python summarize.py
 from dataclasses import dataclass
 from pathlib import Path
 
-from console import report_left_out, run
+from mother.cli.arguments import run
 from mother.errors import InputError
-from mother.graph.text import format_table
-from mother.io.files import write_json
-from mother.runs.results import COMPARED, compare_methods, read_result
 
 HEAD = ("split", "tree", "undirected", "directed", "clusters", "seconds")
 
@@ -19,8 +16,8 @@ HEAD = ("split", "tree", "undirected", "directed", "clusters", "seconds")
 class Args:
     """Print all results in two tables."""
 
-    model_graphs: tuple[str, ...] = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
-    """names of the folders in results/"""
+    model_graphs: tuple[str, ...] = ()
+    """names of the folders in results/; all that hold results, if none is given"""
     results: Path = Path("results")
     """where the scripts wrote"""
 
@@ -39,10 +36,24 @@ def by_tree(name: str, accuracy: dict, clusters: dict) -> list[list]:
     return [*rows, [name, "all", *scores, clusters.get("accuracy"), seconds]]
 
 
+def all_results(folder: Path) -> list[str]:
+    """Model graphs that the scripts have recovered. Raises InputError where there is none."""
+    found = {path.parent.name for path in folder.glob("*/accuracy.json")}
+    found |= {path.parent.parent.name for path in folder.glob("*/map/accuracy.json")}
+    if not found:
+        raise InputError(f"{folder}/ holds no results. Run the scripts first, or `make recover`.")
+    return sorted(found)
+
+
 def main(args: Args) -> None:
     """Put the results of the scripts together: each tree by the paper's method, then both methods side by side."""
+    from mother.cli.tables import report_left_out
+    from mother.graph.text import format_table
+    from mother.io.files import write_json
+    from mother.runs.results import COMPARED, compare_methods, read_result
+
     rows, compared, left_out, notes = [], [], {}, []
-    for name in args.model_graphs:
+    for name in args.model_graphs or all_results(args.results):
         folder = args.results / name
         accuracy, clusters = read_result(folder / "accuracy.json"), read_result(folder / "clusters.json")
         found = read_result(folder / "map" / "accuracy.json")

@@ -122,7 +122,7 @@ def test_llama(serve: Serve) -> None:
     """Mother: direction over `self_attn.o_proj`, ranges of the differences, fine-tuning.
 
     At the miniature's size kurtosis rises while it is fine-tuned, so the paper's arrows are not asked for there, only
-    what its distance finds; README.md reports both.
+    what its distance finds; docs/results.md reports both.
     """
     manifest = serve("mini_llama")
     measured, edges = recover_by_paper(

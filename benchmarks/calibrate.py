@@ -1,7 +1,7 @@
 """Fit what evidence is worth, on some recipes, roots and architectures, and test it on those left out.
 
 python -m benchmarks.calibrate            # cross-validate, check against the thresholds, draw the diagram
-python -m benchmarks.calibrate --write    # fit on everything and write mother/calibration.json
+python -m benchmarks.calibrate --write    # fit on everything and write mother/heritage/calibration.json
 """
 
 import subprocess
@@ -29,7 +29,7 @@ class Args:
     """Cross-validate the calibration of edge probabilities."""
 
     write: bool = False
-    """fit on all splits and write mother/calibration.json"""
+    """fit on all splits and write mother/heritage/calibration.json"""
     figure: Path = Path("imgs/reliability.png")
     """where the reliability diagram goes"""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.vit_b import write_family
+from mother.evidence import first_pass
 from mother.graph.collection import open_models
 from mother.graph.manifest_io import read_manifest
 from mother.graph.text import format_table

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import torch
 
-from mother.paper import clusters, distances, statistics  # noqa: F401  numba would load scipy, which the scripts have
 from mother.graph.text import format_table
+from mother.paper import clusters, distances, statistics  # noqa: F401  numba would load scipy, which the scripts have
 
 MODELS, SIDE, TIMES = 21, 768, 15
 LEAST = 2.0

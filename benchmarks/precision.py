@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from console import progress
+from mother.cli.progress import progress
 from mother.graph.collection import find_manifest, open_models
 from mother.graph.manifest import Manifest
 from mother.graph.scores import score_graph

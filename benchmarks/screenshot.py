@@ -1,4 +1,4 @@
-"""The picture of the report that README.md shows: `recover.py` on mini_wild, opened in headless Chromium.
+"""The picture of the report that docs/own_models.md shows: `recover.py` on mini_wild, opened in headless Chromium.
 
 python -m benchmarks.screenshot
 """

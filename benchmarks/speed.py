@@ -92,7 +92,7 @@ def part_of(manifest: Manifest, models: int) -> Manifest:
 
 
 def sampled(manifest: Manifest) -> tuple[list[tuple[Path, Path]], list[Path], float, float]:
-    """SecondPass and models that the reference is timed on, and the numbers they stand for over theirs."""
+    """Pairs and models that the reference is timed on, and the numbers they stand for over theirs."""
     folders = [manifest.location(node) for node in manifest.nodes]
     n = len(folders)
     rng = np.random.default_rng(n)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from console import progress
+from mother.cli.progress import progress
 from mother.graph.collection import find_manifest, open_models, read_digest
 from mother.graph.manifest import Manifest
 from mother.graph.scores import present_parents

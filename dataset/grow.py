@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from console import run
 from dataset.forest import Job, grow, read_record
 from dataset.plan import FAMILIES, SPLITS, plan, plan_family
 from dataset.wild_plan import WILD, plan_wild
+from mother.cli.arguments import run
 from mother.errors import InputError
 from mother.graph.manifest import Manifest, Node
 from mother.graph.manifest_io import write_manifest

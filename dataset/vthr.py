@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 from huggingface_hub import get_session
 
-from console import run
+from mother.cli.arguments import run
 from mother.errors import ManifestError
 from mother.graph.manifest import Manifest, Node
 from mother.graph.manifest_io import write_manifest

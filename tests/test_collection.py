@@ -10,7 +10,8 @@ from conftest import save_model, vit_weights
 from hub_server import HubServer, use
 
 from mother.collection.claims import Claim
-from mother.collection.find import Source, find_models, models_of_author, models_of_collection, with_claims
+from mother.collection.find import Source, find_models, with_claims
+from mother.collection.hub_lists import models_of_author, models_of_collection
 from mother.errors import InputError
 from mother.graph.manifest import Manifest, Node
 from mother.graph.manifest_io import write_manifest

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import save_family, save_model, vit_weights
 
-from mother.evidence import sketch as sketches
 from mother.errors import CheckpointError
+from mother.evidence import sketch as sketches
 from mother.evidence.direction import shrunk_rows
 from mother.evidence.edges import between, is_lora, pooled_newness
 from mother.evidence.first_pass import take_first_pass

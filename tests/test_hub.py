@@ -12,8 +12,9 @@ from conftest import save_model, vit_weights
 from hub_server import Fault, HubServer, use
 from test_checkpoints import assert_same, read_all, shard
 
-from mother.io import remote as client
 from mother.errors import CheckpointError
+from mother.io import hub as client
+from mother.io import remote as remote_file
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
@@ -87,7 +88,7 @@ def test_only_the_bytes_wanted_are_asked_for(hub: HubServer) -> None:
         4 * weight.numel() for weight in weights.values()
     )
     measure(checkpoints, ("query", "key", "value", "output"), {"kurtosis": kurtosis}, CPU)
-    assert sent(hub) <= 1.02 * wanted + max(header, client.HEAD_BYTES)
+    assert sent(hub) <= 1.02 * wanted + max(header, remote_file.HEAD_BYTES)
     # The description, one resolve, the header, and the weights: those that stand side by side at once.
     assert len(hub.requests) <= 3 + len(layers)
     assert sum(request.method == "HEAD" for request in hub.requests) <= 2  # a redirect is not a second one

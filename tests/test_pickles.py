@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoints import assert_same, read_all
 
-from mother.io import unpickler
 from mother.errors import CheckpointError
+from mother.io import unpickler
 from mother.io.open import open_checkpoint
 from mother.io.pickles import parse_pickle
 

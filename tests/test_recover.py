@@ -20,11 +20,13 @@ from test_heritage import base, halved, moved
 
 from mother import recover
 from mother.collection.find import find_models
-from mother.collection.workspace import group_by_shapes, open_sources, read_state, recover_sources, reopen
+from mother.collection.state import read_state
+from mother.collection.workspace import group_by_shapes, recover_sources, reopen
 from mother.errors import InputError
 from mother.evidence.sketch import sketch_models
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import read_model_graph
+from mother.io.open import open_all
 from mother.report.explain import explain, explain_text
 
 CPU = torch.device("cpu")
@@ -124,7 +126,13 @@ def test_again_is_the_same_and_reads_no_model(done: tuple[Path, Path, str], tmp_
     before = {name: (out / name).read_bytes() for name in FILES if name != "tree.png"}
     # Without the weights of the large ones: what is kept says it all.
     times = {path: path.stat().st_mtime_ns for path in (out / "models").iterdir()}
-    assert run(models, "--out", out) == text
+    for overwrite in ([], ["--overwrite"]):
+        again = run(models, "--out", out, *overwrite)
+        assert ("kept: " in again) == (not overwrite)
+        told = [
+            [line for line in one.splitlines() if not line.startswith(("device: ", "kept: "))] for one in (again, text)
+        ]
+        assert told[0] == told[1]
     assert {name: (out / name).read_bytes() for name in before} == before
     assert {path: path.stat().st_mtime_ns for path in (out / "models").iterdir()} == times
 
@@ -328,7 +336,7 @@ def test_groups(tmp_path: Path) -> None:
     }
     for name, weights in {"a": base(1), "wide": wider, "deep": deeper, "b": base(2), "llama": llama(1)}.items():
         save_model(tmp_path / name, weights)
-    opened, left_out = open_sources(find_models([str(tmp_path)]))
+    opened, left_out = open_all((one.id, one.location, one.base) for one in find_models([str(tmp_path)]))
     groups = group_by_shapes(sketch_models(opened, tmp_path / "kept").sketches)
     assert [sorted(one.model for one in members) for members in groups] == [["a", "b", "deep"], ["llama"], ["wide"]]
     assert not left_out

@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, save_family, save_model, vit_weights
 from safetensors.torch import load_file, save_file
 
-import console
+from mother.cli import arguments
 from mother.graph.manifest import Manifest
 from mother.graph.manifest_io import read_manifest
 from mother.graph.model_graph import read_model_graph
@@ -54,7 +54,7 @@ def run(script: str, *flags: object, code: int = 0) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *with_method(script, flags)])
         try:
-            console.run(module.main, module.Args)
+            arguments.run(module.main, module.Args)
         except SystemExit as exit:
             ended = exit.code
     assert ended == code, (ended, out.getvalue(), err.getvalue())

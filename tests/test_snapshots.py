@@ -18,9 +18,8 @@ from mother.io import snapshots
 from mother.io.checkpoint import Checkpoint
 from mother.io.snapshots import Snapshot
 from mother.paper.distances import pairwise_differences
-from mother.paper.measure import Measured, measure
+from mother.paper.measure import Measured, measure, measure_once
 from mother.paper.statistics import kurtosis
-from mother.runs.results import measure_once
 
 CPU = torch.device("cpu")
 

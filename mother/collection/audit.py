@@ -1,58 +1,15 @@
 """Whether the weights agree with what models say of their origin."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import networkx as nx
 
 from mother.collection.claims import RELATIONS, Claim, names_of
+from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, Verdict
 from mother.collection.workspace import Recovered
 from mother.graph.model_graph import ModelGraph
 
 SURE = 0.95  # probability from which the weights contradict a claim, or settle an arrow
-
-AGREES, CONTRADICTED = "agrees", "contradicted"
-
-UNSUPPORTED, ABSENT = "not supported", "parent not in the collection"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the weights say to a claim."""
-
-    model: str
-    claim: Claim
-    parent: str | None  # id of the model that is meant
-    verdict: str  # one of AGREES, CONTRADICTED, UNSUPPORTED, ABSENT
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        said = {"file": self.claim.file, "says": self.claim.parent, "relation": self.claim.relation}
-        return {"model": self.model, **said, "parent": self.parent, "verdict": self.verdict, "reason": self.reason}
-
-
-@dataclass
-class Audit:
-    """The verdicts on all claims of a collection, and parents that nobody named."""
-
-    verdicts: list[Verdict]
-    undeclared: dict[str, str] = field(default_factory=dict)  # model -> what the weights say of it
-
-    @property
-    def exit_code(self) -> int:
-        """0 where all claims agree, 3 where one is contradicted, 4 where one, or all for want of any, is undecided."""
-        found = {verdict.verdict for verdict in self.verdicts}
-        return 3 if CONTRADICTED in found else 0 if found == {AGREES} else 4
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "verdicts": [verdict.to_json() for verdict in self.verdicts],
-            "undeclared": self.undeclared,
-            "exit_code": self.exit_code,
-        }
 
 
 def _line(graph: nx.DiGraph, parent: str, child: str) -> str:

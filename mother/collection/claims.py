@@ -1,4 +1,4 @@
-"""What models say of their origin (cards, configurations), and whether the weights agree.
+"""What models say of their origin: cards, configurations.
 
 Three places hold claims: the front matter of README.md (`base_model`, `base_model_relation`), `adapter_config.json`
 (`base_model_name_or_path`) and `config.json` (`_name_or_path`). They are text that anybody may write: nothing in them
@@ -15,12 +15,10 @@ from typing import Any
 import yaml
 
 from mother.errors import CheckpointError
-from mother.io.hub import open_repository
 from mother.io.open import ADAPTER_CONFIG, WEIGHT_FILES
 from mother.io.places import HUB_SOURCE, LocalFolder, Place, RemoteFolder
 
 CARD, CONFIG = "README.md", "config.json"
-
 MOST = 1 << 20  # bytes of a card or configuration that are looked at
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
@@ -54,6 +52,8 @@ def open_place(model: str, location: str) -> Place | None:
         match = HUB_SOURCE.fullmatch(location)
         if match is None:
             return None
+        from mother.io.hub import open_repository  # the client of the Hub is slow to import
+
         return RemoteFolder(model, open_repository(model, match["repo"], match["revision"]), match["subfolder"])
     path = Path(location)
     if path.is_dir():

@@ -6,11 +6,9 @@ and two models are explained without reading any.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +17,8 @@ import torch
 from jaxtyping import Float
 
 from mother.collection.find import Source
-from mother.errors import CheckpointError, InputError
+from mother.collection.state import State, read_state, write_state
+from mother.errors import InputError
 from mother.evidence.candidates import comparable_square
 from mother.evidence.facts import SKETCH_ENTRIES
 from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
@@ -27,21 +26,14 @@ from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.trace import Progress, trace_sketches
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import build_graph
-from mother.io.checkpoint import Checkpoint
-from mother.io.files import write_json
-from mother.io.open import open_checkpoint
-from mother.io.runtime import IN_FLIGHT
-
-FORMAT = "mother-collection/1"
-
-STATE = "collection.json"
+from mother.io.open import open_all
 
 ALIKE = 0.5  # share of the smaller model's entries that two must have in equal shapes to be compared
 
 
 @dataclass
 class Group:
-    """Models of one architecture, and what was found about them. Places are those of `heritage.survey.models`."""
+    """Models of one architecture, and what was found about them. Places are those of `heritage.first_pass.models`."""
 
     name: str
     sketches: list[Sketch]
@@ -72,8 +64,12 @@ class Recovered:
 
     graph: ModelGraph
     groups: list[Group]
-    sources: list[Source]
-    settings: dict[str, float | int] = field(default_factory=dict)
+    state: State
+
+    @property
+    def sources(self) -> list[Source]:
+        """The models that it is of."""
+        return self.state.sources
 
     def group_of(self, model: str) -> Group:
         """The group that a model is in; raises InputError, with why it is in none."""
@@ -128,21 +124,6 @@ def _title(members: Sequence[Sketch]) -> str:
     return f"{blocks} blocks, width {max(set(widths), key=widths.count)}, {size} weights in {len(common)} matrices"
 
 
-def open_sources(sources: Sequence[Source]) -> tuple[list[Checkpoint], dict[str, str]]:
-    """Open models, headers only; returns those that can be read and why the others cannot."""
-
-    def look(source: Source) -> Checkpoint | CheckpointError:
-        try:
-            return open_checkpoint(source.id, source.location, source.base)
-        except CheckpointError as error:
-            return error
-
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        found = list(pool.map(look, sources))
-    left_out = {one.model: str(one) for one in found if isinstance(one, CheckpointError)}
-    return [one for one in found if isinstance(one, Checkpoint)], left_out
-
-
 def _join(groups: Sequence[Group], left_out: dict[str, str], name: str) -> ModelGraph:
     """One graph of all groups: trees are numbered through, and each node knows its group."""
     nodes: dict[str, dict] = {}
@@ -180,63 +161,47 @@ def recover_sources(
     if sketch < 1024:
         raise InputError(f"a sketch must have at least 1024 entries of a matrix, not {sketch}.")
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as there:
-        there = Path(there)
-        before = {source.id: kept_sketch(there / "models" / f"{key}.safetensors", key) for source, key in known}
-        again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
-        opened, left_out = open_sources([*again, *sources])
-        taken = sketch_models(opened, there / "models", sketch, progress("reading"))
-        left_out |= taken.left_out
-        new = {one.model: one for one in taken.sketches}
         everyone = [source for source, _ in known] + list(sources)
-        sketches = [one for source in everyone if (one := before.get(source.id) or new.get(source.id)) is not None]
+        sketches, left_out = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
         if not sketches:
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
-        sketches.sort(key=lambda one: one.model)
-        found = group_by_shapes(sketches)
-        tests = max(1, sum(len(members) > 1 for members in found))
-        groups: list[Group] = []
-        for members in found:
-            title = _title(members)
-            while title in {group.name for group in groups}:
-                title += " "
-            keep = None
-            if folder is not None:
-                digest = hashlib.sha256(repr(sorted(members[0].shapes.items())).encode()).hexdigest()[:12]
-                keep = there / "measurements" / digest
-            heritage = trace_sketches(members, device, error / tests, progress=progress, keep=keep)
-            groups.append(Group(title.strip(), sorted(members, key=lambda one: one.model), heritage))
-        recovered = Recovered(_join(groups, left_out, name), groups, everyone, {"error": error, "sketch": sketch})
+        keep = Path(there) / "measurements" if folder is not None else None
+        groups = _trace_groups(sketches, device, error, progress, keep)
+        keys = {one.model: one.key for one in sketches}
+        recovered = Recovered(_join(groups, left_out, name), groups, State(everyone, keys, error, sketch))
         if folder is not None:
-            write_state(there, recovered, {one.model: one.key for one in sketches})
+            write_state(folder, recovered.state)
     return recovered
 
 
-def write_state(folder: Path, recovered: Recovered, keys: dict[str, str]) -> None:
-    """Keep which models a result is of, so that it can be added to."""
-    sources = [{**source.to_json(), "sketch": keys.get(source.id)} for source in recovered.sources]
-    write_json(folder / STATE, {"format": FORMAT, **recovered.settings, "sources": sources})
+def _sketches_of(
+    known: Sequence[tuple[Source, str]], sources: Sequence[Source], folder: Path, entries: int, progress: Progress
+) -> tuple[list[Sketch], dict[str, str]]:
+    """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why."""
+    before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
+    again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
+    opened, left_out = open_all((one.id, one.location, one.base) for one in [*again, *sources])
+    taken = sketch_models(opened, folder, entries, progress("reading"))
+    found = [one for one in before.values() if one is not None] + taken.sketches
+    return sorted(found, key=lambda one: one.model), left_out | taken.left_out
 
 
-def read_state(folder: Path) -> tuple[list[tuple[Source, str | None]], float, int]:
-    """(sources with the keys of their sketches, error level, entries of a sketch) of a result folder.
-
-    Raises InputError where there is none.
-    """
-    try:
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f'it does not say "format": "{FORMAT}"')
-        sources = [
-            (Source.from_json({k: v for k, v in one.items() if k != "sketch"}), one["sketch"])
-            for one in content["sources"]
-        ]
-        if any(key is not None and not (isinstance(key, str) and key.isalnum()) for _, key in sources):
-            raise ValueError("a sketch has an odd name")
-        return sources, float(content["error"]), int(content["sketch"])
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no result. Run `python recover.py MODEL ... --out {folder}` first.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
-        raise InputError(f"{folder / STATE} cannot be used ({reason}). Run `python recover.py` again.") from None
+def _trace_groups(
+    sketches: Sequence[Sketch], device: torch.device, error: float, progress: Progress, keep: Path | None
+) -> list[Group]:
+    """The heritage of each group of comparable models; all groups together share the probability of an error."""
+    found = group_by_shapes(sketches)
+    tests = max(1, sum(len(members) > 1 for members in found))
+    groups: list[Group] = []
+    for members in found:
+        title = _title(members)
+        while title in {group.name for group in groups}:
+            title += " "
+        digest = hashlib.sha256(repr(sorted(members[0].shapes.items())).encode()).hexdigest()[:12]
+        kept = keep / digest if keep is not None else None
+        heritage = trace_sketches(members, device, error / tests, progress=progress, keep=kept)
+        groups.append(Group(title.strip(), sorted(members, key=lambda one: one.model), heritage))
+    return groups
 
 
 def reopen(
@@ -246,9 +211,9 @@ def reopen(
     progress: Progress = lambda title: lambda total: lambda *count: None,
 ) -> Recovered:
     """A kept result, with more models in it if there are any to add. Models of it whose sketch is kept are not read."""
-    kept, error, sketch = read_state(folder)
-    there = {source.id: source for source, _ in kept}
-    places = {source.location: source.id for source, _ in kept}
+    state = read_state(folder)
+    there = {source.id: source for source in state.sources}
+    places = {source.location for source in state.sources}
     more = []
     for source in add:
         if source.location in places:
@@ -259,6 +224,7 @@ def reopen(
             number += 1
         there[source.id] = source
         more.append(source)
-    known = [(source, key) for source, key in kept if key is not None]
-    again = [source for source, key in kept if key is None]  # left out then: perhaps they can be read now
-    return recover_sources([*again, *more], folder, device, error, sketch, progress, known)
+    keys = [(source, state.keys[source.id]) for source in state.sources]
+    known = [(source, key) for source, key in keys if key is not None]
+    again = [source for source, key in keys if key is None]  # left out then: perhaps they can be read now
+    return recover_sources([*again, *more], folder, device, state.error, state.sketch, progress, known)

@@ -7,9 +7,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from mother.evidence.first_pass import FirstPass
 
 CANDIDATES = 8  # nearest models that may be a parent
-
 NEIGHBOURS = 16  # nearest models that a model in the middle, and the parents of a merge, are looked for among
-
 SMALL = 12  # clusters of at most so many models: every pair is a candidate
 
 
@@ -25,7 +23,7 @@ def candidate_pairs(
     aliases: dict[int, int],
     not_trained: set[int],
 ) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """SecondPass that may be edges, and the neighbours of each model, nearest first.
+    """Pairs that may be edges, and the neighbours of each model, nearest first.
 
     Within a cluster: the nearest models that training may have made, the two nearest of the others, the edges of the
     minimum spanning tree, and all pairs of small clusters.

@@ -1,4 +1,4 @@
-"""Which of two models came first: the paper's kurtosis, new singular directions, and the grain of rounding."""
+"""Which of two models came first: new singular directions, the grain of rounding, the decay of rows."""
 
 import math
 
@@ -9,15 +9,10 @@ from torch import Tensor
 from mother.numeric.floats import exponent, ulp
 
 UNROUNDED = 0.2  # part of a type's rounding error that no rounding to it leaves; three bits finer leave 1/64
-
 TYPES = 20.0  # log likelihood ratio, as good as certain, of what a matrix says about types
-
 MIN_ROWS = 4  # rows of a table that must shrink by one factor; rows of fewer columns may lie along anything
-
 MIN_COLUMNS = 16
-
 PARALLEL = 1 - 1e-4  # cosine of a row's change and the row, from which it only shrank
-
 TOP_EXPONENTS = 4  # largest binary exponents of a matrix that the rounding test looks at
 
 

@@ -1,7 +1,7 @@
 """From measurements to evidence: how well each pair fits an edge, and which way it points.
 
 Every number is free of scale, so that it means the same for a ViT of a million weights and a language model of
-billions. What it is worth as a probability is calibrated elsewhere (`mother/calibration.py`).
+billions. What it is worth as a probability is calibrated elsewhere (`mother/heritage/calibration.py`).
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,10 @@ from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
 
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
-
 DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arrow
-
 SHRUNK = 40.0  # log likelihood ratio, as good as certain, of rows that shrank by one factor
-
 CHANCE = 30.0  # entries that may be equal by chance
-
 STRUCTURE = ("log_square", "blocked", "between", "equality", "altered")
-
 DIRECTION = ("newness", "newness_t")
 
 

@@ -11,17 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mother.evidence.grids import Grid, find_grid
+from mother.evidence.keys import RUN, SKETCH_ENTRIES
 from mother.io.layers import Layer
 from mother.numeric.floats import MANTISSA, cast
 
-SKETCH_ENTRIES = 1 << 16  # entries of a matrix that are kept
-
-RUN = 128  # columns that are kept come in runs of so many: quantizers give as many one scale
-
 HALVES = ("bfloat16", "float16")
-
 GRIDS = 8  # matrices of each model that are searched for a grid
-
 SAMPLE_BITS = (10, 5)  # of a table at most so many rows and columns, as powers of two, are kept
 
 

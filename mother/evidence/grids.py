@@ -9,13 +9,9 @@ from torch import Tensor
 from mother.numeric.floats import mantissa_bits, ulp
 
 LEVELS = 256  # a grid has at most so many levels: 8 bits
-
 SAMPLE = 1 << 13  # entries that the search for a grid looks at
-
 REPEATED = 0.02  # share of a block's entries that repeat another one: on a grid far more, else nearly none
-
 OUTLIERS = 0.001  # share of entries that quantizing may have moved by more than half a step
-
 _BLOCKS = ("tensor", "row", 32, 64, 128, 256)  # what shares one scale in the usual quantizers
 
 

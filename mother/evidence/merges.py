@@ -17,13 +17,9 @@ from torch import Tensor
 from mother.numeric.floats import ulp
 
 RESIDUAL = 32.0  # times the expected rounding noise: what the arithmetic of a merge may leave
-
 SCATTERED = 0.05  # share of equal entries from which an update was applied in part
-
 SUPPORT = 0.1  # share of entries that have one ratio: by chance hardly one in a hundred
-
 EXPLAINED = 0.95  # share of entries that a merge of parts must explain
-
 INSIDE = 0.01  # least coefficient of a parent of a merge
 
 
@@ -81,7 +77,7 @@ def find_merge(gram: Float[np.ndarray, "layers k1 k1"], size: float, bits: int) 
 def _by_layer(
     gram: Float[np.ndarray, "layers k1 k1"], sets: Int[np.ndarray, "sets two"], noise: float
 ) -> list[tuple[float, Merge]]:
-    """SecondPass of neighbours that each layer, up to its length, is a convex combination of."""
+    """Pairs of neighbours that each layer, up to its length, is a convex combination of."""
     k = gram.shape[1] - 1
     residuals, weights = np.zeros(len(sets)), np.zeros(len(sets))
     coefficients, inside = np.zeros((len(sets), 2)), np.ones(len(sets), dtype=bool)

@@ -21,11 +21,8 @@ from mother.numeric.spectra import rounding_noise, spectrum
 from mother.numeric.threads import in_threads
 
 LARGE = 1 << 26  # entries of a stack of differences, at most
-
 CACHED = 1 << 19  # entries of the differences that are worked on together: they stay in the processor's cache
-
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
-
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 

@@ -10,7 +10,6 @@ A sketch is kept as a safetensors file with a JSON file beside it. Models can so
 be made again, with no other model read a second time.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +24,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mother.errors import CheckpointError
-from mother.evidence.facts import RUN, SKETCH_ENTRIES, Facts, keep_sample, note_digests, note_matrix
+from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix
+from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
 from mother.io.files import write_atomically, write_json
 from mother.io.layers import Layer, canonical_name, is_backbone, sort_key
 from mother.io.open import lacks, open_checkpoint
-from mother.io.runtime import IN_FLIGHT, STOP, versions
+from mother.io.runtime import IN_FLIGHT, STOP
 from mother.io.safetensors import DTYPES
 
 AT_ONCE = 1 << 25  # bytes of a model that are read at a time
-
-SKETCH_SCHEMA = 2  # raise it when a fact or the choice of entries changes its meaning
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,6 @@ def _steps(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
     return steps
 
 
-def sketch_key(checkpoint: Checkpoint, limit: int) -> str:
-    """What a sketch is kept under. Raises CheckpointError where a file has gone."""
-    what = [checkpoint.model, checkpoint.fingerprint(), list(checkpoint.tensors), versions(), limit, RUN, SKETCH_SCHEMA]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
-
-
 def take(
     checkpoint: Checkpoint, path: Path, key: str, limit: int, read: Callable[[int], object] = lambda count: None
 ) -> Sketch:
@@ -130,7 +122,7 @@ def take(
             if name in layer_of:
                 weight = values.reshape(shapes[layer_of[name]])
                 kept = note_matrix(facts, layer_of[name], weight, limit)
-                half = DTYPES[checkpoint.tensors[name][1].dtype]
+                half = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
                 exact = half.itemsize < 4 and torch.equal(kept.to(half).float(), kept)
                 parts[name] = kept.to(half) if exact else kept.clone()
             else:
@@ -178,6 +170,15 @@ class Taken:
     reused: float = 0.0  # seconds that earlier runs took for sketches that were kept
 
 
+@dataclass(frozen=True)
+class _Missing:
+    """A model of which no sketch is kept, and where it will be."""
+
+    checkpoint: Checkpoint
+    path: Path
+    key: str
+
+
 def sketch_models(
     checkpoints: Sequence[Checkpoint],
     folder: Path,
@@ -191,7 +192,7 @@ def sketch_models(
     """
     workers = IN_FLIGHT if any(checkpoint.remote for checkpoint in checkpoints) else torch.get_num_threads()
     found: dict[str, Sketch | CheckpointError] = {}
-    missing: list[tuple[Checkpoint, Path, str]] = []
+    missing: list[_Missing] = []
     for checkpoint in checkpoints:
         try:
             key = sketch_key(checkpoint, limit)
@@ -203,43 +204,47 @@ def sketch_models(
         if kept is not None:
             found[checkpoint.model] = kept
         else:
-            missing.append((checkpoint, path, key))
+            missing.append(_Missing(checkpoint, path, key))
+    reused = sum(one.seconds for one in found.values() if isinstance(one, Sketch))
     if missing:
-        read = progress(sum(wanted_bytes(checkpoint) for checkpoint, _, _ in missing))
-
-        def count(size: int) -> None:
-            if STOP.is_set():  # Ctrl-C: what other threads are at is not worth waiting for
-                raise KeyboardInterrupt
-            read(size)
-
-        def work(task: tuple[Checkpoint, Path, str]) -> None:
-            checkpoint, path, key = task
-            try:
-                found[checkpoint.model] = take(checkpoint, path, key, limit, count)
-            except CheckpointError as error:
-                found[checkpoint.model] = error
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(workers) as pool:
-                try:
-                    for future in [pool.submit(work, task) for task in missing]:
-                        future.result()
-                except BaseException:
-                    STOP.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        finally:
-            STOP.clear()
-            torch.set_num_threads(threads)
-    workers = min(workers, max(1, len(checkpoints)))
-    taken = {checkpoint.model for checkpoint, _, _ in missing}
+        found |= _take_all(missing, limit, workers, progress(sum(wanted_bytes(one.checkpoint) for one in missing)))
     outcome = [found[checkpoint.model] for checkpoint in checkpoints]
     failed = [one for one in outcome if isinstance(one, CheckpointError)]
     return Taken(
         [one for one in outcome if isinstance(one, Sketch)],
         {error.model: str(error) for error in failed},
         any(error.transient for error in failed),
-        sum(one.seconds for one in outcome if isinstance(one, Sketch) and one.model not in taken) / workers,
+        reused / min(workers, max(1, len(checkpoints))),
     )
+
+
+def _take_all(
+    missing: Sequence[_Missing], limit: int, workers: int, read: Callable[[int], object]
+) -> dict[str, Sketch | CheckpointError]:
+    """The sketch of each of these models by its id, or why it has none; several models are read at once."""
+
+    def count(size: int) -> None:
+        if STOP.is_set():  # Ctrl-C: what other threads are at is not worth waiting for
+            raise KeyboardInterrupt
+        read(size)
+
+    def work(one: _Missing) -> Sketch | CheckpointError:
+        try:
+            return take(one.checkpoint, one.path, one.key, limit, count)
+        except CheckpointError as error:
+            return error
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                futures = {one.checkpoint.model: pool.submit(work, one) for one in missing}
+                return {model: future.result() for model, future in futures.items()}
+            except BaseException:
+                STOP.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        STOP.clear()
+        torch.set_num_threads(threads)

@@ -3,17 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mother.errors import CheckpointError, InputError, ManifestError
-from mother.graph.manifest import Manifest, Node
+from mother.errors import InputError, ManifestError
+from mother.graph.manifest import Manifest
 from mother.graph.manifest_io import read_manifest
 from mother.io.checkpoint import Checkpoint
-from mother.io.open import open_checkpoint
-from mother.io.runtime import IN_FLIGHT
+from mother.io.open import open_all
 
-DATASETS = Path(__file__).parent.parent / "dataset"
+DATASETS = Path(__file__).parents[2] / "dataset"
 
 
 def find_manifest(model_graph: str) -> Manifest:
@@ -34,18 +32,12 @@ def find_manifest(model_graph: str) -> Manifest:
 
 
 def open_models(manifest: Manifest) -> tuple[list[Checkpoint], dict[str, str]]:
-    """Open every model of a manifest; returns those that can be read and why the others cannot."""
+    """Open every model of a manifest; returns those that can be read and why the others cannot.
 
-    def look(node: Node) -> Checkpoint | CheckpointError:
-        try:
-            return open_checkpoint(node.id, manifest.location(node), manifest.base_location(node))
-        except CheckpointError as error:
-            return error
-
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        found = list(pool.map(look, manifest.present))
-    opened = [one for one in found if isinstance(one, Checkpoint)]
-    left_out = {one.model: str(one) for one in found if isinstance(one, CheckpointError)}
+    Raises InputError where none can be.
+    """
+    models = [(node.id, manifest.location(node), manifest.base_location(node)) for node in manifest.present]
+    opened, left_out = open_all(models)
     if not opened:
         reasons = "; ".join(list(left_out.values())[:2])
         raise InputError(

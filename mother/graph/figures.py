@@ -16,7 +16,6 @@ from mother.graph.text import depths, tree_order
 
 # Okabe and Ito's palette: told apart by people who do not see all colours. Line style says the same again.
 RIGHT, REVERSED, WRONG = ("#5b6770", "-"), ("#e69f00", "--"), ("#d62f2f", ":")
-
 LEVELS = ["#0072b2", "#56b4e9", "#c9e4f5", "#eef6fb"]
 
 matplotlib.rcParams.update(

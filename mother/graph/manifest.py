@@ -24,13 +24,9 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_FORMAT = "mother-manifest/1"
-
 READ = ("all", "attention")
-
 NODE_KINDS = ("fine-tune", "lora", "cast", "prune", "quantize", "merge", "copy")
-
 NAME = r"\w[\w. -]{0,63}"
-
 NAME_REMEDY = "Use at most 64 letters, digits, '_', '-', '.' and spaces."
 
 

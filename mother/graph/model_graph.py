@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
 from mother.errors import ManifestError
 from mother.io.files import write_json
 
@@ -32,8 +30,10 @@ class ModelGraph:
     left_out: dict[str, str] = field(default_factory=dict)  # id -> why it has no place in the graph
     notes: tuple[str, ...] = ()
 
-    def to_networkx(self) -> nx.DiGraph:
+    def to_networkx(self) -> "networkx.DiGraph":
         """The same graph with the same attributes, edges pointing from parent to child."""
+        import networkx as nx
+
         graph = nx.DiGraph(name=self.name)
         graph.add_nodes_from(self.nodes.items())
         graph.add_edges_from((edge.parent, edge.child, edge.attributes) for edge in self.edges)

@@ -23,9 +23,7 @@ PATH = Path(__file__).parent / "calibration.json"
 
 # Probability that newness is confidently wrong (strong decay, averaged weights): its log odds stay below 4.
 DOUBT = 0.02
-
 UNSEEN = 8.0  # log weight that a pair loses which is no candidate: far apart, so hardly an edge
-
 SURE = 60.0  # log weight of an exact relation
 
 

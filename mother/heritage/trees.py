@@ -17,7 +17,7 @@ from mother.heritage.relations import Relation, is_rough
 
 @dataclass
 class Cluster:
-    """Recovered heritage of related models. Places are those in the survey."""
+    """Recovered heritage of related models. Places are those of the first pass."""
 
     members: list[int]
     parents: dict[int, int]
@@ -45,7 +45,7 @@ class Heritage:
 
     def hidden_name(self, hidden: Hidden) -> str:
         """Id of a hidden ancestor: by its children, so that it is the same in every run."""
-        return f"hidden parent of {', '.join(self.survey.models[child] for child in hidden.children[:3])}"
+        return f"hidden parent of {', '.join(self.first_pass.models[child] for child in hidden.children[:3])}"
 
 
 def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage:

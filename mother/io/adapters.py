@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mother.errors import CheckpointError
 from mother.io.layers import canonical_name
@@ -25,14 +24,11 @@ _PART = re.compile(
 )
 
 MOST_PATTERNS = 1000
-
 MOST_ENTRIES = 1 << 31  # of a single update
 
 # Ways to begin that change the base, too: what is saved is not all that was trained.
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
-
 IGNORED = ("layer_replication", "trainable_token_indices")  # keys that change what an adapter does to its base
-
 REMEDY = "Merge it into its base with PEFT (merge_and_unload) and give that."
 
 
@@ -185,7 +181,7 @@ def oriented(
     return update
 
 
-def applied(update: Update, parts: dict[str, Tensor], base: Tensor | None) -> Tensor:
+def applied(update: Update, parts: dict[str, "torch.Tensor"], base: "torch.Tensor | None") -> "torch.Tensor":
     """scale B A, or the base with it, in float32. DoRA gives each row of the result its own length."""
     first, second = (parts[part].float() for part in "AB")
     delta = update.scale * (second.flatten(1) @ first.flatten(1))
@@ -198,7 +194,7 @@ def applied(update: Update, parts: dict[str, Tensor], base: Tensor | None) -> Te
     weight = base + delta
     if "magnitude" in parts:
         rows = weight.T if update.transposed else weight
-        length = rows.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        length = rows.flatten(1).norm(dim=1).clamp(min=float(np.finfo(np.float32).tiny))
         factor = parts["magnitude"].float().flatten() / length
         weight = weight * (factor[None, :] if update.transposed else factor.reshape(-1, *[1] * (weight.ndim - 1)))
     return weight.contiguous()

@@ -6,16 +6,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
-import torch
 
 from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, applied
 from mother.io.layers import ATTENTION, Layer
-from mother.io.places import File, LocalFile
-from mother.io.remote import RemoteFile
+from mother.io.places import File
 from mother.io.safetensors import DTYPES, TensorInfo
 
-LARGEST = torch.finfo(torch.float32).max / 4  # differences of two weights, and their ranges, stay finite
+LARGEST = float(np.finfo(np.float32).max) / 4  # differences of two weights, and their ranges, stay finite
 
 
 @dataclass(frozen=True)
@@ -37,25 +35,25 @@ class Checkpoint:
     @property
     def remote(self) -> bool:
         """Whether anything has to come over a network."""
-        return any(isinstance(file, RemoteFile) for file, _ in self.tensors.values())
+        return any(file.remote for file, _ in self.tensors.values())
 
     def expect(self, layer: Layer) -> None:
         """Say that a weight will be read soon."""
         file, info = self.tensors[self.layers[layer]]
-        if isinstance(file, LocalFile) and info.end > info.start:
+        if info.end > info.start:
             file.expect(info.start, info.end)
 
-    def read(self, layer: Layer) -> torch.Tensor:
+    def read(self, layer: Layer) -> "torch.Tensor":
         """Read one weight in float32; raises CheckpointError as `read_tensors` does."""
         return self.read_tensor(self.layers[layer])
 
-    def read_tensor(self, name: str) -> torch.Tensor:
+    def read_tensor(self, name: str) -> "torch.Tensor":
         """Read one tensor by its raw name, in float32."""
         return self.read_tensors([name])[name]
 
     def read_tensors(
-        self, names: Sequence[str], into: Mapping[str, torch.Tensor] = MappingProxyType({})
-    ) -> dict[str, torch.Tensor]:
+        self, names: Sequence[str], into: Mapping[str, "torch.Tensor"] = MappingProxyType({})
+    ) -> dict[str, "torch.Tensor"]:
         """Read tensors by their raw names, in float32; neighbours in a remote file come with one request.
 
         Those that have a tensor in `into`, contiguous and of their shape, fill that one: memory that was used before
@@ -77,27 +75,26 @@ class Checkpoint:
         for file, wanted in by_file.items():
             infos = [self.tensors[name][1] for name in wanted]
             spans = [(info.start, info.end) for info in infos]
-            if isinstance(file, LocalFile):
-                rooms = [
-                    _bytes_of(into[name]) if name in into and info.dtype == "F32" and info.end > info.start else None
-                    for name, info in zip(wanted, infos)
-                ]
-                parts = file.read(spans, rooms)
-            else:
-                parts = file.read(spans)
+            rooms = [
+                _bytes_of(into[name]) if name in into and info.dtype == "F32" and info.end > info.start else None
+                for name, info in zip(wanted, infos)
+            ]
+            parts = file.read(spans, rooms)
             for name, info, part in zip(wanted, infos, parts):
                 found[name] = self._tensor(name, file, info, part)
         return _filled(found, into)
 
-    def _tensor(self, name: str, file: File, info: TensorInfo, part: bytes | bytearray | memoryview) -> torch.Tensor:
+    def _tensor(self, name: str, file: File, info: TensorInfo, part: bytes | bytearray | memoryview) -> "torch.Tensor":
         """Bytes as a sound tensor."""
         if len(part) < info.end - info.start:
             raise CheckpointError(
                 self.model, file, f"the file ends inside tensor {name}", "Fetch or save the model again."
             )
+        import torch
+
         return self._sound(name, file, torch.from_numpy(_decoded(part, info.dtype)).reshape(info.shape))
 
-    def _sound(self, name: str, file: object, weight: torch.Tensor) -> torch.Tensor:
+    def _sound(self, name: str, file: object, weight: "torch.Tensor") -> "torch.Tensor":
         """The same weight; raises CheckpointError where it is not finite, or too large."""
         values = weight.numpy().reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -139,8 +136,8 @@ class AdaptedCheckpoint(Checkpoint):
     update_of: dict[str, str]  # tensor -> module of the adapter that changes it
 
     def read_tensors(
-        self, names: Sequence[str], into: Mapping[str, torch.Tensor] = MappingProxyType({})
-    ) -> dict[str, torch.Tensor]:
+        self, names: Sequence[str], into: Mapping[str, "torch.Tensor"] = MappingProxyType({})
+    ) -> dict[str, "torch.Tensor"]:
         """See Checkpoint; updates are applied in float32."""
         own = {name: self.adapter.whole[name] for name in names if name in self.adapter.whole}
         updates = {name: self.adapter.updates[self.update_of[name]] for name in names if name in self.update_of}
@@ -172,12 +169,12 @@ def _decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
         return stored.astype(np.float32, copy=dtype != "F32" or not stored.flags.writeable or not stored.flags.aligned)
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _bytes_of(tensor: "torch.Tensor") -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(tensor.view(torch.uint8).flatten().numpy())
+    return memoryview(tensor.flatten().numpy()).cast("B")
 
 
-def _filled(found: dict[str, torch.Tensor], into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _filled(found: dict[str, "torch.Tensor"], into: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     """The tensors that were found; in place of those that `into` has the ones there, filled."""
     for name in found.keys() & into.keys():
         if found[name].data_ptr() != into[name].data_ptr():

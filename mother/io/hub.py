@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -33,41 +32,22 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 
 from mother.errors import CheckpointError
 from mother.io.files import write_json
+from mother.io.places import Repository
 from mother.io.runtime import STOP
 
 RETRIES = 5  # tries in a row that bring hardly anything, after which a fault is final
-
 WAIT = 1.0  # seconds before the second try; each further one waits twice as long
-
 LATER = "Try again later: what was read is kept."
-
 LONGEST = 300.0  # seconds that a server may ask us to wait
-
 BUSY = (408, 429, 500, 502, 503, 504)
-
 ONCE: dict[str, Any] = {"max_retries": 0, "retry_on_exceptions": (), "retry_on_status_codes": ()}
-
 TRANSIENT = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
-
 T = TypeVar("T")
 
 
 def cache_folder() -> Path:
     """Where headers are kept: MOTHER_CACHE, or `mother` in the Hugging Face home."""
     return Path(os.environ.get("MOTHER_CACHE") or Path(constants.HF_HOME) / "mother")
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository at one commit, with the names of its files."""
-
-    model: str  # id in the manifest, for messages
-    repo: str
-    commit: str
-    files: frozenset[str]
-
-    def __str__(self) -> str:
-        return f"hf://{self.repo}@{self.commit[:12]}"
 
 
 def answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[Exception], ...] = ()) -> T:

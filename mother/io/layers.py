@@ -40,7 +40,6 @@ KINDS = [
 ]
 
 _KINDS = [(re.compile(pattern), kind) for pattern, kind in KINDS]
-
 _BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>[0-9]{1,6})\.(?P<rest>.+)\.weight$")
 
 # Wrappers that tell nothing about the place of a layer. A decoder keeps its name.

@@ -6,17 +6,17 @@ nothing of it stays in memory: tensors are read where they stand, as byte ranges
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, update_shape
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
-from mother.io.hub import open_repository
 from mother.io.layers import canonical_name, name_layers
 from mother.io.pickles import parse_pickle
 from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, RemoteFolder, unreadable
-from mother.io.remote import RemoteFile
+from mother.io.runtime import IN_FLIGHT
 from mother.io.safetensors import TensorInfo, header_length, parse_header
 
 # In the order in which they are looked for: an index, where there is one, knows all shards; pickles come last.
@@ -34,11 +34,8 @@ WEIGHT_FILES = tuple(
 )
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-
 ADAPTER_CONFIG = "adapter_config.json"
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
 MAX_JSON = 200_000_000  # bytes of an index or a configuration
 
 
@@ -52,7 +49,7 @@ def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
                 found = parse_pickle(lambda start, end: bytes(file.read([(start, end)])[0]), file.size)
                 return [[name, info.dtype, info.shape, info.start, info.end] for name, info in found.items()]
 
-            table = file.remembered(look) if isinstance(file, RemoteFile) else look()
+            table = file.remembered(look)
             return {name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in table}
         length = header_length(file.head(8), file.size)
         return parse_header(file.head(8 + length)[8:], file.size)
@@ -206,6 +203,8 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
         match = HUB_SOURCE.fullmatch(location)
         if match is None:
             raise CheckpointError(model, location, "is no source", "Write hf://owner/name[@revision][:subfolder].")
+        from mother.io.hub import open_repository  # the client of the Hub is slow to import
+
         repository = open_repository(model, match["repo"], match["revision"])
         return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted)
     path = Path(location)
@@ -226,6 +225,26 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
         raise unreadable(model, path, error) from None
 
 
+def open_all(
+    models: Iterable[tuple[str, str | Path, str | Path | None]],
+) -> tuple[list[Checkpoint], dict[str, str]]:
+    """Open models, each given as (id, location, base of an adapter), headers only, several at once.
+
+    Returns those that can be read, in their order, and why the others cannot.
+    """
+
+    def look(model: tuple[str, str | Path, str | Path | None]) -> Checkpoint | CheckpointError:
+        try:
+            return open_checkpoint(*model)
+        except CheckpointError as error:
+            return error
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        found = list(pool.map(look, models))
+    left_out = {one.model: str(one) for one in found if isinstance(one, CheckpointError)}
+    return [one for one in found if isinstance(one, Checkpoint)], left_out
+
+
 def lacks(checkpoint: Checkpoint, what: str) -> CheckpointError:
     """The error of a model that has none of the layers asked for."""
     some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
@@ -233,5 +252,5 @@ def lacks(checkpoint: Checkpoint, what: str) -> CheckpointError:
         checkpoint.model,
         next((file for file, _ in checkpoint.tensors.values()), "no file"),
         f"has no {what}; its tensors are {some}, ...",
-        "Name its layers in mother/layers.py, or leave it out of the manifest.",
+        "Name its layers in mother/io/layers.py, or leave it out of the manifest.",
     )

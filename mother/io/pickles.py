@@ -18,11 +18,8 @@ from mother.io.safetensors import BITS, MAX_NAME, TensorInfo
 from mother.io.unpickler import StoredTensor, TensorUnpickler
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
-
 MAX_MEMBERS = 200_000
-
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put the weights
-
 Read = Callable[[int, int], bytes]
 
 

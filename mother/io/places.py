@@ -4,17 +4,52 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from mother.errors import CheckpointError
-from mother.io.hub import Repository
-from mother.io.remote import RemoteFile
 
 ENDS = 65536  # bytes of a file that its fingerprint reads at either end
+
+
+@runtime_checkable
+class File(Protocol):
+    """A file that is read by byte ranges, wherever it is: LocalFile here, RemoteFile in `mother.io.remote`."""
+
+    size: int
+    remote: bool  # whether its bytes come over a network
+
+    def read(self, spans: Sequence[tuple[int, int]], into: Sequence[memoryview | None] = ()) -> list[Any]:
+        """The bytes of each (start, end), in the memory of `into` where that can be; raises CheckpointError."""
+
+    def expect(self, start: int, end: int) -> None:
+        """Say that these bytes will be read soon."""
+
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes or fewer."""
+
+    def fingerprint(self) -> tuple[str, int, int, str]:
+        """What changes whenever the file does."""
+
+    def remembered(self, make: Callable[[], Any]) -> Any:
+        """JSON that `make()` finds in the file, kept where finding it is slow."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit, with the names of its files."""
+
+    model: str  # id in the manifest, for messages
+    repo: str
+    commit: str
+    files: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}@{self.commit[:12]}"
 
 
 @dataclass(frozen=True)
@@ -25,6 +60,7 @@ class LocalFile:
     path: Path
     size: int
     state: tuple[int, int, int] | None = None  # size, time and inode when it was opened
+    remote = False
 
     @classmethod
     def open(cls, model: str, path: Path) -> "LocalFile":
@@ -89,8 +125,9 @@ class LocalFile:
             raise unreadable(self.model, self.path, error) from None
         return (str(self.path), status.st_size, status.st_mtime_ns, digest)
 
-
-File = LocalFile | RemoteFile
+    def remembered(self, make: Callable[[], Any]) -> Any:
+        """What `make()` finds: looking again is quick."""
+        return make()
 
 
 def unreadable(model: str, file: object, error: OSError) -> CheckpointError:
@@ -140,8 +177,10 @@ class RemoteFolder:
         """See LocalFolder."""
         return self._path(name) in self.repository.files
 
-    def open(self, name: str) -> RemoteFile:
+    def open(self, name: str) -> File:
         """See LocalFolder."""
+        from mother.io.remote import RemoteFile  # the client of the Hub is slow to import
+
         return RemoteFile(self.repository, self._path(name))
 
     def names(self) -> list[str]:

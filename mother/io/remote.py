@@ -16,30 +16,15 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from mother.errors import CheckpointError
+from mother.io import hub
 from mother.io.files import write_atomically, write_json
-from mother.io.hub import (
-    BUSY,
-    LATER,
-    ONCE,
-    RETRIES,
-    TRANSIENT,
-    WAIT,
-    Repository,
-    answer,
-    folder_of,
-    patiently,
-    pause,
-    retry_after,
-    stall_limit,
-)
+from mother.io.hub import BUSY, LATER, ONCE, TRANSIENT, answer, folder_of, patiently, retry_after, stall_limit
+from mother.io.places import Repository
 from mother.io.runtime import STOP
 
 PROGRESS = 1 << 20  # bytes, or a good part of the range, that a try must bring to count as one that got on
-
 HEAD_BYTES = 1 << 16  # read at once in the hope that the whole header is there
-
 GAP_SHARE = 1 / 64  # ranges are joined across a gap of at most this part of the smaller one
-
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -53,6 +38,7 @@ class RemoteFile:
 
     repository: Repository
     path: str
+    remote = True
     size: int = -1
     etag: str = ""
     _location: str | None = field(default=None, repr=False)  # may hold a signature: never printed
@@ -120,8 +106,13 @@ class RemoteFile:
             write_atomically(kept, lambda file: file.write(content))
         return bytes(content[:count])
 
-    def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
-        """The bytes of each (start, end); neighbours come with one request. Raises CheckpointError."""
+    def expect(self, start: int, end: int) -> None:
+        """Nothing: bytes from afar are asked for when they are read."""
+
+    def read(
+        self, spans: Sequence[tuple[int, int]], into: Sequence[memoryview | None] = ()
+    ) -> list[bytes | memoryview]:
+        """The bytes of each (start, end), never in `into`; neighbours come with one request. Raises CheckpointError."""
         joined: list[list[int]] = []
         order = sorted(range(len(spans)), key=lambda k: spans[k])
         inside: dict[int, int] = {}
@@ -146,7 +137,7 @@ class RemoteFile:
         if self._local is not None:
             return self._read_local(start, end)
         model, source = self.repository.model, str(self)
-        buffer, wait, idle, renewed = bytearray(), WAIT, 0, False
+        buffer, wait, idle, renewed = bytearray(), hub.WAIT, 0, False
         while len(buffer) < end - start:
             before = len(buffer)
             try:
@@ -163,9 +154,9 @@ class RemoteFile:
                     self._location = None
                 continue
             except (_Broken, *TRANSIENT) as error:
-                enough = min(PROGRESS, (end - start) // (2 * RETRIES))
+                enough = min(PROGRESS, (end - start) // (2 * hub.RETRIES))
                 idle = 0 if len(buffer) - before > enough else idle + 1
-                if idle > RETRIES:
+                if idle > hub.RETRIES:
                     raise CheckpointError(
                         model,
                         source,
@@ -173,8 +164,8 @@ class RemoteFile:
                         LATER,
                         transient=True,
                     ) from None
-                pause(max(wait if idle else 0.0, getattr(error, "wait", 0.0)))
-                wait = wait * 2 if idle else WAIT
+                hub.pause(max(wait if idle else 0.0, getattr(error, "wait", 0.0)))
+                wait = wait * 2 if idle else hub.WAIT
         return buffer
 
     def _request(self, start: int, end: int, buffer: bytearray, most: int) -> None:

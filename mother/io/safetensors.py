@@ -10,19 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
-
 MAX_DIMENSIONS = 64
-
 MAX_ENTRIES = 1 << 62  # of a tensor; also of its dimensions that are not 0: torch multiplies those, too
-
 MAX_NAME = 300  # characters of a tensor's name; the longest in use have about a hundred
 
-# Floating-point types that weights come in. Others (integers, fp8, packed formats) are listed but not read.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
+# Floating-point types that weights come in, and torch's names of them. Others (integers, fp8, packed formats) are
+# listed but not read.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 
 BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64}

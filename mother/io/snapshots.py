@@ -15,7 +15,6 @@ import numpy as np
 from mother.io.files import write_atomically
 
 SPACING = 2.0  # seconds between snapshots, at least
-
 SHARE = 20.0  # times what writing the last one took
 
 
@@ -43,13 +42,22 @@ class Snapshot:
         except Exception:  # noqa: BLE001  A damaged archive raises nearly anything; then we measure again.
             return None
 
-    def save(self, step: int, content: Callable[[], tuple[dict[str, np.ndarray], Any]], now: bool = False) -> None:
-        """Keep what `content()` gives, if the last snapshot is long enough ago, or `now`."""
+    def save(
+        self,
+        step: int,
+        content: Callable[[], tuple[dict[str, np.ndarray], Any]],
+        now: bool = False,
+        seconds: float | None = None,
+    ) -> None:
+        """Keep what `content()` gives, if the last snapshot is long enough ago, or `now`.
+
+        `seconds` is what it took, where that is not the time since this object was made.
+        """
         if self.path is None or (not now and time.monotonic() < self._next):
             return
         started = time.monotonic()
         arrays, facts = content()
-        spent = self.before + started - self._started
+        spent = self.before + started - self._started if seconds is None else seconds
         about = np.array(json.dumps({"key": self.key, "step": step, "facts": facts, "seconds": spent}))
         write_atomically(self.path, lambda file: np.savez(file, about=about, **arrays))
         ended = time.monotonic()

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 CACHED = 1 << 18  # entries of all models that are worked on at a time
-
 LARGE = 1 << 26  # and on a GPU
 
 

@@ -1,8 +1,10 @@
 """Stream a collection layer by layer through statistics: every weight is read once, one layer is in memory."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from mother.errors import CheckpointError
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer, is_backbone, sort_key
 from mother.io.open import lacks
+from mother.io.runtime import versions
 from mother.io.snapshots import Snapshot
 from mother.io.stream import read_ahead
+
+STATISTICS_SCHEMA = 1  # raise it when a statistic changes its meaning: what was kept is measured again
 
 # Weights of one layer (models, rows, columns) -> (models, ...) or, for pairs, (models, models); or several of these
 Statistic = Callable[[Tensor], Tensor | dict[str, Tensor]]
@@ -166,3 +171,32 @@ def measure(
     measured = Measured([checkpoint.model for checkpoint in group], layers, arrays, left_out)
     measured.transient = any(error.transient for error in failed.values())
     return measured.keep([model for model in measured.models if model not in failed])
+
+
+def measure_once(
+    path: Path, key: dict[str, Any], compute: Callable[[Snapshot], Measured], overwrite: bool = False
+) -> tuple[Measured, float, bool]:
+    """What `compute(snapshot)` measures, or what an earlier run kept at `path` under the same key and versions.
+
+    The snapshot lets an interrupted measurement go on. Returns (measurements, seconds that computing took, whether
+    they were reused).
+    """
+    key = key | {"versions": versions(), "schema": STATISTICS_SCHEMA}
+    finished, part = Snapshot(path, key), Snapshot(path.with_suffix(".part.npz"), key)
+    if overwrite:
+        part.clear()
+    elif (kept := finished.load()) is not None:
+        _, arrays, facts = kept
+        layers = [Layer(*layer) for layer in facts["layers"]]
+        measured = Measured(facts["models"], layers, arrays, facts["left_out"], facts["notes"], key["read"])
+        return measured, finished.before, True
+    started = time.perf_counter()
+    measured = compute(part)
+    measured.read = key["read"]
+    seconds = part.before + time.perf_counter() - started
+    if not measured.transient:  # else the next run tries again
+        names = ("models", "layers", "left_out", "notes")
+        facts = {name: getattr(measured, name) for name in names}
+        finished.save(len(measured.layers), lambda: (measured.arrays, facts), now=True, seconds=seconds)
+        part.clear()
+    return measured, seconds, False

@@ -16,11 +16,8 @@ from torch import Tensor
 from mother.numeric.threads import in_threads
 
 SIDES = (24, 48, 80, 144)  # directions that are looked for, until they are all
-
 SPARE = 4  # of them that must be left over
-
 MARGIN = 4.0  # times the tolerance that the singular values of a rank must be above
-
 SLACK = 1.2  # times what is left beyond a rank, whose norm is known, that must be below the tolerance
 
 
@@ -152,7 +149,6 @@ def ranks_along_paths(
 
 
 SAMPLE = 1 << 14  # entries of each matrix
-
 UNRELATED = 0.5  # squared distance over the sum of the squared norms from which two models share nothing
 
 

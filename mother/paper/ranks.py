@@ -18,17 +18,11 @@ from mother.paper.rank_paths import near_groups, nearest_neighbours, ranks_along
 
 # Sides of the sketches that are tried. Those of one line are parts of the largest of them.
 SIDES = ((64, 96, 144), (216, 324), (486,))
-
 LARGEST = 0.65  # of the smaller side of a matrix: a larger sketch of it is not worth its time
-
 USED = 0.6  # share of a sketch's directions beyond which it says only that the rank is large
-
 MARGIN = 8.0  # times the tolerance that the singular values which count must be above in a sketch that decides
-
 NEAR = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
-
 POWER = 8  # iterations for that estimate
-
 AT_ONCE = 1 << 24  # entries of the differences that are worked on together
 
 

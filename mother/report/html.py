@@ -16,9 +16,7 @@ from mother.graph.exports import describe, first_parents, roots
 from mother.report.explain import pair_evidence, wrong_if
 
 LARGEST = 1200  # models of a group whose distances are shown as one picture
-
 LOW, HIGH = -4.0, 0.2  # decimal logarithms of the distances between which colours differ
-
 SHOWN = ("kind", "adjacency", "arrow", "direction", "hidden", "compared")
 
 
@@ -112,7 +110,7 @@ def page(data: dict[str, Any]) -> str:
     content = content.encode("utf-8", "replace").decode()
     for letter in "<>&\u2028\u2029":
         content = content.replace(letter, f"\\u{ord(letter):04x}")
-    assets = files("mother") / "assets"
+    assets = files("mother.report") / "assets"
     parts = {
         "@TITLE@": html.escape(data["title"]),
         "@CSS@": (assets / "report.css").read_text(encoding="utf-8"),

@@ -2,29 +2,33 @@
 
 from pathlib import Path
 
-from mother.collection.audit import Audit
+from mother.collection.state import AUDIT, GRAPH, begin_result, collection_facts, finish_result
+from mother.collection.verdicts import Audit
 from mother.collection.workspace import Recovered
+from mother.graph.drawing import draw_once
 from mother.graph.exports import to_dot, to_graphml, to_mermaid, to_newick
-from mother.graph.figures import draw_model_graph
-from mother.io.files import write_figure, write_json, write_text
+from mother.io.files import write_json, write_text
 from mother.report.html import to_html
 
-PIXELS = 16_000  # height or width of a picture, at most
+TITLE = "Model Graph"
 
 
-def write_outputs(
-    recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = "Model Graph"
-) -> None:
+def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE) -> None:
     """Write all files of a result into a folder. Raises OSError where that cannot be."""
     graph = recovered.graph
-    write_text(folder / "model_graph.graphml", to_graphml(graph))
-    write_text(folder / "trees.nwk", to_newick(graph))
-    write_text(folder / "model_graph.mmd", to_mermaid(graph))
-    write_text(folder / "model_graph.dot", to_dot(graph))
-    figure = draw_model_graph(graph)
-    write_figure(folder / "tree.svg", figure, metadata={"Date": None})
-    write_figure(folder / "tree.png", figure, dpi=min(200, PIXELS / max(figure.get_size_inches())))
-    write_text(folder / "report.html", to_html(recovered, verdicts, title))
+    begin_result(folder)
+    texts = {
+        "model_graph.graphml": to_graphml(graph),
+        "trees.nwk": to_newick(graph),
+        "model_graph.mmd": to_mermaid(graph),
+        "model_graph.dot": to_dot(graph),
+        "report.html": to_html(recovered, verdicts, title),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    pictures = draw_once(folder / "tree", ("svg", "png"), "draw_model_graph", graph)
     if verdicts is not None:
-        write_json(folder / "audit.json", verdicts.to_json())
-    graph.write(folder / "model_graph.json")  # last: it says that the rest is there
+        write_json(folder / AUDIT, verdicts.to_json())
+    graph.write(folder / GRAPH)
+    files = [*texts, *(picture.name for picture in pictures), GRAPH, *([AUDIT] if verdicts is not None else [])]
+    finish_result(folder, collection_facts(recovered.state, title), files)

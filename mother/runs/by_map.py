@@ -1,4 +1,4 @@
-"""Method "map" for the scripts: trace a whole collection, score it, keep and draw the results."""
+"""Method map for the scripts: trace a whole collection, or only its clusters; score it, keep and draw the results."""
 
 import shutil
 import time
@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
-
 from mother.errors import InputError
-from mother.graph import figures
-from mother.graph.collection import open_models, read_digest
+from mother.evidence.first_pass import take_first_pass
+from mother.evidence.relatedness import related_components
+from mother.evidence.sketch import sketch_models
+from mother.graph.drawing import draw_once
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
-from mother.graph.scores import models_above, present_parents, score_graph
-from mother.heritage.trace import Progress, trace
+from mother.graph.scores import adjusted_rand, models_above, present_parents, score_graph
+from mother.heritage.trace import first_pass_snapshot, trace
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import build_graph
-from mother.io.files import write_figure
-from mother.runs.results import run_facts, write_result
+from mother.io.checkpoint import Checkpoint
+from mother.runs.results import Run, write_result
 
 
 @dataclass
@@ -32,50 +31,73 @@ class ScoredGraph:
     seconds: float
 
 
-def recover_typed_graph(
-    manifest: Manifest,
-    script: str,
-    folder: Path,
-    flags: dict[str, Any],
-    device: torch.device,
-    progress: Progress,
-) -> ScoredGraph:
-    """Recover the whole collection at once, trees and all, and write all results into `folder`/map.
+def _prepare(run: Run) -> tuple[list[Checkpoint], Path]:
+    """The models, without the matrices that are not to be read, and the folder of the measurements."""
+    if not 0 < run.flags["error"] < 1:
+        raise InputError(f"the error level must be between 0 and 1, not {run.flags['error']}.")
+    opened = run.checkpoints
+    if (run.manifest.read if run.flags["read"] == "manifest" else run.flags["read"]) == "attention":
+        opened = [checkpoint.attention_only() for checkpoint in opened]
+    keep = run.folder / "measurements" / "map"
+    if run.overwrite:
+        shutil.rmtree(keep, ignore_errors=True)
+    return opened, keep
+
+
+def recover_by_map(run: Run) -> ScoredGraph:
+    """Recover the whole collection at once, trees and all, and write all results into map/ of the run's folder.
 
     Nothing of the manifest is used but where the models are and which matrices are to be read; the rest is for scoring.
-    `flags["error"]` bounds the probability of a false relation; `flags["read"]` is "manifest", "attention" or "all".
-    Raises InputError where nothing can be recovered.
+    The flag `error` bounds the probability of a false relation; `read` is "manifest", "attention" or "all". Raises
+    InputError where nothing can be recovered.
     """
-    if not 0 < flags["error"] < 1:
-        raise InputError(f"the error level must be between 0 and 1, not {flags['error']}.")
     started = time.perf_counter()
-    checkpoints, unreadable = open_models(manifest)
-    if (manifest.read if flags["read"] == "manifest" else flags["read"]) == "attention":
-        checkpoints = [checkpoint.attention_only() for checkpoint in checkpoints]
-    keep = folder / "measurements" / "map"
-    if flags["overwrite"]:
-        shutil.rmtree(keep, ignore_errors=True)
-    heritage = trace(checkpoints, device, flags["error"], progress=progress, keep=keep)
+    manifest = run.manifest
+    opened, keep = _prepare(run)
+    heritage = trace(opened, run.device, run.flags["error"], progress=run.progress, keep=keep)
     if not heritage.first_pass.models:
         reason = next(iter(heritage.left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
     graph = build_graph(manifest.name, heritage)
-    graph.left_out.update(unreadable)
+    graph.left_out.update(run.unreadable)
     seconds = time.perf_counter() - started + heritage.reused
     scores = score_graph(graph, manifest) | {"seconds": round(seconds, 2)}
-    folder = folder / "map"
+    folder = run.folder / "map"
     graph.write(folder / "model_graph.json")
-    for name, figure in draw_graph(graph, manifest).items():
-        write_figure(folder / "figures" / f"{name}.png", figure, dpi=200)
-        write_figure(folder / "figures" / f"{name}.pdf", figure)
-    run = run_facts(f"{script}.py", flags, read_digest(checkpoints))
+    files = [folder / "model_graph.json"]
+    for name, content in figures_of(graph, manifest).items():
+        files += draw_once(folder / "figures" / name, ("png", "pdf"), "draw_trees", *content)
     content = {"model_graph": manifest.name, "method": "map", **scores, "left_out": graph.left_out}
-    write_result(folder / "accuracy.json", run, content)  # last: it says that the rest is there
+    write_result(folder / "accuracy.json", run.facts, content, files)  # last: where it is, all other files are
     return ScoredGraph(graph, scores, heritage, seconds)
 
 
-def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Figure]:
-    """A figure for each recovered tree of two or more models, beside what is known of the truth."""
+def cluster_by_map(run: Run) -> None:
+    """Components of related models, scored where the manifest knows the trees; writes map/clusters.json.
+
+    Flags and errors as of `recover_by_map`.
+    """
+    started = time.perf_counter()
+    opened, keep = _prepare(run)
+    taken = sketch_models(opened, keep / "models", progress=run.progress("reading"))
+    sketches = sorted(taken.sketches, key=lambda sketch: sketch.model)
+    snapshot = first_pass_snapshot(sketches, keep)
+    found = take_first_pass(sketches, run.device, run.progress("first pass"), snapshot)
+    left_out = run.unreadable | taken.left_out
+    if not found.models:
+        raise InputError(f"no model of {run.manifest.name} can be clustered. {next(iter(left_out.values()))}")
+    labels = related_components(found.relatedness, run.flags["error"])
+    seconds = time.perf_counter() - started + snapshot.before + taken.reused
+    trees = {node.id: node.tree for node in run.manifest.nodes}
+    truth = [str(trees[model]) for model in found.models if trees[model] is not None]
+    agreement = adjusted_rand(truth, labels) if len(truth) == len(labels) else None
+    content = {"clusters": dict(zip(found.models, labels.tolist())), "adjusted_rand": agreement}
+    content |= {"seconds": round(seconds, 2), "left_out": left_out}
+    write_result(run.folder / "map" / "clusters.json", run.facts, content)
+
+
+def figures_of(graph: ModelGraph, manifest: Manifest) -> dict[str, tuple]:
+    """What `draw_trees` draws of each recovered tree of two or more models, beside what is known of the truth."""
     drawn = {}
     true_parents, hidden = present_parents(manifest), models_above(graph)
     place = {alias: model for model, facts in graph.nodes.items() for alias in facts.get("aliases", ())}
@@ -93,5 +115,5 @@ def draw_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Figure]:
             if place.get(parent, parent) in models and place.get(parent, parent) != model
         }
         recovered = {(edge.parent, edge.child) for edge in graph.edges if edge.child in members}
-        drawn[f"tree_{tree}"] = figures.draw_trees(f"{manifest.name}, tree {tree}", models, truth, recovered, hidden)
+        drawn[f"tree_{tree}"] = (f"{manifest.name}, tree {tree}", models, truth, recovered, hidden)
     return drawn

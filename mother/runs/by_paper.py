@@ -1,27 +1,26 @@
-"""What the two recovery scripts share: measure every tree, recover it, score it, keep and draw the results."""
+"""The paper's method for the scripts: measure every tree, recover it, score it, keep and draw the results."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mother.errors import InputError
-from mother.graph import figures
-from mother.graph.collection import known_trees, open_models, read_digest
+from mother.graph.collection import read_digest
+from mother.graph.drawing import draw_once
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.graph.scores import directed_accuracy, kurtosis_accuracy, undirected_accuracy
-from mother.io.files import write_atomically, write_figure
+from mother.io.files import write_atomically
 from mother.paper.direction import Stage, direction_kurtosis, kurtosis_direction
 from mother.paper.distances import pairwise_differences
-from mother.paper.measure import Measured, Statistic, measure
+from mother.paper.measure import Measured, Statistic, measure, measure_once
 from mother.paper.statistics import moments
 from mother.paper.tree import identical_models, recover_tree
-from mother.runs.results import found_clusters, measure_once, run_facts, write_result
+from mother.runs.results import Run, group_models, write_result
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,6 @@ class Method:
 
 # Stages 1 and 3a of full fine-tuning read the same layers: whichever runs first measures for both.
 FULL_FINE_TUNING: dict[str, Statistic] = {"differences": pairwise_differences, "moments": moments}
-
-
-def measurement_key(digest: str, kinds: Sequence[str] | None, statistics: dict[str, Statistic]) -> dict[str, Any]:
-    """What measurements are kept under: equal for the same files, layers and statistics."""
-    return {"read": digest, "kinds": list(kinds) if kinds else None, "statistics": sorted(statistics)}
 
 
 @dataclass
@@ -80,79 +74,86 @@ class PaperTree:
         }
 
 
-def group_models(manifest: Manifest, clusters: str, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Which models are taken for one tree: known ("truth") or found by `clustering.py` ("ward").
-
-    Also returns why `clustering.py` left models out.
-    """
-    return (known_trees(manifest), {}) if clusters == "truth" else found_clusters(manifest, folder)
+def empty_tree(group: str, left_out: dict[str, str], seconds: float = 0.0) -> PaperTree:
+    """A group of which no model could be used."""
+    return PaperTree(group, [], np.zeros((0, 0)), [], set(), seconds, left_out)
 
 
-def recover_model_graph(
-    manifest: Manifest,
-    method: Method,
-    folder: Path,
-    flags: dict[str, Any],
-    device: torch.device,
-    progress: Callable[[str], Callable[[int], Callable[[], object]]],
-) -> list[PaperTree]:
-    """Recover every tree of a collection and write all results into `folder`.
+@dataclass(frozen=True)
+class MeasuredGroup:
+    """The measurements of the models of one tree, the digest of what was read, and the seconds that it took."""
 
-    `flags` are those of the script: clusters, stage, direction_weight and overwrite are used here, all are
-    recorded. `progress(title)` is given to `measure`. Raises InputError where nothing can be recovered.
-    """
-    if not np.isfinite(flags["direction_weight"]) or flags["direction_weight"] < 0:
-        raise InputError(f"the direction weight must be at least 0 and finite, not {flags['direction_weight']}.")
-    checkpoints, unreadable = open_models(manifest)
-    by_id = {checkpoint.model: checkpoint for checkpoint in checkpoints}
-    trees = []
-    digests = {}
-    groups, unclustered = group_models(manifest, flags["clusters"], folder)
-    if unclustered:
-        trees.append(PaperTree("-", [], np.zeros((0, 0)), [], set(), 0.0, unclustered))
+    group: str
+    measured: Measured
+    read: str
+    seconds: float
+
+
+def measure_groups(
+    run: Run, groups: dict[str, list[str]], kept_as: str, kinds: Sequence[str] | None, statistics: dict[str, Statistic]
+) -> Iterator[MeasuredGroup]:
+    """Measure the models of each group that could be opened, or take what an earlier run kept."""
+    by_id = {checkpoint.model: checkpoint for checkpoint in run.checkpoints}
     for group, members in groups.items():
         opened = [by_id[model] for model in members if model in by_id]
         if not opened:
-            trees.append(PaperTree(group, [], np.zeros((0, 0)), [], set(), 0.0, {m: unreadable[m] for m in members}))
             continue
-        digests[group] = read_digest(opened)
-        key = measurement_key(digests[group], method.kinds, method.statistics)
+        read, bar = read_digest(opened), run.progress(f"{run.manifest.name} tree {group}")
         measured, seconds, _ = measure_once(
-            folder / "measurements" / f"{method.kept_as or method.name}_{group}.npz",
-            key,
-            lambda snapshot: measure(
-                opened, method.kinds, method.statistics, device, progress(f"{manifest.name} tree {group}"), snapshot
-            ),
-            flags["overwrite"],
+            run.folder / "measurements" / f"{kept_as}_{group}.npz",
+            {"read": read, "kinds": list(kinds) if kinds else None, "statistics": sorted(statistics)},
+            lambda part, opened=opened, bar=bar: measure(opened, kinds, statistics, run.device, bar, part),
+            run.overwrite,
         )
-        measured.left_out |= {model: unreadable[model] for model in members if model in unreadable}
-        trees.append(_recover_one(manifest, method, group, measured, seconds, flags))
+        yield MeasuredGroup(group, measured, read, seconds)
+
+
+def recover_by_paper(run: Run, method: Method) -> list[PaperTree]:
+    """Recover every tree of a collection and write all results into the run's folder.
+
+    Of the flags clusters, stage and direction_weight are used. Raises InputError where nothing can be recovered.
+    """
+    weight = run.flags["direction_weight"]
+    if not np.isfinite(weight) or weight < 0:
+        raise InputError(f"the direction weight must be at least 0 and finite, not {weight}.")
+    manifest = run.manifest
+    groups, unclustered = group_models(manifest, run.flags["clusters"], run.folder)
+    trees = [empty_tree("-", unclustered)] if unclustered else []
+    found = measure_groups(run, groups, method.kept_as or method.name, method.kinds, method.statistics)
+    measured = {one.group: one for one in found}
+    for group, members in groups.items():
+        missing = {model: run.unreadable[model] for model in members if model in run.unreadable}
+        if group not in measured:
+            trees.append(empty_tree(group, missing))
+            continue
+        measured[group].measured.left_out |= missing
+        trees.append(_recover_one(manifest, method, measured[group], run.flags))
     if not any(tree.models for tree in trees):
         reason = next(iter(trees[0].left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
-    write_results(manifest, method, folder, flags, trees, digests)
+    write_results(run, method, trees)
     return trees
 
 
-def _recover_one(
-    manifest: Manifest, method: Method, group: str, measured: Measured, seconds: float, flags: dict[str, Any]
-) -> PaperTree:
+def _recover_one(manifest: Manifest, method: Method, found: MeasuredGroup, flags: dict[str, Any]) -> PaperTree:
     """Matrices to tree to score, for one group of models."""
     started = time.perf_counter()
+    measured = found.measured
+    if measured.models:
+        measured, sums = direction_kurtosis(measured, method.direction_kind)
     if not measured.models:
-        return PaperTree(group, [], np.zeros((0, 0)), [], set(), seconds, measured.left_out)
-    measured, sums = direction_kurtosis(measured, method.direction_kind)
-    if not measured.models:
-        return PaperTree(group, [], np.zeros((0, 0)), [], set(), seconds, measured.left_out)
-    distance, difference = method.distance(measured, group)
+        return empty_tree(found.group, measured.left_out, found.seconds)
+    distance, difference = method.distance(measured, found.group)
     stage: Stage = flags["stage"]
     edges = recover_tree(measured.models, distance, sums, stage, flags["direction_weight"])
     present = set(measured.models)
     truth = {(parent, child) for parent, child in manifest.edges if parent in present and child in present}
     notes = [*measured.notes, *identical_models(difference, measured.models)]
     right = kurtosis_accuracy(kurtosis_direction(sums, stage), measured.models, truth)
-    seconds += time.perf_counter() - started
-    return PaperTree(group, measured.models, distance, edges, truth, seconds, measured.left_out, notes, sums, right)
+    seconds = found.seconds + time.perf_counter() - started
+    return PaperTree(
+        found.group, measured.models, distance, edges, truth, seconds, measured.left_out, notes, sums, right
+    )
 
 
 def overall(manifest: Manifest, trees: list[PaperTree]) -> dict[str, Any]:
@@ -174,15 +175,9 @@ def overall(manifest: Manifest, trees: list[PaperTree]) -> dict[str, Any]:
     }
 
 
-def write_results(
-    manifest: Manifest,
-    method: Method,
-    folder: Path,
-    flags: dict[str, Any],
-    trees: list[PaperTree],
-    digests: dict[str, str],
-) -> None:
+def write_results(run: Run, method: Method, trees: list[PaperTree]) -> None:
     """Write `model_graph.json`, `accuracy.json`, the distance matrices and the figures."""
+    manifest, folder = run.manifest, run.folder
     left_out = {model: reason for tree in trees for model, reason in tree.left_out.items()}
     nodes = {
         model: {"tree": tree.group, "kurtosis": float(value)}
@@ -191,22 +186,11 @@ def write_results(
     }
     edges = tuple(edge for tree in trees for edge in tree.edges)
     notes = tuple(note for tree in trees for note in tree.notes)
-    run = run_facts(f"{method.name}.py", flags, " ".join(digests.values()))
     ModelGraph(manifest.name, nodes, edges, left_out, notes).write(folder / "model_graph.json")
     matrices = {f"tree_{tree.group}": tree.distance for tree in trees}
     names = {f"models_{tree.group}": np.array(tree.models) for tree in trees}
     write_atomically(folder / "distances.npz", lambda file: np.savez(file, **matrices, **names))
-    shown = {f"tree {tree.group}": (tree.distance, tree.models, tree.truth) for tree in trees if len(tree.models) > 1}
-    if shown:
-        figure = figures.draw_matrices(shown, method.distance_label)
-        write_figure(folder / "figures" / "distances.png", figure, dpi=200)
-    for tree in trees:
-        if tree.truth:
-            name = f"{manifest.name}, tree {tree.group}"
-            figure = figures.draw_trees(name, tree.models, tree.truth, tree.pairs)
-            write_figure(folder / "figures" / f"tree_{tree.group}.png", figure, dpi=200)
-            write_figure(folder / "figures" / f"tree_{tree.group}.pdf", figure)
-    # Last: it says that the rest is there.
+    files = [folder / "model_graph.json", folder / "distances.npz", *_draw(manifest, method, folder / "figures", trees)]
     accuracy = {
         "model_graph": manifest.name,
         "method": "mother",
@@ -215,4 +199,17 @@ def write_results(
         "left_out": left_out,
         "notes": list(notes),
     }
-    write_result(folder / "accuracy.json", run, accuracy)
+    write_result(folder / "accuracy.json", run.facts, accuracy, files)  # last: where it is, all other files are
+
+
+def _draw(manifest: Manifest, method: Method, folder: Path, trees: list[PaperTree]) -> list[Path]:
+    """Draw distances and trees, where they have changed; returns the files."""
+    files = []
+    shown = {f"tree {tree.group}": (tree.distance, tree.models, tree.truth) for tree in trees if len(tree.models) > 1}
+    if shown:
+        files += draw_once(folder / "distances", ("png",), "draw_matrices", shown, method.distance_label)
+    for tree in trees:
+        if tree.truth:
+            content = f"{manifest.name}, tree {tree.group}", tree.models, tree.truth, tree.pairs
+            files += draw_once(folder / f"tree_{tree.group}", ("png", "pdf"), "draw_trees", *content)
+    return files

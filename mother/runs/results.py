@@ -1,27 +1,96 @@
-"""Where results live, what may be reused, and what a run must say about itself.
+"""Where results live, what may be kept, and what a run must say about itself.
 
-`results/<model graph>/` holds the measurements (one .npz a tree, so that an interrupted run goes on),
-matrices, `model_graph.json`, `accuracy.json` and figures. Each file is written atomically and carries the
-flags, the versions and a digest of the files that were read; measurements are reused while these agree.
+`results/<model graph>/` holds the measurements (one .npz a tree, so that an interrupted run goes on), matrices,
+`model_graph.json`, `accuracy.json` and figures; what belongs to method map is in `map/` in it. Each file is written
+atomically and says which run made it: flags, versions, code, and digests of all that was read. While a run would say
+the same, its result stays as it is, and only that is shown.
 """
 
+import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mother.errors import InputError
+from mother.graph.collection import known_trees, read_digest
 from mother.graph.manifest import Manifest
-from mother.io.files import write_atomically, write_json
-from mother.io.layers import Layer
-from mother.io.runtime import versions
-from mother.io.snapshots import Snapshot
-from mother.paper.measure import Measured
+from mother.io.checkpoint import Checkpoint
+from mother.io.files import sha256, write_json
+from mother.io.runtime import code_digest, versions
 
-STATISTICS_SCHEMA = 1  # raise it when a statistic changes its meaning: what was measured before is measured again
+COMPARED = ("model graph", "method", "undirected", "direction", "directed", "kinds", "clusters", "seconds")
+
+
+# progress(title)(total)(count): how much of the total has been done since the last call, 1 where it does not say
+Progress = Callable[[str], Callable[[int], Callable[..., object]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on the models of one manifest: what goes in, where results go, and what they say about it."""
+
+    manifest: Manifest
+    checkpoints: list[Checkpoint]
+    unreadable: dict[str, str]  # models that could not be opened, and why
+    folder: Path  # of the results
+    flags: dict[str, Any] = field(default_factory=dict)  # those that the result depends on
+    facts: dict[str, Any] = field(default_factory=dict)  # see `run_facts`
+    overwrite: bool = False  # measure again what is kept
+    device: "torch.device | None" = None
+    progress: Progress = lambda title: lambda total: lambda count=1: None
+
+
+def run_facts(
+    script: str,
+    flags: dict[str, Any],
+    manifest: Manifest,
+    checkpoints: Sequence[Checkpoint],
+    inputs: Iterable[Path] = (),
+) -> dict[str, Any]:
+    """What a result says about the run that made it: equal runs give equal results.
+
+    `flags` are those that the result depends on, `inputs` files of earlier stages that it was made from.
+    """
+    return {
+        "script": script,
+        "flags": flags,
+        "versions": versions(),
+        "code": code_digest(),
+        "manifest": hashlib.sha256(repr((manifest.nodes, manifest.read)).encode()).hexdigest()[:16],
+        "read": read_digest(checkpoints),
+        "inputs": {path.name: sha256(path) for path in inputs if path.exists()},
+    }
+
+
+def write_result(path: Path, run: dict[str, Any], content: dict[str, Any], files: Iterable[Path] = ()) -> None:
+    """Write a JSON result with the facts of its run; `files` are the others that belong to it, written before."""
+    names = [file.relative_to(path.parent).as_posix() for file in files]
+    write_json(path, {**content, "run": run, "files": names})
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """A JSON result, or None where the script that writes it has not run. Raises InputError for a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be used ({error}). Run the scripts again.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} cannot be used (it is no JSON object). Run the scripts again.")
+    return content
+
+
+def is_kept(path: Path, run: dict[str, Any]) -> bool:
+    """Whether the result at `path` is whole and was made by such a run."""
+    try:
+        found = read_result(path)
+    except InputError:
+        return False
+    same = found is not None and found.get("run") == json.loads(json.dumps(run))
+    return same and all((path.parent / name).exists() for name in found.get("files", ()))
 
 
 def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -43,70 +112,12 @@ def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str
     return dict(sorted(clusters.items())), left_out
 
 
-def run_facts(script: str, flags: dict[str, Any], digest: str) -> dict[str, Any]:
-    """What every result says about the run that made it."""
-    return {"script": script, "flags": flags, "versions": versions(), "read": digest}
+def group_models(manifest: Manifest, clusters: str, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Which models are taken for one tree: known ("truth") or found by `clustering.py` ("ward").
 
-
-def measure_once(
-    path: Path, key: dict[str, Any], compute: Callable[[], Measured], overwrite: bool = False
-) -> tuple[Measured, float, bool]:
-    """Load the measurements in `path` if they were made with the same key, else compute and keep them.
-
-    `compute` is given a snapshot beside `path` that holds what an interrupted run had found.
-    Returns (measurements, seconds that computing took, whether they were reused).
+    Also returns why `clustering.py` left models out.
     """
-    key = key | {"versions": versions(), "schema": STATISTICS_SCHEMA}
-    if not overwrite:
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
-                if about["key"] == key:
-                    arrays = {name: stored[name] for name in stored.files if name != "about"}
-                    layers = [Layer(*layer) for layer in about["layers"]]
-                    kept = about["models"], layers, arrays, about["left_out"], about["notes"], key["read"]
-                    measured = Measured(*kept)
-                    return measured, about["seconds"], True
-        except Exception:  # noqa: BLE001  A damaged archive raises nearly anything; then we measure again.
-            pass
-    started = time.perf_counter()
-    snapshot = Snapshot(path.with_suffix(".part.npz"), key)
-    if overwrite:
-        snapshot.clear()
-    measured = compute(snapshot)
-    measured.read = key["read"]
-    seconds = time.perf_counter() - started
-    if measured.transient:  # the next run tries again
-        return measured, seconds, False
-    about = {
-        "key": key,
-        "models": measured.models,
-        "layers": measured.layers,
-        "left_out": measured.left_out,
-        "notes": measured.notes,
-        "seconds": seconds,
-    }
-    write_atomically(path, lambda file: np.savez(file, about=np.array(json.dumps(about)), **measured.arrays))
-    snapshot.clear()
-    return measured, seconds, False
-
-
-def write_result(path: Path, run: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write a JSON result with the facts of its run beside it."""
-    write_json(path, {**content, "run": run})
-
-
-COMPARED = ("model graph", "method", "undirected", "direction", "directed", "kinds", "clusters", "seconds")
-
-
-def read_result(path: Path) -> dict[str, Any] | None:
-    """A JSON result, or None where the script that writes it has not run. Raises InputError for a damaged one."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used ({error}). Run the scripts again.") from None
+    return (known_trees(manifest), {}) if clusters == "truth" else found_clusters(manifest, folder)
 
 
 def compare_methods(name: str, folder: Path) -> list[list[Any]]:

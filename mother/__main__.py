@@ -1,0 +1,5 @@
+"""`python -m mother`, which is the command `mother`."""
+
+from mother.cli.commands import main
+
+main()

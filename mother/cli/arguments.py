@@ -1,0 +1,47 @@
+"""Flags in, exit code out: what every script does around its `main`."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from mother.errors import InputError
+
+VERSION = "0.2.0"  # of this software, for a checkout that is not installed
+
+
+def version() -> str:
+    """The version that is installed, or that of the checkout."""
+    try:
+        return metadata.version("mother")
+    except metadata.PackageNotFoundError:
+        return VERSION
+
+
+def run(main: Callable[[Any], object], arguments: type, words: Sequence[str] | None = None, name: str = "") -> None:
+    """Parse the flags, run `main`, and turn what a user can mend into one line and exit code 2.
+
+    `words` are those of the command line, without the program's `name`.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if "--version" in words:
+        print(f"MoTHer {version()}")
+        return
+    import tyro
+
+    try:
+        main(tyro.cli(arguments, args=words, prog=name or None))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'a result'}: {error.strerror or error}. Check path and space.", file=sys.stderr
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, and the next run goes on from there", file=sys.stderr)
+        sys.exit(130)

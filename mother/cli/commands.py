@@ -1,0 +1,277 @@
+"""The commands for anybody's models: recover, add, explain, audit."""
+
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mother.cli.arguments import run
+from mother.errors import InputError
+
+UNDECLARED = 10  # of models that claim nothing
+LISTED = 200  # lines of the tree that are printed; all of it is in the files
+
+
+@dataclass
+class Recover:
+    """Recover the Model Graph of any models. Other commands: add, explain, audit (each with --help)."""
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    """folders, weight files, folders of models, or owner/name[@revision][:subfolder] on the Hugging Face Hub"""
+    manifest: Path | None = None
+    """a manifest that names the models"""
+    author: str | None = None
+    """all models of an author or organisation on the Hub"""
+    collection: str | None = None
+    """all models of a collection on the Hub"""
+    out: Path = Path("results/recover")
+    """folder for the results"""
+    audit: bool = False
+    """hold what cards and configurations claim against the weights; exit code 0: all agree, 3: contradictions,
+    4: undecided"""
+    error: float = 0.01
+    """probability of a single false relation among independently initialised models"""
+    sketch: int = 1 << 16
+    """entries that are compared of each matrix, at most"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    overwrite: bool = False
+    """make the result again where it is kept"""
+    quiet: bool = False
+    """print errors only"""
+    json: bool = False
+    """print the Model Graph as JSON, and nothing else, to standard output"""
+
+
+@dataclass
+class Add:
+    """Add models to a result: they are read, the others are not."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """as for recover"""
+    to: Path = Path("results/recover")
+    """folder of the result"""
+    audit: bool = False
+    """hold what cards and configurations claim against the weights, as recover --audit does"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    quiet: bool = False
+    """print errors only"""
+    json: bool = False
+    """print the Model Graph as JSON, and nothing else, to standard output"""
+
+
+@dataclass
+class Explain:
+    """Are two models of a result related, how, which came first, and how sure is that?"""
+
+    one: tyro.conf.Positional[str]
+    """id of a model, as the tree shows it"""
+    other: tyro.conf.Positional[str]
+    """id of another"""
+    to: Path = Path("results/recover")
+    """folder of the result"""
+    json: bool = False
+    """print all figures as JSON"""
+
+
+@dataclass
+class Audit(Recover):
+    """Hold what cards and configurations claim against the weights: recover with --audit."""
+
+    audit: bool = True
+    """exit code 0: all agree, 3: contradictions, 4: undecided"""
+
+
+@contextlib.contextmanager
+def _said(args: Recover | Add) -> Iterator[None]:
+    """Standard output to nowhere, where the user wants silence or JSON alone."""
+    if not (args.quiet or args.json):
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _progress(args: Recover | Add) -> Callable:
+    from mother.cli.progress import no_progress, progress
+
+    return no_progress if args.quiet else progress
+
+
+def _title(folder: Path) -> str:
+    return f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph"
+
+
+def _report_audit(folder: Path) -> int:
+    """Print what models claim and what the weights say; returns the exit code."""
+    from mother.collection.state import AUDIT
+    from mother.collection.verdicts import Audit as Verdicts
+    from mother.graph.text import format_table
+
+    found = Verdicts.from_json(json.loads((folder / AUDIT).read_text(encoding="utf-8")))
+    print("\naudit: what the models claim, and what the weights say")
+    if found.verdicts:
+        rows = [[one.model, one.claim.parent, one.claim.file, one.verdict, one.reason] for one in found.verdicts]
+        print(format_table(("model", "says it is from", "in", "verdict", "the weights"), rows, left=True))
+    else:
+        print("no model claims anything")
+    if found.undeclared:
+        print(f"nothing declared, but the weights name a parent: {len(found.undeclared)} models")
+    for model, words in list(found.undeclared.items())[:UNDECLARED]:
+        print(f"  {model} is from {words}")
+    if len(found.undeclared) > UNDECLARED:
+        print("  ... and more: see audit.json")
+    counts = Counter(one.verdict for one in found.verdicts)
+    print("verdicts: " + (", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "none"))
+    return found.exit_code
+
+
+def _report(folder: Path, audit: bool) -> int:
+    """Print the result in a folder; returns the exit code, which is that of the audit."""
+    from mother.cli.tables import report_left_out
+    from mother.collection.state import GRAPH
+    from mother.graph.model_graph import read_model_graph
+    from mother.graph.text import graph_text
+
+    graph = read_model_graph(folder / GRAPH)
+    sizes: Counter[str] = Counter()
+    for facts in graph.nodes.values():
+        if not facts.get("hidden"):
+            sizes[facts["group"]] += 1 + len(facts.get("aliases", ()))
+    for group, size in sizes.items():
+        print(f"{size} {'models' if size > 1 else 'model'} of {group}")
+    lines = graph_text(graph).splitlines()
+    print("\n" + "\n".join(lines[:LISTED]))
+    if len(lines) > LISTED:
+        print(f"... and {len(lines) - LISTED} more lines: see {folder / 'report.html'}")
+    print()
+    report_left_out(graph.left_out)
+    code = _report_audit(folder) if audit else 0
+    print(f"results: {folder}/ (report.html, tree.svg, tree.png, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
+    print(f"open: {(folder / 'report.html').resolve().as_uri()}")
+    return code
+
+
+def _finish(args: Recover | Add, folder: Path) -> None:
+    """Print a result as the user wants it, and leave with its exit code."""
+    with _said(args):
+        code = _report(folder, args.audit)
+    if args.json:
+        from mother.collection.state import GRAPH
+
+        sys.stdout.write((folder / GRAPH).read_text(encoding="utf-8"))
+    if code:
+        sys.exit(code)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of reading: whether the folder can be written at all. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".writable"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+def recover(args: Recover) -> None:
+    """Find, read, recover, write; or show what is kept of the same models."""
+    from mother.cli.tables import announce_device, announce_kept
+    from mother.collection.find import find_models, with_claims
+    from mother.collection.state import kept_result
+
+    names = list(args.models) + ([str(args.manifest)] if args.manifest is not None else [])
+    if args.author or args.collection:
+        from mother.collection.hub_lists import models_of_author, models_of_collection
+
+        names += models_of_author(args.author) if args.author else []
+        names += models_of_collection(args.collection) if args.collection else []
+    if not names:
+        raise InputError("name models: paths, owner/name, --manifest, --author or --collection (see --help).")
+    sources = with_claims(find_models(names))
+    _check_writable(args.out)
+    with _said(args):
+        print(f"{len(sources)} model{'s' if len(sources) > 1 else ''}")
+        what = sources, args.error, args.sketch, _title(args.out), args.audit
+        if not args.overwrite and kept_result(args.out, *what) is not None:
+            announce_kept(args.out)
+        else:
+            from mother.collection.audit import audit_of
+            from mother.collection.workspace import recover_sources
+            from mother.report.write import write_outputs
+
+            device = announce_device(args.device)
+            found = recover_sources(sources, args.out, device, args.error, args.sketch, _progress(args))
+            write_outputs(found, args.out, audit_of(found) if args.audit else None, _title(args.out))
+    _finish(args, args.out)
+
+
+def add(args: Add) -> None:
+    """Read the new models only."""
+    if not args.models:
+        raise InputError("name a model to add.")
+    from mother.cli.tables import announce_device
+    from mother.collection.audit import audit_of
+    from mother.collection.find import find_models, with_claims
+    from mother.collection.state import read_state
+    from mother.collection.workspace import reopen
+    from mother.report.write import write_outputs
+
+    known = read_state(args.to).sources
+    there = {source.location: source.id for source in known}
+    found = with_claims(find_models(args.models), known)
+    with _said(args):
+        for source in found:
+            if source.location in there:
+                print(f"{there[source.location]} is in {args.to} already")
+        _check_writable(args.to)
+        new = [source for source in found if source.location not in there]
+        recovered = reopen(args.to, announce_device(args.device), new, _progress(args))
+        write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to))
+    _finish(args, args.to)
+
+
+def explain(args: Explain) -> None:
+    """Print the evidence on two models."""
+    from mother.cli.progress import progress
+    from mother.collection.workspace import reopen
+    from mother.io.runtime import choose_device
+    from mother.report.explain import explain as evidence_on
+    from mother.report.explain import explain_text
+
+    recovered = reopen(args.to, choose_device("cpu")[0], (), progress)
+    found = evidence_on(recovered, args.one, args.other)
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else explain_text(found))
+
+
+COMMANDS: dict[str, tuple[Callable, type]] = {
+    "recover": (recover, Recover),
+    "add": (add, Add),
+    "explain": (explain, Explain),
+    "audit": (recover, Audit),
+}
+
+
+def main(default: str | None = None, name: str = "mother") -> None:
+    """The program `mother`. `default` is the command that is meant where none is named."""
+    words = sys.argv[1:]
+    if words and words[0] in COMMANDS:
+        command, words = words[0], words[1:]
+        name = f"{name} {command}"
+    elif default is not None:
+        command = default
+    elif "--version" in words:
+        command = "recover"
+    else:
+        print(__doc__)
+        for known, (_, arguments) in COMMANDS.items():
+            print(f"  mother {known:8} {(arguments.__doc__ or '').splitlines()[0]}")
+        print("\n  mother COMMAND --help, mother --version")
+        sys.exit(0 if not words or words[0] in ("-h", "--help") else 2)
+    function, arguments = COMMANDS[command]
+    run(function, arguments, words, name)

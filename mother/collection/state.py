@@ -1,0 +1,99 @@
+"""What a result folder says of its collection, so that models can be added, and that nothing is made twice.
+
+`collection.json` names the models, where they are, what they claim, and the settings. `run.json` is written when all
+files of a result are there: it says from which files, settings and code they were made.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mother.collection.find import Source
+from mother.errors import CheckpointError, InputError, ManifestError
+from mother.evidence.keys import sketch_key
+from mother.graph.model_graph import ModelGraph, read_model_graph
+from mother.io.files import write_json
+from mother.io.open import open_all
+from mother.io.runtime import code_digest, versions
+
+FORMAT = "mother-collection/1"
+STATE, RUN = "collection.json", "run.json"
+GRAPH, AUDIT = "model_graph.json", "audit.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """The models of a result, the key of each one's sketch (None: it could not be used), and the settings."""
+
+    sources: list[Source]
+    keys: dict[str, str | None]
+    error: float
+    sketch: int
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Keep which models a result is of."""
+    sources = [{**source.to_json(), "sketch": state.keys.get(source.id)} for source in state.sources]
+    content = {"format": FORMAT, "error": state.error, "sketch": state.sketch, "sources": sources}
+    write_json(folder / STATE, content)
+
+
+def read_state(folder: Path) -> State:
+    """What `write_state` kept in a result folder. Raises InputError where there is none."""
+    try:
+        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f'it does not say "format": "{FORMAT}"')
+        sources = [Source.from_json({k: v for k, v in one.items() if k != "sketch"}) for one in content["sources"]]
+        keys = {source.id: one["sketch"] for source, one in zip(sources, content["sources"])}
+        if any(key is not None and not (isinstance(key, str) and key.isalnum()) for key in keys.values()):
+            raise ValueError("a sketch has an odd name")
+        return State(sources, keys, float(content["error"]), int(content["sketch"]))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no result. Run `python recover.py MODEL ... --out {folder}` first.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
+        raise InputError(f"{folder / STATE} cannot be used ({reason}). Run `python recover.py` again.") from None
+
+
+def collection_facts(state: State, title: str) -> dict[str, Any]:
+    """What a result was made from: equal facts give equal files."""
+    sources = [{**source.to_json(), "sketch": state.keys.get(source.id)} for source in state.sources]
+    settings = {"error": state.error, "sketch": state.sketch, "title": title}
+    return {"code": code_digest(), "versions": versions(), **settings, "sources": sources}
+
+
+def finish_result(folder: Path, facts: dict[str, Any], files: Sequence[str]) -> None:
+    """Say that all files of a result are there."""
+    write_json(folder / RUN, {"facts": facts, "files": list(files)})
+
+
+def begin_result(folder: Path) -> None:
+    """Take back what `finish_result` said: files are about to change."""
+    (folder / RUN).unlink(missing_ok=True)
+
+
+def kept_result(
+    folder: Path, sources: Sequence[Source], error: float, sketch: int, title: str, audited: bool
+) -> ModelGraph | None:
+    """The Model Graph in a folder, where all of it was made from these very models, settings and code; else None.
+
+    Models are opened, headers only; none of their weights is read.
+    """
+    try:
+        kept = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        facts, files = kept["facts"], set(kept["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if audited and AUDIT not in files or not all((folder / name).exists() for name in files):
+        return None
+    opened, _ = open_all((source.id, source.location, source.base) for source in sources)
+    keys: dict[str, str | None] = {source.id: None for source in sources}
+    try:
+        keys |= {checkpoint.model: sketch_key(checkpoint, sketch) for checkpoint in opened}
+        # A model that opens and still was left out is one whose weights could not be used: try again.
+        now = collection_facts(State(list(sources), keys, error, sketch), title)
+        return read_model_graph(folder / GRAPH) if json.loads(json.dumps(now)) == facts else None
+    except (CheckpointError, ManifestError):
+        return None
