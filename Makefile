@@ -1,30 +1,37 @@
-# make recover   set up, grow the mini splits once, run all stages on them, print the tables
-# make test      set up, run the tests
-# make lint      set up, check style
-# make bench     set up, run the slow and statistical checks
-# make imgs      copy the figures that README.md shows from the results
-# make clean     forget the results (the grown models stay)
+# make recover       set up, grow a small collection once, recover it by both methods, print the table
+# make recover-all   the same with all 405 models of the mini splits
+# make test          set up, run the tests
+# make lint          set up, check style
+# make bench         set up, run the slow and statistical checks
+# make imgs          copy the figures that docs/ shows from the results
+# make clean         forget the results (the grown models stay)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
-SPLITS = mini_ft mini_lora_v mini_lora_f
 
-.PHONY: recover test lint bench imgs clean
+.PHONY: recover recover-all test lint bench imgs clean
+
+# The official sequence on the splits $(1)_ft, $(1)_lora_v, $(1)_lora_f and $(1)_wild; K is $(2), and $(3) for the last.
+define stages
+	$(RUN) -m dataset.grow --splits $(1)_ft $(1)_lora_v $(1)_lora_f $(1)_wild
+	$(RUN) get_vit_layer_statistics.py --model-graph $(1)_ft
+	$(RUN) MoTHer_FullFT.py --model-graph $(1)_ft
+	$(RUN) get_vit_layer_statistics.py --model-graph $(1)_wild
+	$(RUN) MoTHer_FullFT.py --model-graph $(1)_wild
+	$(RUN) MoTHer_LoRA.py --model-graphs $(1)_lora_v $(1)_lora_f
+	$(RUN) clustering.py --no-lora --clusters $(2) --model-graph $(1)_ft
+	$(RUN) clustering.py --no-lora --clusters $(3) --model-graph $(1)_wild
+	$(RUN) clustering.py --lora --clusters $(2) --model-graph $(1)_lora_v
+	$(RUN) clustering.py --lora --clusters $(2) --model-graph $(1)_lora_f
+	$(RUN) recover.py --quiet --manifest dataset/$(1)_wild.json --out results/$(1)_wild/report
+	$(RUN) summarize.py --model-graphs $(1)_ft $(1)_lora_v $(1)_lora_f $(1)_wild
+endef
 
 recover: .venv/installed
-	$(RUN) -m dataset.grow --splits $(SPLITS) mini_wild
-	$(RUN) get_vit_layer_statistics.py --model-graph mini_ft
-	$(RUN) clustering.py --method mother --no-lora --model-graph mini_ft
-	$(RUN) clustering.py --method mother --lora --model-graph mini_lora_v
-	$(RUN) clustering.py --method mother --lora --model-graph mini_lora_f
-	$(RUN) MoTHer_FullFT.py --method mother --model-graph mini_ft
-	$(RUN) MoTHer_LoRA.py --method mother --model-graphs mini_lora_v mini_lora_f
-	$(RUN) get_vit_layer_statistics.py --model-graph mini_wild
-	$(RUN) clustering.py --method mother --no-lora --clusters 10 --model-graph mini_wild
-	$(RUN) MoTHer_FullFT.py --method mother --model-graph mini_wild
-	$(RUN) MoTHer_FullFT.py --model-graph mini_ft
-	$(RUN) MoTHer_LoRA.py --model-graphs mini_lora_v mini_lora_f mini_wild
-	$(RUN) summarize.py --model-graphs $(SPLITS) mini_wild
+	$(call stages,small,2,4)
+
+recover-all: .venv/installed
+	$(call stages,mini,5,10)
 
 test: .venv/installed
 	$(RUN) -m pytest
@@ -36,8 +43,8 @@ lint: .venv/installed
 bench: .venv/installed
 	$(RUN) -m benchmarks
 
-# The figures that README.md shows, from the results.
-imgs: recover
+# The figures that docs/ shows, from the results.
+imgs: recover-all
 	cp results/mini_ft/figures/tree_1.png imgs/mini_ft_tree_1.png
 	cp results/mini_lora_v/figures/distances.png imgs/mini_lora_v_distances.png
 	cp results/mini_lora_v/figures/cluster_accuracy.png imgs/mini_lora_v_cluster_accuracy.png

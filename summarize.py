@@ -47,13 +47,14 @@ def all_results(folder: Path) -> list[str]:
 
 def main(args: Args) -> None:
     """Put the results of the scripts together: each tree by the paper's method, then both methods side by side."""
-    from mother.cli.tables import report_left_out
+    from mother.cli.tables import report_left_out, report_next
     from mother.graph.text import format_table
     from mother.io.files import write_json
     from mother.runs.results import COMPARED, compare_methods, read_result
 
     rows, compared, left_out, notes = [], [], {}, []
-    for name in args.model_graphs or all_results(args.results):
+    names = args.model_graphs or all_results(args.results)
+    for name in names:
         folder = args.results / name
         accuracy, clusters = read_result(folder / "accuracy.json"), read_result(folder / "clusters.json")
         found = read_result(folder / "map" / "accuracy.json")
@@ -78,6 +79,10 @@ def main(args: Args) -> None:
         "methods": [dict(zip(COMPARED, row)) for row in compared],
     }
     write_json(args.results / "summary.json", content)
+    reports = [path for name in names if (path := args.results / name / "report" / "report.html").exists()]
+    for path in reports:
+        print(f"open: {path.resolve().as_uri()}")
+    report_next("python recover.py FOLDER_OF_YOUR_MODELS")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from dataset.forest import Job, grow, read_record
 from dataset.plan import FAMILIES, SPLITS, plan, plan_family
+from dataset.small import SMALL, plan_small
 from dataset.wild_plan import WILD, plan_wild
 from mother.cli.arguments import run
+from mother.cli.progress import each
 from mother.errors import InputError
 from mother.graph.manifest import Manifest, Node
 from mother.graph.manifest_io import write_manifest
@@ -27,7 +28,8 @@ class Args:
     """Grow the mini splits: 105 small ViTs each, really trained."""
 
     splits: tuple[str, ...] = tuple(SPLITS)
-    """which to grow: mini_ft, mini_lora_v, mini_lora_f; also mini_wild and the families mini_llama, mini_sd"""
+    """which to grow: mini_ft, mini_lora_v, mini_lora_f, mini_wild; small_ft, small_lora_v, small_lora_f, small_wild,
+    which are parts of these; and the families mini_llama, mini_sd"""
     workers: int = os.cpu_count() or 1
     """processes, one thread each"""
 
@@ -48,22 +50,48 @@ def _job(node: Node, folders: dict[str, Path]) -> Job:
     )
 
 
-def grow_manifest(manifest: Manifest, workers: int | None = None) -> list[Exception]:
-    """Write the manifest, grow its models with a progress bar, and return what went wrong."""
-    write_manifest(manifest.folder / f"{manifest.name}.json", manifest)
-    jobs = jobs_of(manifest)
+def join_jobs(manifests: Sequence[Manifest]) -> list[Job]:
+    """The jobs of several manifests, each folder once: splits share roots, and their ids may be the same."""
+    names: dict[Path, str] = {}
+    jobs: list[Job] = []
+    for manifest in manifests:
+        for job in jobs_of(manifest):
+            if job.folder not in names:
+                names[job.folder] = job.id if len(manifests) == 1 else f"{manifest.name}/{job.id}"
+                jobs.append(job)
+    return [
+        replace(
+            job,
+            id=names[job.folder],
+            parent=names[job.parent_folder] if job.parent_folder is not None else None,
+            parents=tuple(names[folder] for folder in job.parent_folders),
+        )
+        for job in jobs
+    ]
+
+
+def grow_manifests(manifests: Sequence[Manifest], workers: int | None = None) -> list[Exception]:
+    """Write the manifests, grow their models, and return what went wrong."""
+    for manifest in manifests:
+        write_manifest(manifest.folder / f"{manifest.name}.json", manifest)
+    jobs = join_jobs(manifests)
     errors, grown, started = [], 0, time.perf_counter()
-    with tqdm(total=len(jobs), desc=f"growing {manifest.name}", unit="model") as bar:
-        for job, outcome in grow(jobs, workers):
-            bar.update()
-            if isinstance(outcome, Exception):
-                errors.append(outcome)
-                bar.write(f"{job.id}: {outcome}", file=sys.stderr)
-            else:
-                grown += outcome > 0
-    print(f"{manifest.name}: {len(jobs)} models, {grown} grown now, {time.perf_counter() - started:.0f} s")
-    print(f"  {describe_learning(jobs)}")
+    title = f"growing {', '.join(manifest.name for manifest in manifests)}"
+    for job, outcome in each(grow(jobs, workers), len(jobs), title, "model"):
+        if isinstance(outcome, Exception):
+            errors.append(outcome)
+            print(f"{job.id}: {outcome}", file=sys.stderr)
+        else:
+            grown += outcome > 0
+    print(f"{title}: {len(jobs)} models, {grown} grown now, {time.perf_counter() - started:.0f} s")
+    for manifest in manifests:
+        print(f"  {manifest.name}: {describe_learning(jobs_of(manifest))}")
     return errors
+
+
+def grow_manifest(manifest: Manifest, workers: int | None = None) -> list[Exception]:
+    """`grow_manifests` of one."""
+    return grow_manifests([manifest], workers)
 
 
 def describe_learning(jobs: list[Job]) -> str:
@@ -79,6 +107,8 @@ def describe_learning(jobs: list[Job]) -> str:
 
 
 def _plan(split: str, folder: Path) -> Manifest:
+    if split in SMALL:
+        return plan_small(split, folder)
     if split == WILD:
         return plan_wild(folder)
     return plan_family(split, folder) if split in FAMILIES else plan(split, folder)
@@ -86,14 +116,12 @@ def _plan(split: str, folder: Path) -> Manifest:
 
 def main(args: Args) -> None:
     """Grow the splits one after the other."""
-    known = [*SPLITS, WILD, *FAMILIES]
+    known = [*SPLITS, WILD, *SMALL, *FAMILIES]
     unknown = [split for split in args.splits if split not in known]
     if unknown:
         raise InputError(f"there is no split {', '.join(unknown)}. Choose from {', '.join(known)}.")
     folder = Path(__file__).parent
-    errors = []
-    for split in args.splits:
-        errors += grow_manifest(_plan(split, folder), args.workers)
+    errors = grow_manifests([_plan(split, folder) for split in args.splits], args.workers)
     if errors:
         raise InputError(f"{len(errors)} models could not be grown; see above.")
 

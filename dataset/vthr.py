@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
-from huggingface_hub import get_session
-
 from mother.cli.arguments import run
 from mother.errors import ManifestError
 from mother.graph.manifest import Manifest, Node
@@ -155,6 +152,9 @@ def fetch(split: str, folder: Path = DATASET, truth: Path | None = None) -> Path
 
     `truth` is the file or a folder with it. Raises ManifestError where it cannot be had or is another file.
     """
+    import httpx2
+    from huggingface_hub import get_session
+
     name, digest, _ = SPLITS[split]
     source: Any = TRUTH.format(name=name)
     try:

@@ -13,7 +13,7 @@ UNCHECKED = {"mother.numeric.kernels"}  # machine code has no types at run time
 def modules() -> list[str]:
     """Names of all modules of `mother/`, in whatever wing."""
     paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "mother").rglob("*.py"))
-    return sorted(".".join(path.parts) for path in paths if path.name not in ("__init__.py", "__main__.py"))
+    return sorted(".".join(path.parts) for path in paths if not path.name.startswith("__"))
 
 
 install_import_hook([name for name in modules() if name not in UNCHECKED], "beartype.beartype")
@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from mother.graph.manifest import Manifest, Node
+from mother.graph.manifest import Manifest, Node  # noqa: E402
 from mother.graph.manifest_io import write_manifest  # noqa: E402
 
 KINDS = {"query": "attention.query", "key": "attention.key", "value": "attention.value", "output": "output.dense"}

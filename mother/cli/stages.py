@@ -1,4 +1,4 @@
-"""What the paper's scripts do around a method: open the models, keep a result while nothing has changed, measure else."""
+"""What the paper's scripts do around a method: open the models, keep results of equal runs, measure the others."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

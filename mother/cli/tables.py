@@ -1,4 +1,4 @@
-"""Results on the terminal: trees, tables, what was left out, the next command. All of it is read from the result files."""
+"""Results on the terminal, read from their files: trees, tables, what was left out, the next command."""
 
 from collections import Counter
 from collections.abc import Iterable

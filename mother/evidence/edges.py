@@ -99,45 +99,67 @@ def gather(
 ) -> Evidence:
     """Evidence among the models of one cluster.
 
-    `may_lie_between` are those that may lie between two others, `not_trained` those that no training made, and `rounded` those of
-    them on a grid or with zeros.
+    `may_lie_between` are those that may lie between two others. `not_trained` are those that no training made, and
+    `rounded` those of them that are on a grid or have zeros.
     """
     place = {model: at for at, model in enumerate(members)}
     n = len(members)
+    looked_at = [(i, j, p) for (i, j), p in second_pass.index.items() if i in place and j in place]
     structure, direction = np.zeros((n, n, len(STRUCTURE))), np.zeros((n, n, len(DIRECTION)))
     exact, candidate = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
-    inside = square[np.ix_(members, members)]
-    smallest = inside[(inside > 0) & np.isfinite(inside)].min(initial=np.inf)
-    floor = smallest if np.isfinite(smallest) else 1.0
-    structure[..., 0] = np.log(np.where(np.isfinite(inside), inside, np.nan_to_num(inside, posinf=0).max()).clip(floor))
+    structure[..., 0] = _log_square(square[np.ix_(members, members)])
     structure[..., 1:3] = 1.0
-    arrays = second_pass.arrays
-    equal = np.full((n, n), np.nan)
     third = np.array(may_lie_between, dtype=int)
-    for (i, j), p in second_pass.index.items():
-        if i not in place or j not in place:
-            continue
+    for i, j, p in looked_at:
         a, b = place[i], place[j]
         candidate[a, b] = candidate[b, a] = True
-        equal[a, b] = equal[b, a] = arrays["equal"][:, p].sum()
-        risen = (arrays["energy"][:, p] > 0) & (arrays["rank"][:, p] > 0)
+        others = third[(third != i) & (third != j)]
+        structure[a, b, 1] = structure[b, a, 1] = _blocked(second_pass, i, j, others)
+        structure[a, b, 2] = structure[b, a, 2] = between(square, i, j, others)
         # What prunes and quantizes takes directions away or adds noise: newness is about training.
         if not {i, j} & rounded:
-            mean, t = pooled_newness(arrays["newness"][risen, p], arrays["energy"][risen, p])
-            direction[a, b] = mean, np.tanh(t / 4)
+            direction[a, b] = _newness(second_pass, p)
             direction[b, a] = -direction[a, b]
-        if is_lora(second_pass, p):
-            exact[a, b] = arrays["rounding"][:, p].sum()
-        else:
-            exact[a, b] = SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j])
+        exact[a, b] = _exact_direction(first_pass, second_pass, i, j, p)
         exact[b, a] = -exact[a, b]
-        others = third[(third != i) & (third != j)]
-        structure[a, b, 2] = structure[b, a, 2] = between(square, i, j, others)
-        # Between the two lies a model whose difference to either end the other end shares.
-        sides = [(second_pass.alike(i, k, j), second_pass.alike(j, k, i)) for k in others.tolist()]
-        middles = [min(one[0], other[0]) for one, other in sides if one is not None and other is not None]
-        structure[a, b, 1] = structure[b, a, 1] = max(middles, default=0.0)
-    count = np.nan_to_num(equal, nan=0.0) + CHANCE
-    structure[..., 3] = np.where(np.isnan(equal), 0, np.log(count / count.max(axis=0)[None, :]))
+    equal = np.full((n, n), np.nan)
+    for i, j, p in looked_at:
+        equal[place[i], place[j]] = equal[place[j], place[i]] = second_pass.arrays["equal"][:, p].sum()
+    structure[..., 3] = _equality(equal)
     structure[..., 4] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     return Evidence(structure, direction, exact, candidate)
+
+
+def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Log of squared distances; equal models count as the nearest others, incomparable ones as the farthest."""
+    smallest = square[(square > 0) & np.isfinite(square)].min(initial=np.inf)
+    floor = smallest if np.isfinite(smallest) else 1.0
+    return np.log(np.where(np.isfinite(square), square, np.nan_to_num(square, posinf=0).max()).clip(floor))
+
+
+def _blocked(second_pass: SecondPass, i: int, j: int, others: Int[np.ndarray, "others"]) -> float:
+    """Share of directions by which the best third model lies between: its difference to either end the other shares."""
+    sides = [(second_pass.alike(i, k, j), second_pass.alike(j, k, i)) for k in others.tolist()]
+    middles = [min(one[0], other[0]) for one, other in sides if one is not None and other is not None]
+    return max(middles, default=0.0)
+
+
+def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
+    """Mean newness of a pair over its layers, and its t statistic, squashed."""
+    arrays = second_pass.arrays
+    risen = (arrays["energy"][:, p] > 0) & (arrays["rank"][:, p] > 0)
+    mean, t = pooled_newness(arrays["newness"][risen, p], arrays["energy"][risen, p])
+    return mean, float(np.tanh(t / 4))
+
+
+def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: int, p: int) -> float:
+    """Log likelihood ratio that j came last: the rounding test for low ranks, shrunk rows for others."""
+    if is_lora(second_pass, p):
+        return float(second_pass.arrays["rounding"][:, p].sum())
+    return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j])
+
+
+def _equality(equal: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Log of how many entries equal those of j, against the model that shares most with it; 0 where not looked at."""
+    count = np.nan_to_num(equal, nan=0.0) + CHANCE
+    return np.where(np.isnan(equal), 0, np.log(count / count.max(axis=0)[None, :]))

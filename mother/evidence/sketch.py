@@ -1,9 +1,9 @@
 """What method "map" keeps of a model: exact facts of all its tensors, and the same part of every large matrix.
 
 A model is read once, tensor by tensor. Of each matrix inside it the same rows and columns are kept, whatever model it
-is in, at most SKETCH_ENTRIES entries; smaller matrices are kept whole. A part of a matrix is all that pairs of models need:
-the difference of two parts is the part of the difference, with its rank, its rounding, its equal entries; a merge is
-one of the parts, too; and the directions of a part are new or old as those of the whole. What does not follow from a
+is in, at most SKETCH_ENTRIES entries; smaller matrices are kept whole. A part of a matrix is all that pairs of models
+need: the difference of two parts is the part of the difference, with its rank, its rounding, its equal entries; a merge
+is one of the parts, too; and the directions of a part are new or old as those of the whole. What does not follow from a
 part (digests, zeros, the type that holds all entries) is noted while the whole is at hand.
 
 A sketch is kept as a safetensors file with a JSON file beside it. Models can so be added to a collection, or a result

@@ -25,21 +25,8 @@ def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> I
         raise ValueError(f"cost must be a square matrix, not of shape {cost.shape}")
     if n <= 1:
         return np.full(n, -1)
-    off_diagonal = ~np.eye(n, dtype=bool)
-    if not np.isfinite(cost[off_diagonal]).all():
-        raise ValueError("every edge must have a finite cost")
-
-    # into[v, u] is the reduced cost of the best edge u -> v between two contracted nodes; row n of the
-    # virtual root is never asked. source and target are the original ends of that edge.
-    low, high = cost[off_diagonal].min(), cost[off_diagonal].max()
-    cost = np.where(off_diagonal, cost, 0)
-    into = np.full((n + 1, n + 1), np.inf)
-    # Scaled to 0 .. 1, so that the dear edges swallow no digits. Halved first: a difference may overflow.
-    spread = (high / 2 - low / 2) or 1.0
-    into[:n, :n] = np.where(off_diagonal, (cost / 2 - low / 2) / spread, np.inf).T
-    into[:n, n] = 2 * (n + 1)
-    target, source = np.indices((n + 1, n + 1), dtype=np.int32)
-
+    into = _reduced_costs(cost)
+    target, source = np.indices((n + 1, n + 1), dtype=np.int32)  # the original ends of the edges in `into`
     # Nodes 0 .. n-1 are models, n is the virtual root, later ones are contracted cycles. A slot is a row of
     # `into`; a contracted cycle takes over the slot of its first member.
     node_in_slot = list(range(n + 1))
@@ -75,8 +62,33 @@ def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> I
             for slot in cycle:
                 contracted_into[node_in_slot[slot]] = node
             node_in_slot[tail] = node
+    return _expand(chosen, contracted_into, n)
 
-    # Expand, last contraction first: the edge that enters a cycle replaces that of the member it enters.
+
+def _reduced_costs(cost: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "nodes nodes"]:
+    """[v, u] = cost of u -> v, scaled to 0 .. 1; the last column is the virtual root's; its row is never asked.
+
+    Raises ValueError where an edge has no finite cost.
+    """
+    n = len(cost)
+    off_diagonal = ~np.eye(n, dtype=bool)
+    if not np.isfinite(cost[off_diagonal]).all():
+        raise ValueError("every edge must have a finite cost")
+    low, high = cost[off_diagonal].min(), cost[off_diagonal].max()
+    cost = np.where(off_diagonal, cost, 0)
+    into = np.full((n + 1, n + 1), np.inf)
+    # Scaled, so that the dear edges of the root swallow no digits. Halved first: a difference may overflow.
+    spread = (high / 2 - low / 2) or 1.0
+    into[:n, :n] = np.where(off_diagonal, (cost / 2 - low / 2) / spread, np.inf).T
+    into[:n, n] = 2 * (n + 1)
+    return into
+
+
+def _expand(chosen: dict[int, tuple[int, int]], contracted_into: list[int], n: int) -> Int[np.ndarray, "models"]:
+    """Parents from the edges that were chosen: the edge that enters a cycle replaces that of the member it enters.
+
+    The last contraction is undone first.
+    """
     for node in range(len(contracted_into) - 1, n, -1):
         parent, child = chosen[node]
         member = child

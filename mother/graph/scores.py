@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from mother.graph.manifest import Manifest
+from mother.graph.manifest import Manifest, Node
 from mother.graph.model_graph import ModelGraph
 
 EdgeSet = set[tuple[str, str]]
@@ -110,23 +110,54 @@ def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
     for model, facts in graph.nodes.items():
         place |= dict.fromkeys(facts.get("aliases", ()), model)
     nodes = {node.id: node for node in manifest.present if node.id in place}
-    truth: EdgeSet = set()
-    aliased = {model for model in nodes if place[model] != model}
-    copies = right_copies = 0
-    true_parents = present_parents(manifest)
-    for model in nodes:
-        for parent in true_parents[model]:
-            if parent not in place:
-                continue
-            if nodes[model].kind == "copy":
-                copies += 1
-                right_copies += place[parent] == place[model]
-            elif place[parent] != place[model]:
-                truth.add((place[parent], place[model]))
+    truth, copies, right_copies = _true_edges(manifest, nodes, place)
     recovered = visible_edges(graph)
     either = recovered | {(child, parent) for parent, child in recovered}
     total = len(truth) + copies
     undirected, directed = len(truth & either) + right_copies, len(truth & recovered) + right_copies
+    kinds, ranks = _right_kinds(graph, manifest, nodes, place)
+    known = [model for model, node in nodes.items() if node.tree is not None]
+    labels = [str(graph.nodes[place[model]]["tree"]) for model in known]
+    trees = [str(nodes[model].tree) for model in known]
+
+    def share(values: list[bool]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    return {
+        "models": len(nodes),
+        "aliases": sum(place[model] != model for model in nodes),
+        "true_edges": total,
+        "undirected": undirected / total if total else None,
+        "direction": directed / undirected if undirected else None,
+        "directed": directed / total if total else None,
+        "precision": len(truth & recovered) / len(recovered) if recovered else None,
+        "kinds": share(kinds),
+        "ranks": share(ranks),
+        "clusters": adjusted_rand(trees, labels) if known else None,
+    }
+
+
+def _true_edges(manifest: Manifest, nodes: dict[str, Node], place: dict[str, str]) -> tuple[EdgeSet, int, int]:
+    """True edges between the nodes that stand for models; how many copies there are, and how many were recovered."""
+    truth: EdgeSet = set()
+    copies = right_copies = 0
+    true_parents = present_parents(manifest)
+    for model, node in nodes.items():
+        for parent in true_parents[model]:
+            if parent not in place:
+                continue
+            if node.kind == "copy":
+                copies += 1
+                right_copies += place[parent] == place[model]
+            elif place[parent] != place[model]:
+                truth.add((place[parent], place[model]))
+    return truth, copies, right_copies
+
+
+def _right_kinds(
+    graph: ModelGraph, manifest: Manifest, nodes: dict[str, Node], place: dict[str, str]
+) -> tuple[list[bool], list[bool]]:
+    """For each model whose parents are known whether its kind is right, and for each LoRA whether its rank is."""
     incoming = {edge.child: edge for edge in graph.edges}
     kinds, ranks = [], []
     absent = {node.id for node in manifest.nodes if node.absent}
@@ -142,22 +173,4 @@ def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
         if kind == "lora" and node.rank is not None and edge is not None:
             if place[node.parent] in (edge.parent, edge.child) and edge.attributes.get("kind") == "lora":
                 ranks.append(edge.attributes.get("rank") == node.rank)
-    known = [model for model, node in nodes.items() if node.tree is not None]
-    labels = [str(graph.nodes[place[model]]["tree"]) for model in known]
-    trees = [str(nodes[model].tree) for model in known]
-
-    def share(values: list[bool]) -> float | None:
-        return float(np.mean(values)) if values else None
-
-    return {
-        "models": len(nodes),
-        "aliases": len(aliased),
-        "true_edges": total,
-        "undirected": undirected / total if total else None,
-        "direction": directed / undirected if undirected else None,
-        "directed": directed / total if total else None,
-        "precision": len(truth & recovered) / len(recovered) if recovered else None,
-        "kinds": share(kinds),
-        "ranks": share(ranks),
-        "clusters": adjusted_rand(trees, labels) if known else None,
-    }
+    return kinds, ranks

@@ -13,7 +13,7 @@ import numpy as np
 from mother.evidence.second_pass import SecondPass
 
 # Share of directions that a hub's neighbours must lack together. Independent updates share one or two in a hundred
-# by chance (the width of second_pass.NEAR), siblings of an absent parent a good part of the hub's own.
+# by chance (the width of differences.NEAR), siblings of an absent parent a good part of the hub's own.
 PRIVATE = 0.06
 NEW = 0.05  # mean newness from which shared directions are a drift away from the hub, not its own
 

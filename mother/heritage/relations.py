@@ -91,33 +91,52 @@ class Relation:
 def exact_relations(
     first_pass: FirstPass, second_pass: SecondPass, casts: dict[int, tuple[int, str]]
 ) -> dict[int, Relation]:
-    """Models that an exact operation made from others of the collection."""
+    """Models that an exact operation made from others of the collection: casts first, merges of the others last."""
     found = {child: Relation("cast", (parent,), {"dtype": half}) for child, (parent, half) in casts.items()}
+    found = find_pruned_and_quantized(first_pass, second_pass) | found
+    return found | find_merges(first_pass, second_pass, found)
+
+
+def find_pruned_and_quantized(first_pass: FirstPass, second_pass: SecondPass) -> dict[int, Relation]:
+    """Models that zeros, or a grid, made from another; of several parents the nearest.
+
+    A grandparent may lie within half a step of a grid, too.
+    """
     arrays = second_pass.arrays
-    grids = [common_grid(facts.grids) for facts in first_pass.facts]
     best: dict[int, tuple[float, Relation]] = {}
     for p, ends in enumerate(zip(second_pass.first.tolist(), second_pass.second.tolist())):
-        changed = arrays["energy"][:, p] > 0
-        if not changed.any():
-            continue
         energy = float(arrays["energy"][:, p].sum())
-        differing = (arrays["entries"] - arrays["equal"])[:, p].sum()
+        if not (arrays["energy"][:, p] > 0).any():
+            continue
         for (parent, child), back in ((ends, ""), (ends[::-1], "_back")):
-            relation = None
-            zeroed = arrays[f"zeroed{back}"][:, p].sum()
-            if zeroed == differing:
-                share = first_pass.facts[child].zeros / first_pass.facts[child].entries
-                relation = Relation("prune", (parent,), {"zeros": round(share, 4)})
-            elif arrays[f"quantized{back}"][changed, p].mean() > 0.5 and grids[parent] is None:
-                grid = grids[child]
-                if grid is not None or first_pass.facts[child].fits > first_pass.facts[parent].fits:
-                    relation = Relation("quantize", (parent,), {"bits": grid.bits if grid is not None else 8})
-            # Of several the nearest: a grandparent may lie within half a step, too.
+            relation = _pruned_or_quantized(first_pass, second_pass, p, parent, child, back)
             if relation is not None and (child not in best or energy < best[child][0]):
                 best[child] = (energy, relation)
-    found |= {child: relation for child, (_, relation) in best.items() if child not in found}
+    return {child: relation for child, (_, relation) in best.items()}
+
+
+def _pruned_or_quantized(
+    first_pass: FirstPass, second_pass: SecondPass, p: int, parent: int, child: int, back: str
+) -> Relation | None:
+    """Whether pair p, read from parent to child, is a prune or a quantization; `back` ends the names of its arrays."""
+    arrays, facts = second_pass.arrays, first_pass.facts
+    differing = (arrays["entries"] - arrays["equal"])[:, p].sum()
+    if arrays[f"zeroed{back}"][:, p].sum() == differing:
+        return Relation("prune", (parent,), {"zeros": round(facts[child].zeros / facts[child].entries, 4)})
+    changed = arrays["energy"][:, p] > 0
+    if arrays[f"quantized{back}"][changed, p].mean() <= 0.5 or common_grid(facts[parent].grids) is not None:
+        return None
+    grid = common_grid(facts[child].grids)
+    if grid is None and not facts[child].fits > facts[parent].fits:
+        return None
+    return Relation("quantize", (parent,), {"bits": grid.bits if grid is not None else 8})
+
+
+def find_merges(first_pass: FirstPass, second_pass: SecondPass, relations: dict[int, Relation]) -> dict[int, Relation]:
+    """Models without another relation that are linear or spherical combinations of their neighbours."""
+    found = {}
     for child, near in enumerate(second_pass.neighbours):
-        if child in found or len(near) < 2:
+        if child in relations or len(near) < 2:
             continue
         merge = find_merge(second_pass.grams[child], float(first_pass.size[child]), mantissa(first_pass.facts[child]))
         if merge is not None:

@@ -7,7 +7,7 @@ float32. What an adapter may hold beyond LoRA (IA3, prompts, bias updates) is re
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,12 +79,21 @@ def _pattern(patterns: Any, module: str, usual: int | float) -> int | float:
     return usual
 
 
-def parse_adapter(model: str, file: object, config: str, tensors: dict[str, TensorInfo]) -> Adapter:
-    """Read an adapter's configuration and names; raises CheckpointError for kinds that are not LoRA or DoRA."""
+@dataclass(frozen=True)
+class _Config:
+    """What an adapter's configuration says: usual rank and alpha, those of some modules, and switches."""
 
-    def refuse(reason: str, remedy: str = REMEDY) -> CheckpointError:
-        return CheckpointError(model, file, reason, remedy)
+    rank: int
+    alpha: float
+    content: dict[str, Any]
 
+
+# refuse(reason, remedy) -> the error to raise
+_Refuse = Callable[..., CheckpointError]
+
+
+def _read_config(config: str, refuse: _Refuse) -> _Config:
+    """Parse a configuration; refuses what is not LoRA, or changes more than LoRA does."""
     try:
         content = json.loads(config)
         kind = content["peft_type"]
@@ -98,7 +107,13 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
     for key in IGNORED:
         if content.get(key):
             raise refuse(f"uses {key}, which is not supported")
+    return _Config(rank, alpha, content)
+
+
+def _group_parts(tensors: Iterable[str], refuse: _Refuse) -> tuple[dict[str, dict[str, str]], set[str], dict[str, str]]:
+    """(parts of the update of each module, modules that are embeddings, tensors in place of the base's own)."""
     grouped: dict[str, dict[str, str]] = {}
+    embeddings: set[str] = set()
     whole: dict[str, str] = {}
     for name in tensors:
         match = _PART.fullmatch(name)
@@ -112,40 +127,66 @@ def parse_adapter(model: str, file: object, config: str, tensors: dict[str, Tens
         key = {"lora_magnitude_vector": "magnitude"}.get(part, part[-1])
         if grouped.setdefault(match["module"], {}).setdefault(key, name) != name:
             raise refuse(f"{match['module']} has two adapters in one file", "Save one adapter a folder.")
-        grouped[match["module"]]["embedding"] = "yes" if "embedding" in part else ""
+        if "embedding" in part:
+            embeddings.add(match["module"])
+    return grouped, embeddings, whole
+
+
+def _check_parts(
+    module: str, parts: dict[str, str], embedding: bool, dora: bool, tensors: dict[str, TensorInfo], refuse: _Refuse
+) -> int:
+    """The rank of an update; refuses parts that do not fit one another."""
+    if not {"A", "B"} <= parts.keys():
+        raise refuse(f"{module} has only one half of its update", "Save the adapter again.")
+    if (parts.get("magnitude") is not None) != dora:
+        raise refuse(f"{module} and adapter_config.json do not agree on DoRA", "Save the adapter again.")
+    first, second = (tensors[parts[part]].shape for part in "AB")
+    inner = first[0] if first else 0
+    # B is a matrix, or a convolution of one entry.
+    flat = len(second) == 2 or (len(second) == len(first) and math.prod(second[2:]) == 1)
+    if len(first) < 2 or len(second) < 2 or second[1] != inner or inner < 1 or not flat:
+        raise refuse(f"{module} has parts of shapes {first} and {second}, which do not fit", "Save it again.")
+    if math.prod(first[1:]) * second[0] > MOST_ENTRIES:
+        raise refuse(f"{module} has an update of {math.prod(first[1:]) * second[0]} entries", "Do not trust it.")
+    if "magnitude" in parts and math.prod(tensors[parts["magnitude"]].shape) != second[0]:
+        raise refuse(f"{module} has a magnitude that does not fit", "Save the adapter again.")
+    if embedding and "magnitude" in parts:
+        raise refuse(f"{module}: DoRA of an embedding is not supported")
+    return inner
+
+
+def _scale(module: str, inner: int, config: _Config, refuse: _Refuse) -> float:
+    """alpha / r, or alpha / sqrt(r) for rsLoRA, as PEFT finds them for this module."""
+    try:
+        r = _pattern(config.content.get("rank_pattern"), module, config.rank)
+        a = _pattern(config.content.get("alpha_pattern"), module, config.alpha)
+    except ValueError as error:
+        raise refuse(f"adapter_config.json is damaged: {error}", "Save the adapter again.") from None
+    if inner != r:
+        raise refuse(f"{module} has rank {inner}, adapter_config.json says {r}", "Save the adapter again.")
+    try:
+        scale = float(a) / (r**0.5 if config.content.get("use_rslora") else r)
+    except OverflowError:
+        scale = math.inf
+    if not math.isfinite(scale):
+        raise refuse(f"{module} has the scale {scale}", "Save the adapter again.")
+    return scale
+
+
+def parse_adapter(model: str, file: object, config: str, tensors: dict[str, TensorInfo]) -> Adapter:
+    """Read an adapter's configuration and names; raises CheckpointError for kinds that are not LoRA or DoRA."""
+
+    def refuse(reason: str, remedy: str = REMEDY) -> CheckpointError:
+        return CheckpointError(model, file, reason, remedy)
+
+    read = _read_config(config, refuse)
+    grouped, embeddings, whole = _group_parts(tensors, refuse)
+    transposed, dora = bool(read.content.get("fan_in_fan_out")), bool(read.content.get("use_dora"))
     updates = {}
     for module, parts in grouped.items():
-        embedding = bool(parts.pop("embedding"))
-        if not {"A", "B"} <= parts.keys():
-            raise refuse(f"{module} has only one half of its update", "Save the adapter again.")
-        if (parts.get("magnitude") is not None) != bool(content.get("use_dora")):
-            raise refuse(f"{module} and adapter_config.json do not agree on DoRA", "Save the adapter again.")
-        first, second = (tensors[parts[part]].shape for part in "AB")
-        inner = first[0] if first else 0
-        # B is a matrix, or a convolution of one entry.
-        flat = len(second) == 2 or (len(second) == len(first) and math.prod(second[2:]) == 1)
-        if len(first) < 2 or len(second) < 2 or second[1] != inner or inner < 1 or not flat:
-            raise refuse(f"{module} has parts of shapes {first} and {second}, which do not fit", "Save it again.")
-        if math.prod(first[1:]) * second[0] > MOST_ENTRIES:
-            raise refuse(f"{module} has an update of {math.prod(first[1:]) * second[0]} entries", "Do not trust it.")
-        if "magnitude" in parts and math.prod(tensors[parts["magnitude"]].shape) != second[0]:
-            raise refuse(f"{module} has a magnitude that does not fit", "Save the adapter again.")
-        if embedding and "magnitude" in parts:
-            raise refuse(f"{module}: DoRA of an embedding is not supported")
-        try:
-            r = _pattern(content.get("rank_pattern"), module, rank)
-            a = _pattern(content.get("alpha_pattern"), module, alpha)
-        except ValueError as error:
-            raise refuse(f"adapter_config.json is damaged: {error}", "Save the adapter again.") from None
-        if inner != r:
-            raise refuse(f"{module} has rank {inner}, adapter_config.json says {r}", "Save the adapter again.")
-        try:
-            scale = float(a) / (r**0.5 if content.get("use_rslora") else r)
-        except OverflowError:
-            scale = math.inf
-        if not math.isfinite(scale):
-            raise refuse(f"{module} has the scale {scale}", "Save the adapter again.")
-        updates[module] = Update(module, parts, scale, bool(content.get("fan_in_fan_out")), embedding)
+        inner = _check_parts(module, parts, module in embeddings, dora, tensors, refuse)
+        scale = _scale(module, inner, read, refuse)
+        updates[module] = Update(module, parts, scale, transposed, module in embeddings)
     if not updates:
         raise refuse("has no LoRA update", "Give the folder of the adapter, or its base.")
     return Adapter(updates, whole)

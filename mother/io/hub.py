@@ -50,6 +50,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MOTHER_CACHE") or Path(constants.HF_HOME) / "mother")
 
 
+# Errors of the client that say all by their kind: (reason, remedy, whether the same may go well later).
+FINAL: dict[type[Exception], tuple[str, str, bool]] = {
+    RevisionNotFoundError: ("there is no such revision", "Name another branch or commit.", False),
+    RepositoryNotFoundError: (
+        "there is no such repository, or it is private",
+        "Check the name, or log in: `hf auth login`.",
+        False,
+    ),
+    RemoteEntryNotFoundError: ("there is no such file in the repository", "Check the source.", False),
+    OfflineModeIsEnabled: (
+        "it is not in the cache, and HF_HUB_OFFLINE is set or the Hub cannot be reached",
+        "Run once with a network.",
+        True,
+    ),
+}
+FINAL[LocalEntryNotFoundError] = FINAL[OfflineModeIsEnabled]
+
+
+def _gated(model: str, source: str, error: GatedRepoError) -> CheckpointError:
+    """Not logged in, or without access."""
+    if error.response.status_code == 401:
+        return CheckpointError(
+            model, source, "the repository is gated and you are not logged in", "Log in: `hf auth login`."
+        )
+    repo = source.removeprefix("hf://").split("@")[0].split(":")[0]
+    page = f"{constants.ENDPOINT}/{'/'.join(repo.split('/')[:2])}"
+    return CheckpointError(
+        model, source, "the repository is gated and your account has no access", f"Accept the licence at {page}."
+    )
+
+
 def answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[Exception], ...] = ()) -> T:
     """Run a request; every way it may fail, but those `passed` on, becomes a CheckpointError that says what to do."""
     try:
@@ -57,34 +88,10 @@ def answer(model: str, source: str, call: Callable[[], T], passed: tuple[type[Ex
     except (CheckpointError, *passed):
         raise
     except GatedRepoError as error:
-        repo = source.removeprefix("hf://").split("@")[0].split(":")[0]
-        if error.response.status_code == 401:
-            raise CheckpointError(
-                model, source, "the repository is gated and you are not logged in", "Log in: `hf auth login`."
-            ) from None
-        page = f"{constants.ENDPOINT}/{'/'.join(repo.split('/')[:2])}"
-        raise CheckpointError(
-            model, source, "the repository is gated and your account has no access", f"Accept the licence at {page}."
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(model, source, "there is no such revision", "Name another branch or commit.") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            model,
-            source,
-            "there is no such repository, or it is private",
-            "Check the name, or log in: `hf auth login`.",
-        ) from None
-    except RemoteEntryNotFoundError:
-        raise CheckpointError(model, source, "there is no such file in the repository", "Check the source.") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        raise CheckpointError(
-            model,
-            source,
-            "it is not in the cache, and HF_HUB_OFFLINE is set or the Hub cannot be reached",
-            "Run once with a network.",
-            transient=True,
-        ) from None
+        raise _gated(model, source, error) from None
+    except tuple(FINAL) as error:
+        reason, remedy, transient = next(words for kind, words in FINAL.items() if isinstance(error, kind))
+        raise CheckpointError(model, source, reason, remedy, transient) from None
     except HFValidationError as error:
         raise CheckpointError(model, source, f"this is no name of a repository: {error}", "Check the source.") from None
     except HfHubHTTPError as error:

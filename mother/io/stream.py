@@ -31,6 +31,82 @@ def _steps(checkpoints: Sequence[Checkpoint], requests: Sequence[Request], ahead
         yield step
 
 
+class _Reader:
+    """Steps on their way from the models: asked for, read by several threads, put into one stack.
+
+    What comes over a network is asked for a step ahead. What disks have brought is copied while nobody computes:
+    torch's threads would wait for those that copy.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        failed: dict[str, CheckpointError],
+        pool: ThreadPoolExecutor,
+        remote: bool,
+        pinned: bool,
+    ):
+        self.checkpoints, self.failed, self.pool, self.remote, self.pinned = checkpoints, failed, pool, remote, pinned
+        self.stack = torch.zeros(0)
+
+    def room(self, layer: Layer, members: list[int]) -> Tensor:
+        """Memory for the weights of a layer: that of the last request, if its shape is the same."""
+        shape = (len(members), *self.checkpoints[members[0]].shape(layer))
+        if self.stack.shape != shape:
+            self.stack = torch.zeros(shape, pin_memory=self.pinned)
+        return self.stack
+
+    def submit(self, step: list[Request]) -> dict[int, Future]:
+        """Let the threads read what a step needs, all of one model by one thread."""
+        wanted: dict[int, dict[str, Tensor | None]] = {}
+        for layer, members in step:
+            rows = [None] * len(members) if self.remote else self.room(layer, members)
+            for place, row in zip(members, rows):
+                if self.checkpoints[place].model not in self.failed:
+                    wanted.setdefault(place, {})[self.checkpoints[place].layers[layer]] = row
+        futures = {}
+        for place, rows in wanted.items():
+            into = {name: row for name, row in rows.items() if row is not None}
+            futures[place] = self.pool.submit(self.checkpoints[place].read_tensors, list(rows), into)
+        return futures
+
+    def prepare(self, step: list[Request]) -> dict[int, Future]:
+        """Begin with a step that comes after the one at hand."""
+        if self.remote:
+            return self.submit(step)
+        self.pool.submit(self._expect, step)
+        return {}
+
+    def _expect(self, step: list[Request]) -> None:
+        for layer, members in step:
+            for place in members:
+                self.checkpoints[place].expect(layer)
+
+    def finish(self, step: list[Request], prepared: dict[int, Future]) -> dict[int, dict[str, Tensor]]:
+        """The tensors of a step by model. A model that cannot be read goes into `failed`."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for place, future in (prepared if self.remote else self.submit(step)).items():
+            try:
+                found[place] = future.result()
+            except CheckpointError as error:
+                self.failed.setdefault(self.checkpoints[place].model, error)
+        prepared.clear()  # the futures hold the weights, too
+        return found
+
+    def fill(
+        self, layer: Layer, members: list[int], found: dict[int, dict[str, Tensor]], read: Callable[[], object]
+    ) -> Tensor:
+        """The stack with the weights of one layer; zeros for models that failed."""
+        rows = self.room(layer, members)
+        for place, row in zip(members, rows):
+            if place not in found or self.checkpoints[place].model in self.failed:
+                row.zero_()
+            elif (weight := found[place].pop(self.checkpoints[place].layers[layer])) is not row:
+                row.copy_(weight)
+            read()
+        return rows
+
+
 def read_ahead(
     checkpoints: Sequence[Checkpoint],
     requests: Sequence[Request],
@@ -44,67 +120,19 @@ def read_ahead(
     `read()` is called after each tensor. `pinned`: in memory that a GPU copies from faster.
     """
     remote = any(checkpoint.remote for checkpoint in checkpoints)
-    stack = torch.zeros(0)
+    steps = _steps(checkpoints, requests, AHEAD if remote else 0)
     with ThreadPoolExecutor(IN_FLIGHT if remote else ON_DISK) as pool:
-        waiting: list[tuple[list[Request], dict[int, Future]]] = []
-        steps = _steps(checkpoints, requests, AHEAD if remote else 0)
-
-        def room(layer: Layer, members: list[int]) -> Tensor:
-            nonlocal stack
-            shape = (len(members), *checkpoints[members[0]].shape(layer))
-            if stack.shape != shape:
-                stack = torch.zeros(shape, pin_memory=pinned)
-            return stack
-
-        def submit(step: list[Request]) -> dict[int, Future]:
-            wanted: dict[int, dict[str, Tensor | None]] = {}
-            for layer, members in step:
-                rows = [None] * len(members) if remote else room(layer, members)
-                for place, row in zip(members, rows):
-                    if checkpoints[place].model not in failed:
-                        wanted.setdefault(place, {})[checkpoints[place].layers[layer]] = row
-            futures = {}
-            for place, rows in wanted.items():
-                into = {name: row for name, row in rows.items() if row is not None}
-                futures[place] = pool.submit(checkpoints[place].read_tensors, list(rows), into)
-            return futures
-
-        def expect(step: list[Request]) -> None:
-            for layer, members in step:
-                for place in members:
-                    checkpoints[place].expect(layer)
-
-        def ask() -> None:
-            step = next(steps, None)
-            if step is not None:
-                if not remote:
-                    pool.submit(expect, step)
-                waiting.append((step, submit(step) if remote else {}))
-
+        reader = _Reader(checkpoints, failed, pool, remote, pinned)
         try:
-            ask()
-            while waiting:
-                ask()  # the next step is on its way while this one is worked on
-                step, futures = waiting.pop(0)
-                if not remote:
-                    # What disks have brought is copied while nobody computes: torch's threads wait for one another.
-                    futures = submit(step)
-                found: dict[int, dict[str, Tensor]] = {}
-                for place, future in futures.items():
-                    try:
-                        found[place] = future.result()
-                    except CheckpointError as error:
-                        failed.setdefault(checkpoints[place].model, error)
-                futures.clear()  # they hold the weights, too
+            step = next(steps, None)
+            prepared = reader.prepare(step) if step is not None else {}
+            while step is not None:
+                following = next(steps, None)
+                ahead = reader.prepare(following) if following is not None else {}
+                found = reader.finish(step, prepared)
                 for layer, members in step:
-                    rows = room(layer, members)
-                    for place, row in zip(members, rows):
-                        if place not in found or checkpoints[place].model in failed:
-                            row.zero_()
-                        elif (weight := found[place].pop(checkpoints[place].layers[layer])) is not row:
-                            row.copy_(weight)
-                        read()
-                    yield rows
+                    yield reader.fill(layer, members, found, read)
+                step, prepared = following, ahead
         except KeyboardInterrupt:
             STOP.set()  # other threads need not wait for what nobody wants any more
             raise

@@ -7,7 +7,7 @@ at most a part of its own directions are used up. What it cannot decide goes to 
 path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,8 @@ MARGIN = 8.0  # times the tolerance that the singular values which count must be
 NEAR = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
 POWER = 8  # iterations for that estimate
 AT_ONCE = 1 << 24  # entries of the differences that are worked on together
+
+Pair = tuple[int, int]
 
 
 def _tolerance(rows: int, columns: int) -> float:
@@ -91,17 +93,11 @@ def _in_parts(pairs: Sequence[tuple[int, int]], entries: int, threads: int) -> l
     return [list(pairs[start : start + step]) for start in range(0, len(pairs), step)]
 
 
-def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, "models models"]:
-    """[i, j] = rank(W_i - W_j) (paper: l_LoRA), as `np.linalg.matrix_rank` counts it.
-
-    It is blind to the rounding noise of weights stored in half precision, which it takes for rank. Models that share
-    nothing (see `near_groups`) get min(rows, columns): the numerical rank of a random matrix is now and then one less.
-    """
-    count, rows, columns = weights.shape
-    result = torch.full((count, count), min(rows, columns), dtype=torch.int64, device=weights.device)
-    result.fill_diagonal_(0)
-    threads = torch.get_num_threads() if weights.device.type == "cpu" else 1
-    sample = sample_of(weights)
+def _related_groups(
+    weights: Float[Tensor, "models rows columns"], sample: Float[Tensor, "models entries"]
+) -> list[list[int]]:
+    """Groups of models that share something: near ones, joined where two groups differ by a low rank."""
+    rows, columns = weights.shape[1:]
     groups = near_groups(sample)
     leaders = [(one[0], other[0]) for at, one in enumerate(groups) for other in groups[:at]]
     for i, j in leaders:  # two far from one another may still differ by a low rank
@@ -114,42 +110,80 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
         if low and one is not other:
             one.extend(other)
             groups.remove(other)
-    for group in groups:
-        left = []
+    return groups
+
+
+def _by_sketches(
+    weights: Float[Tensor, "models rows columns"],
+    origin: Float[Tensor, "rows columns"],
+    pairs: list[Pair],
+    sides: Sequence[int],
+    threads: int,
+) -> dict[Pair, int]:
+    """Ranks of those pairs that a sketch of one of these sides decides."""
+    rows, columns = weights.shape[1:]
+    involved = sorted({end for pair in pairs for end in pair})
+    place = {model: at for at, model in enumerate(involved)}
+    sketches = _sketch(weights[involved] if len(involved) < len(weights) else weights, origin, sides[-1])
+    found: dict[Pair, int] = {}
+    for side in sides:
+
+        def look(part: list[Pair], side: int = side) -> dict[Pair, int]:
+            first, second = ([place[pair[end]] for pair in part] for end in (0, 1))
+            apart = sketches[first, :side, :side] - sketches[second, :side, :side]
+            rank, sure, _ = _decide(apart, _tolerance(rows, columns))
+            return {pair: value for pair, value, known in zip(part, rank.tolist(), sure.tolist()) if known}
+
+        left = [pair for pair in pairs if pair not in found]
+        for some in _each(look, _in_parts(left, side * side, threads), threads):
+            found |= some
+    return found
+
+
+def _exactly(weights: Float[Tensor, "models rows columns"], pairs: list[Pair], threads: int) -> dict[Pair, int]:
+    """Ranks by the exact path."""
+
+    def look(part: list[Pair]) -> dict[Pair, int]:
+        ranks = exact_ranks(torch.stack([weights[i] - weights[j] for i, j in part]))
+        return dict(zip(part, ranks.tolist()))
+
+    found: dict[Pair, int] = {}
+    for some in _each(look, _in_parts(pairs, weights[0].numel(), threads), threads):
+        found |= some
+    return found
+
+
+def _each(look: Callable[[list[Pair]], dict[Pair, int]], parts: list[list[Pair]], threads: int) -> list[dict]:
+    return in_threads(look, parts) if threads > 1 else list(map(look, parts))
+
+
+def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, "models models"]:
+    """[i, j] = rank(W_i - W_j) (paper: l_LoRA), as `np.linalg.matrix_rank` counts it.
+
+    It is blind to the rounding noise of weights stored in half precision, which it takes for rank. Models that share
+    nothing (see `near_groups`) get min(rows, columns): the numerical rank of a random matrix is now and then one less.
+    """
+    count, rows, columns = weights.shape
+    result = torch.full((count, count), min(rows, columns), dtype=torch.int64, device=weights.device)
+    result.fill_diagonal_(0)
+    threads = torch.get_num_threads() if weights.device.type == "cpu" else 1
+    sample = sample_of(weights)
+    for group in _related_groups(weights, sample):
+        found: dict[Pair, int] = {}
         proved = ranks_along_paths(weights, group, nearest_neighbours(sample[group]), _tolerance(rows, columns))
+        left = []
         for pair in ((i, j) for at, i in enumerate(group) for j in group[:at]):
             if pair in proved:
-                result[pair] = result[pair[::-1]] = proved[pair]
+                found[pair] = proved[pair]
             else:
                 left.append(pair)
         for sides in SIDES:
             sides = [side for side in sides if side <= LARGEST * min(rows, columns)]
             if not left or not sides:
                 break
-            involved = sorted({end for pair in left for end in pair})
-            place = {model: at for at, model in enumerate(involved)}
-            sketches = _sketch(weights[involved] if len(involved) < count else weights, weights[group[0]], sides[-1])
-
-            def look(part: list[tuple[int, int]]) -> list[tuple[int, int]]:
-                first, second = ([place[pair[end]] for pair in part] for end in (0, 1))
-                apart = sketches[first, :side, :side] - sketches[second, :side, :side]
-                rank, sure, _ = _decide(apart, _tolerance(rows, columns))
-                for (i, j), value, known in zip(part, rank.tolist(), sure.tolist()):
-                    if known:
-                        result[i, j] = result[j, i] = value
-                return [pair for pair, known in zip(part, sure.tolist()) if not known]
-
-            for side in sides:
-                parts = _in_parts(left, side * side, threads)
-                left = [
-                    pair for some in (in_threads(look, parts) if threads > 1 else map(look, parts)) for pair in some
-                ]
-
-        def exactly(part: list[tuple[int, int]]) -> None:
-            ranks = exact_ranks(torch.stack([weights[i] - weights[j] for i, j in part]))
-            for (i, j), value in zip(part, ranks.tolist()):
-                result[i, j] = result[j, i] = value
-
-        parts = _in_parts(left, rows * columns, threads)
-        in_threads(exactly, parts) if threads > 1 else list(map(exactly, parts))
+            found |= _by_sketches(weights, weights[group[0]], left, sides, threads)
+            left = [pair for pair in left if pair not in found]
+        found |= _exactly(weights, left, threads)
+        for (i, j), rank in found.items():
+            result[i, j] = result[j, i] = rank
     return result

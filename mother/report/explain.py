@@ -165,25 +165,27 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
     result |= {"related": True}
     for parent, child in (nodes, nodes[::-1]):
         if graph.has_edge(parent, child):
-            facts = dict(graph.edges[parent, child])
-            if facts["kind"] == "merge":
-                facts["parents"] = sorted(graph.predecessors(child))
-            evidence = pair_evidence(group, parent, child)
-            sure = facts.get("direction") == "known"
-            summary = (
-                f"{child} was made from {parent} by {facts['kind']}"
-                if sure
-                else (
-                    f"{parent} and {child} are parent and child by {facts['kind']}, but which came first is not known"
-                )
-            )
-            summary += f": edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}."
-            ends = {"parent": parent, "child": child, "edge": facts}
-            return (
-                result
-                | ends
-                | {"summary": summary, "evidence": evidence, "wrong_if": wrong_if(facts, evidence, parent, child)}
-            )
+            return result | _explain_edge(group, graph, parent, child)
+    return result | _explain_relatives(group, graph, nodes)
+
+
+def _explain_edge(group: Group, graph: nx.DiGraph, parent: str, child: str) -> dict[str, Any]:
+    """Two models with an edge between them."""
+    facts = dict(graph.edges[parent, child])
+    if facts["kind"] == "merge":
+        facts["parents"] = sorted(graph.predecessors(child))
+    evidence = pair_evidence(group, parent, child)
+    summary = f"{child} was made from {parent} by {facts['kind']}"
+    if facts.get("direction") != "known":
+        summary = f"{parent} and {child} are parent and child by {facts['kind']}, but which came first is not known"
+    summary += f": edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}."
+    wrong = wrong_if(facts, evidence, parent, child)
+    ends = {"parent": parent, "child": child, "edge": facts}
+    return ends | {"summary": summary, "evidence": evidence, "wrong_if": wrong}
+
+
+def _explain_relatives(group: Group, graph: nx.DiGraph, nodes: list[str]) -> dict[str, Any]:
+    """Two models of one tree without an edge between them."""
     for parent, child in (nodes, nodes[::-1]):
         if nx.has_path(graph, parent, child):
             path = nx.shortest_path(graph, parent, child)
@@ -191,10 +193,9 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
             break
     else:
         parent, child = nodes
-        way = nx.shortest_path(graph.to_undirected(as_view=True), *nodes)
-        above = next((model for model in way if {*way} <= {model, *nx.descendants(graph, model)}), None)
-        path = way
-        summary = f"They are relatives, neither of the other: {' - '.join(way)}"
+        path = nx.shortest_path(graph.to_undirected(as_view=True), *nodes)
+        above = next((model for model in path if {*path} <= {model, *nx.descendants(graph, model)}), None)
+        summary = f"They are relatives, neither of the other: {' - '.join(path)}"
         summary += f"; both come from {above}." if above else "."
     arrows = [
         graph.edges[ends].get("arrow", 1.0)
@@ -202,12 +203,11 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
         for ends in (pair, pair[::-1])
         if graph.has_edge(*ends)
     ]
-    evidence = pair_evidence(group, parent, child)
-    adjacency = group.adjacency(*nodes)
-    found = {"path": path, "summary": summary, "evidence": evidence}
     if min(arrows) < KNOWN:
-        found["summary"] += f" An arrow on the way is not known (probability {min(arrows):.2f})."
-    return result | found | {"adjacency": round(adjacency, 4) if adjacency is not None else None}
+        summary += f" An arrow on the way is not known (probability {min(arrows):.2f})."
+    adjacency = group.adjacency(*nodes)
+    found = {"path": path, "summary": summary, "evidence": pair_evidence(group, parent, child)}
+    return found | {"adjacency": round(adjacency, 4) if adjacency is not None else None}
 
 
 def explain_text(found: dict[str, Any], most: int = 12) -> str:
