@@ -9,7 +9,7 @@ from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED
 from mother.collection.workspace import Recovered
 from mother.graph.model_graph import ModelGraph
 
-SURE = 0.95  # probability from which the weights contradict a claim, or settle an arrow
+SURE_PROBABILITY = 0.95  # probability from which the weights contradict a claim, or settle an arrow
 
 
 def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
@@ -50,12 +50,16 @@ def _judge(
         for one, other in zip(way, way[1:]):
             arrow = min(arrow, graph.edges[one, other].get("arrow", 1.0))
         words = f"the weights say the reverse: {model} came first (arrow {arrow:.2f})"
-        return (CONTRADICTED if arrow >= SURE else UNSUPPORTED), words
+        return (CONTRADICTED if arrow >= SURE_PROBABILITY else UNSUPPORTED), words
     probability = adjacency(parent, model)
     own = next(iter(graph.predecessors(child)), None)
     instead = f"; the weights name {own} ({_line(graph, own, child)})" if own is not None else "; it has no parent here"
     words = f"they are related, but the probability of this edge is {probability or 0:.2f}{instead}"
-    sure = own is not None and graph.edges[own, child].get("adjacency", 0) >= SURE and (probability or 0) <= 1 - SURE
+    sure = (
+        own is not None
+        and graph.edges[own, child].get("adjacency", 0) >= SURE_PROBABILITY
+        and (probability or 0) <= 1 - SURE_PROBABILITY
+    )
     return (CONTRADICTED if sure else UNSUPPORTED), words
 
 

@@ -19,7 +19,7 @@ from mother.io.open import ADAPTER_CONFIG, WEIGHT_FILES
 from mother.io.places import HUB_SOURCE, LocalFolder, Place, RemoteFolder
 
 CARD, CONFIG = "README.md", "config.json"
-MOST = 1 << 20  # bytes of a card or configuration that are looked at
+MOST_BYTES = 1 << 20  # budget: bytes of a card or configuration that are looked at
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
     "finetune": ("fine-tune", "lora", "prune", "cast", "copy"),
@@ -66,7 +66,7 @@ def _read_text(place: Place, name: str) -> str | None:
         if not place.has(name):
             return None
         file = place.open(name)
-        return bytes(file.read([(0, min(file.size, MOST))])[0]).decode("utf-8", errors="replace")
+        return bytes(file.read([(0, min(file.size, MOST_BYTES))])[0]).decode("utf-8", errors="replace")
     except CheckpointError:
         return None
 

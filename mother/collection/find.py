@@ -12,11 +12,18 @@ from mother.graph.manifest_io import read_manifest
 from mother.io.open import ADAPTER_CONFIG, PICKLES, WEIGHT_FILES
 from mother.io.places import HUB_SOURCE
 
-DEPTH = 5  # folders below one another that are searched
-MOST = 100_000  # folders that are searched at most
+DEPTH = 5  # budget: folders below one another that are searched
+MOST_FOLDERS = 100_000  # budget: folders that are searched at most
 PIPELINE = "model_index.json"
 COMPONENTS = ("unet", "transformer", "prior")  # of a diffusers pipeline, the one that is trained
-STATE = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")  # of training, not models
+TRAINING_STATE = (
+    "optimizer",
+    "scheduler",
+    "training_args",
+    "rng_state",
+    "scaler",
+    "trainer_state",
+)  # of training, not models
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def _is_weights(name: str) -> bool:
     """Whether a file may be a model by itself: shards and the state of a training are none."""
     stem = name.lower()
     shard = "-of-" in stem
-    return stem.endswith((".safetensors", *PICKLES)) and not stem.startswith(STATE) and not shard
+    return stem.endswith((".safetensors", *PICKLES)) and not stem.startswith(TRAINING_STATE) and not shard
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
@@ -72,7 +79,7 @@ def _snapshot(folder: Path) -> Path | None:
 def _below(folder: Path, name: str, depth: int, seen: set[str]) -> list[tuple[str, Path]]:
     """(id, path) of every model in a folder and below it. Links are followed, but no folder is entered twice."""
     real = os.path.realpath(folder)
-    if real in seen or len(seen) > MOST:
+    if real in seen or len(seen) > MOST_FOLDERS:
         return []
     seen.add(real)
     if folder.name.startswith("models--") and (snapshot := _snapshot(folder)) is not None:

@@ -6,9 +6,9 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from mother.evidence.first_pass import FirstPass
 
-CANDIDATES = 8  # nearest models that may be a parent
-NEIGHBOURS = 16  # nearest models that a model in the middle, and the parents of a merge, are looked for among
-SMALL = 12  # clusters of at most so many models: every pair is a candidate
+CANDIDATES = 8  # budget: nearest models that may be a parent
+NEIGHBOURS = 16  # budget: nearest models that a model in the middle, and the parents of a merge, are looked for among
+SMALL = 12  # budget: clusters of at most so many models: every pair is a candidate
 
 
 def comparable_square(first_pass: FirstPass) -> Float[np.ndarray, "models models"]:

@@ -13,6 +13,7 @@ TYPES = 20.0  # log likelihood ratio, as good as certain, of what a matrix says 
 MIN_ROWS = 4  # rows of a table that must shrink by one factor; rows of fewer columns may lie along anything
 MIN_COLUMNS = 16
 PARALLEL = 1 - 1e-4  # cosine of a row's change and the row, from which it only shrank
+UNIFORM_SQUARE = 9 / 5 - 1  # variance of the square of a uniform error over the square of its mean
 TOP_EXPONENTS = 4  # largest binary exponents of a matrix that the rounding test looks at
 
 
@@ -63,7 +64,7 @@ def rounding_test(
     enough = (counts >= 8).all(dim=1) & (sums > 0).all(dim=1)
     log_four = math.log(4)
     ratio = ((coarser / coarser_count) / (finer / finer_count)).log().clamp(-log_four, log_four)
-    result = 2 * log_four * ratio / (0.8 * (1 / finer_count + 1 / coarser_count))
+    result = 2 * log_four * ratio / (UNIFORM_SQUARE * (1 / finer_count + 1 / coarser_count))
     return torch.where(enough, result, 0).sum(dim=1)
 
 

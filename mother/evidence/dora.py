@@ -7,7 +7,7 @@ from torch import Tensor
 from mother.numeric.floats import mantissa_bits
 from mother.numeric.spectra import rank_above_noise, rounding_noise
 
-DORA_STEPS = 20  # of the fit of row lengths and row space; each gains about a digit
+DORA_STEPS = 20  # budget: of the fit of row lengths and row space; each gains about a digit
 STALLED = 0.9  # part of the residual that a step of this fit leaves once it gets no better
 
 

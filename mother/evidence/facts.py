@@ -16,8 +16,8 @@ from mother.io.layers import Layer
 from mother.numeric.floats import MANTISSA, cast
 
 HALVES = ("bfloat16", "float16")
-GRIDS = 8  # matrices of each model that are searched for a grid
-SAMPLE_BITS = (10, 5)  # of a table at most so many rows and columns, as powers of two, are kept
+GRIDS = 8  # budget: matrices of each model that are searched for a grid
+SAMPLE_BITS = (10, 5)  # budget: of a table at most so many rows and columns, as powers of two, are kept
 
 
 @dataclass

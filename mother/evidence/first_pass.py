@@ -17,7 +17,7 @@ from mother.io.snapshots import Snapshot
 from mother.io.stream import read_ahead
 from mother.numeric.threads import in_chunks
 
-CHUNK = 1 << 20  # entries of a Gram product at a time
+GRAM_ENTRIES = 1 << 20  # budget: entries of a Gram product at a time
 
 
 @dataclass
@@ -72,7 +72,7 @@ def _square_distances(
     """
     gram = weights.new_zeros(len(weights), len(weights), dtype=torch.float64)
     size = gram.new_zeros(len(weights))
-    for part in in_chunks(weights, CHUNK):
+    for part in in_chunks(weights, GRAM_ENTRIES):
         centred = part.double()
         size += torch.linalg.vector_norm(centred, dim=1).square()
         centred -= centred.mean(dim=0)

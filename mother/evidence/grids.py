@@ -9,7 +9,7 @@ from torch import Tensor
 from mother.numeric.floats import mantissa_bits, ulp
 
 LEVELS = 256  # a grid has at most so many levels: 8 bits
-SAMPLE = 1 << 13  # entries that the search for a grid looks at
+GRID_ENTRIES = 1 << 13  # budget: entries that the search for a grid looks at
 REPEATED = 0.02  # share of a block's entries that repeat another one: on a grid far more, else nearly none
 OUTLIERS = 0.001  # share of entries that quantizing may have moved by more than half a step
 _BLOCKS = ("tensor", "row", 32, 64, 128, 256)  # what shares one scale in the usual quantizers
@@ -39,14 +39,14 @@ def _blocks(weight: Float[Tensor, "rows columns"], block: str | int) -> Float[Te
 
 
 def _part(weight: Float[Tensor, "rows columns"], block: str | int) -> Float[Tensor, "blocks entries"] | None:
-    """Whole blocks of SAMPLE entries or fewer; the block of a tensor with its largest entry, which is its scale."""
+    """Whole blocks of GRID_ENTRIES or fewer; the block of a tensor with its largest entry, which is its scale."""
     blocks = _blocks(weight, block)
-    if blocks is None or weight.numel() <= SAMPLE:
+    if blocks is None or weight.numel() <= GRID_ENTRIES:
         return blocks
     if block == "tensor":
         largest, smallest = weight.max().reshape(1, 1), weight.min().reshape(1, 1)
-        return torch.cat([blocks[:, :SAMPLE], largest, smallest], dim=1)
-    return blocks[: max(1, SAMPLE // blocks.shape[1])]
+        return torch.cat([blocks[:, :GRID_ENTRIES], largest, smallest], dim=1)
+    return blocks[: max(1, GRID_ENTRIES // blocks.shape[1])]
 
 
 def _normalised(blocks: Float[Tensor, "blocks entries"], zero_point: bool) -> Float[Tensor, "blocks entries"]:

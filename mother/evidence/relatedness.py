@@ -7,7 +7,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 from torch import Tensor
 
-SIDE = 256  # rows and columns of a matrix that the test of relatedness looks at
+SIDE = 256  # budget: rows and columns of a matrix that the test of relatedness looks at
 
 
 def layer_cosine(

@@ -17,8 +17,10 @@ from mother.io.layers import Layer
 from mother.io.snapshots import Snapshot
 from mother.numeric.threads import in_threads
 
-LARGE = 1 << 26  # entries of a stack of differences, at most
-CACHED = 1 << 19  # entries of the differences that are worked on together: they stay in the processor's cache
+STACK_ENTRIES = 1 << 26  # budget: entries of a stack of differences, at most
+CHUNK_ENTRIES = (
+    1 << 19
+)  # budget: entries of the differences that are worked on together: they stay in the processor's cache
 
 
 @dataclass
@@ -80,9 +82,11 @@ def _local_gram(
     differ = [at for at, other in enumerate(near) if not torch.equal(other, weight)]  # frozen matrices add nothing
     flat, others = weight.flatten(), [near[at].flatten() for at in differ]
     gram = torch.zeros(len(differ) + 1, len(differ) + 1, dtype=torch.float64, device=weight.device)
-    for start in range(0, len(flat), CACHED // 8):
-        own = flat[start : start + CACHED // 8].double()
-        rows = torch.stack([*(other[start : start + CACHED // 8] for other in others), torch.zeros_like(own)]).double()
+    for start in range(0, len(flat), CHUNK_ENTRIES // 8):
+        own = flat[start : start + CHUNK_ENTRIES // 8].double()
+        rows = torch.stack(
+            [*(other[start : start + CHUNK_ENTRIES // 8] for other in others), torch.zeros_like(own)]
+        ).double()
         rows[:-1] -= own
         rows[-1] = own
         gram += rows @ rows.T
@@ -144,7 +148,7 @@ class _Layers:
         def look(chosen: list[int]) -> None:
             self._look(self.order[layer], chosen, place, scale, weights, zeros, steps)
 
-        _in_parts(look, there, max(1, LARGE // weights[0].numel()), weights.device)
+        _in_parts(look, there, max(1, STACK_ENTRIES // weights[0].numel()), weights.device)
         near = self.neighbours
         ready = [m for m in members if len(near[m]) > 1 and all(other in place for other in near[m])]
         in_threads(
@@ -173,7 +177,7 @@ class _Layers:
         if not chosen:
             return
         triples = []
-        small = max(1, CACHED // entries)
+        small = max(1, CHUNK_ENTRIES // entries)
         for start in range(0, len(chosen), small):
             part = chosen[start : start + small]
             ends = torch.tensor([(place[first[p]], place[second[p]]) for p in part], device=weights.device)

@@ -33,7 +33,7 @@ from mother.io.open import lacks, open_checkpoint
 from mother.io.runtime import IN_FLIGHT, STOP
 from mother.io.safetensors import DTYPES
 
-AT_ONCE = 1 << 25  # bytes of a model that are read at a time
+AT_ONCE = 1 << 25  # budget: bytes of a model that are read at a time
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def take(
     layers = [[*layer, checkpoint.layers[layer], *shapes[layer]] for layer in sorted(shapes, key=sort_key)]
     about = {"key": key, "model": checkpoint.model, "layers": layers, "facts": facts.to_json()}
     about["seconds"] = time.perf_counter() - started
-    write_json(path.with_suffix(".json"), about, indent=None)  # last: it says that the other is there
+    write_json(path.with_suffix(".json"), about, indent=None)  # written last: where it is, the other is whole
     return open_sketch(path)
 
 

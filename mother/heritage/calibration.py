@@ -24,7 +24,7 @@ PATH = Path(__file__).parent / "calibration.json"
 # Probability that newness is confidently wrong (strong decay, averaged weights): its log odds stay below 4.
 DOUBT = 0.02
 UNSEEN = 8.0  # log weight that a pair loses which is no candidate: far apart, so hardly an edge
-SURE = 60.0  # log weight of an exact relation
+EXACT_WEIGHT = 60.0  # log weight of an exact relation
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def log_weights(
     result = evidence.structure @ coefficients.structure + np.log(arrow_probability(evidence, coefficients))
     result = result - UNSEEN * ~evidence.candidate
     for child, parent in (forced or {}).items():
-        result[:, child] -= SURE
-        result[parent, child] += 2 * SURE
+        result[:, child] -= EXACT_WEIGHT
+        result[parent, child] += 2 * EXACT_WEIGHT
         result[child, parent] = -np.inf
     np.fill_diagonal(result, -np.inf)
     return result

@@ -15,7 +15,7 @@ from mother.evidence.merges import EXPLAINED, common_ratio, explained_share, fin
 from mother.evidence.second_pass import SecondPass
 from mother.evidence.sketch import Sketch
 
-SAMPLED_LAYERS = 3  # matrices that the search for parts of task vectors reads
+SAMPLED_LAYERS = 3  # budget: matrices that the search for parts of task vectors reads
 SPARSE = 0.02  # share of zeros from which a model may be pruned
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from mother.errors import InputError
 
 STOP = threading.Event()  # set where a run is stopped, so that no thread waits for another try
-IN_FLIGHT = 8  # models that are read at once over a network
-ON_DISK = 2  # and from disks
+IN_FLIGHT = 8  # budget: models that are read at once over a network
+ON_DISK = 2  # budget: and from disks
 NUMERIC = ("torch", "numpy", "numba", "scipy", "safetensors")  # libraries that the numbers depend on
 
 

@@ -12,7 +12,9 @@ from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.runtime import IN_FLIGHT, ON_DISK, STOP
 
-AHEAD = 1 << 28  # bytes of weights in float32 that one step of reading from afar may hold; two are in memory at a time
+AHEAD = (
+    1 << 28
+)  # budget: bytes of weights in float32 that one step of reading from afar may hold; two are in memory at a time
 Request = tuple[Layer, list[int]]  # a layer, and places of the models that have it
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from mother.numeric.threads import in_threads
 
-STRETCH = 2048  # entries of all models that are worked on at a time; they stay in the cache
+STRETCH = 2048  # budget: entries of all models that are worked on at a time; they stay in the cache
 MINUS_ZERO = np.int32(-(1 << 31))  # its bits
 PART = 64  # of so many entries one says about where the mean is
-ALONE = 1 << 20  # entries, times the models they are compared with, that one thread has sooner than two
+ALONE = 1 << 20  # budget: entries, times the models they are compared with, that one thread has sooner than two
 
 
 def has_kernels(weights: Tensor) -> bool:

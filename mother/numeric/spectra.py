@@ -1,5 +1,6 @@
 """Singular directions of weight differences, and how many of them are above the noise of rounding."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,13 +9,13 @@ from torch import Tensor
 
 from mother.numeric.floats import MANTISSA, ulp
 
-FULL_SIDE = 256  # up to this smaller side all singular values are computed; beyond it those of a sketch
-PROBES = 160  # columns of the sketch: ranks up to about three quarters of it are seen exactly
+FULL_SIDE = 256  # budget: up to this smaller side all singular values are computed; beyond it those of a sketch
+PROBES = 160  # budget: columns of the sketch: ranks up to about three quarters of it are seen exactly
 ARITHMETIC = 3.0  # units in the last place that computing an update in float32 leaves
-UNIT = 0.54  # mean of (ulp(x) 2^bits / x)^2 where the logarithm of x is uniform: 3 / (8 ln 2)
+UNIT = 3 / (8 * math.log(2))  # mean of (ulp(x) 2^bits / x)^2 where the logarithm of x is uniform
 NOISE_MARGIN = 1.2  # singular values up to this many times the norm of the rounding noise are noise
 RANK_SHARE = 0.6  # of the directions seen: a difference of higher rank counts as full
-ITERATIONS = 2  # of the search for leading directions
+ITERATIONS = 2  # budget: of the search for leading directions
 TINY = torch.finfo(torch.float64).tiny
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CACHED = 1 << 18  # entries of all models that are worked on at a time
-LARGE = 1 << 26  # and on a GPU
+CACHE_ENTRIES = 1 << 18  # budget: entries of all models that are worked on at a time
+GPU_ENTRIES = 1 << 26  # budget: and on a GPU
 
 
 def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> list[Any]:
@@ -29,7 +29,9 @@ def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> list[Any]
         torch.set_num_threads(threads)
 
 
-def in_chunks(weights: Float[Tensor, "models ..."], cached: int = CACHED) -> Sequence[Float[Tensor, "models entries"]]:
+def in_chunks(
+    weights: Float[Tensor, "models ..."], cached: int = CACHE_ENTRIES
+) -> Sequence[Float[Tensor, "models entries"]]:
     """The weights of all models in stretches of entries that fit the cache; on a GPU in large ones."""
     flat = weights.flatten(1)
-    return flat.split(max(1024, (LARGE if flat.is_cuda else cached) // len(flat)), dim=1)
+    return flat.split(max(1024, (GPU_ENTRIES if flat.is_cuda else cached) // len(flat)), dim=1)

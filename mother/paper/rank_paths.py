@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mother.numeric.threads import in_threads
 
-SIDES = (24, 48, 80, 144)  # directions that are looked for, until they are all
+PROBE_COUNTS = (24, 48, 80, 144)  # budget: directions that are looked for, until they are all
 SPARE = 4  # of them that must be left over
-MARGIN = 4.0  # times the tolerance that the singular values of a rank must be above
+PATH_MARGIN = 4.0  # times the tolerance that the singular values of a rank must be above
 SLACK = 1.2  # times what is left beyond a rank, whose norm is known, that must be below the tolerance
 
 
@@ -40,21 +40,21 @@ def low_rank_factors(difference: Float[Tensor, "rows columns"], tolerance: float
     rows, columns = difference.shape
     if not difference.count_nonzero():
         return Factors(difference[:, :0], difference[0, :0].double(), difference.T[:, :0], 0.0)
-    for side in SIDES:
+    for side in PROBE_COUNTS:
         if side > min(rows, columns) // 2:
             return None
         generator = torch.Generator().manual_seed(side)
         probe = torch.randn(columns, side, generator=generator).to(difference.device)
         basis, upper = torch.linalg.qr(difference @ probe)
         new = upper.diagonal().abs()
-        if (new < tolerance / MARGIN * new[0]).sum() >= SPARE:
+        if (new < tolerance / PATH_MARGIN * new[0]).sum() >= SPARE:
             break
     else:
         return None
     core = basis.T @ difference
     values, mixed = torch.linalg.eigh(core.double() @ core.double().T)
     values, mixed = values.flip(0).clamp(min=0).sqrt(), mixed.flip(1)
-    rank = int((values > MARGIN * tolerance * values[0]).sum())
+    rank = int((values > PATH_MARGIN * tolerance * values[0]).sum())
     if not rank:  # numbers so small that their squares are zero
         return None
     s, mixed = values[:rank], mixed[:, :rank].float()
@@ -97,7 +97,7 @@ class _Tree:
         on = signs != 0
         beyond = on @ self.beyond
         last = np.where(on, self.last, np.inf).min(axis=1)
-        least = (MARGIN * tolerance * (on @ self.first) + beyond) / last
+        least = (PATH_MARGIN * tolerance * (on @ self.first) + beyond) / last
         largest = np.where(on, np.abs(signs @ self.seen.T), 0).max(axis=1)
         clear = (SLACK * beyond <= tolerance * (largest - beyond)) & (least < 1)
         if not clear.any() or self.independent(torch.cat(self.columns), float(least[clear].max())):
@@ -148,14 +148,14 @@ def ranks_along_paths(
     return {(members[i], members[j]): int(rank) for i, j, rank in zip(one[proved], other[proved], ranks[proved])}
 
 
-SAMPLE = 1 << 14  # entries of each matrix
+SAMPLE_ENTRIES = 1 << 14  # budget: entries of each matrix
 UNRELATED = 0.5  # squared distance over the sum of the squared norms from which two models share nothing
 
 
 def sample_of(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "models entries"]:
     """Entries at equal steps, in float64, on the CPU."""
     flat = weights.flatten(1)
-    return flat[:, :: max(1, flat.shape[1] // SAMPLE)].double().cpu()
+    return flat[:, :: max(1, flat.shape[1] // SAMPLE_ENTRIES)].double().cpu()
 
 
 def near_groups(some: Float[Tensor, "models entries"]) -> list[list[int]]:

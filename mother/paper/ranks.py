@@ -18,12 +18,12 @@ from mother.paper.rank_paths import near_groups, nearest_neighbours, ranks_along
 
 # Sides of the sketches that are tried. Those of one line are parts of the largest of them.
 SIDES = ((64, 96, 144), (216, 324), (486,))
-LARGEST = 0.65  # of the smaller side of a matrix: a larger sketch of it is not worth its time
+LARGEST_SHARE = 0.65  # budget: of the smaller side of a matrix: a larger sketch of it is not worth its time
 USED = 0.6  # share of a sketch's directions beyond which it says only that the rank is large
 MARGIN = 8.0  # times the tolerance that the singular values which count must be above in a sketch that decides
-NEAR = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
-POWER = 8  # iterations for that estimate
-AT_ONCE = 1 << 24  # entries of the differences that are worked on together
+NEAR_TOLERANCE = (0.9, 1.2)  # the same on the exact path, where only the largest singular value is estimated
+POWER = 8  # budget: iterations for that estimate
+AT_ONCE = 1 << 24  # budget: entries of the differences that are worked on together
 
 Pair = tuple[int, int]
 
@@ -50,7 +50,7 @@ def exact_ranks(difference: Float[Tensor, "pairs rows columns"]) -> Int[Tensor, 
         block = torch.linalg.qr(gram @ block).Q
     largest = torch.linalg.eigvalsh(block.transpose(1, 2) @ gram @ block)[:, -1].clamp(min=0)
     counts = []
-    for margin in NEAR:
+    for margin in NEAR_TOLERANCE:
         level = largest * (margin * _tolerance(rows, columns)) ** 2
         factor, pivots, _ = torch.linalg.ldl_factor_ex(gram - torch.diag_embed(level[:, None].expand(-1, len(gram[0]))))
         two = pivots < 0  # blocks of two have one eigenvalue of either sign
@@ -102,7 +102,7 @@ def _related_groups(
     leaders = [(one[0], other[0]) for at, one in enumerate(groups) for other in groups[:at]]
     for i, j in leaders:  # two far from one another may still differ by a low rank
         apart = (weights[i] - weights[j])[None]
-        if SIDES[0][0] <= LARGEST * min(rows, columns):
+        if SIDES[0][0] <= LARGEST_SHARE * min(rows, columns):
             low = not _decide(_sketch(apart, torch.zeros_like(apart[0]), SIDES[0][0]), _tolerance(rows, columns))[2]
         else:
             low = bool(exact_ranks(apart) <= USED * min(rows, columns))
@@ -178,7 +178,7 @@ def pairwise_rank(weights: Float[Tensor, "models rows columns"]) -> Int[Tensor, 
             else:
                 left.append(pair)
         for sides in SIDES:
-            sides = [side for side in sides if side <= LARGEST * min(rows, columns)]
+            sides = [side for side in sides if side <= LARGEST_SHARE * min(rows, columns)]
             if not left or not sides:
                 break
             found |= _by_sketches(weights, weights[group[0]], left, sides, threads)

@@ -15,7 +15,7 @@ from mother.collection.workspace import Group, Recovered
 from mother.graph.exports import describe, first_parents, roots
 from mother.report.explain import pair_evidence, wrong_if
 
-LARGEST = 1200  # models of a group whose distances are shown as one picture
+MOST_SHOWN = 1200  # models of a group whose distances are shown as one picture
 LOW, HIGH = -4.0, 0.2  # decimal logarithms of the distances between which colours differ
 SHOWN = ("kind", "adjacency", "arrow", "direction", "hidden", "compared")
 
@@ -34,7 +34,7 @@ def _heat(group: Group, order: Sequence[str]) -> dict[str, Any] | None:
     """Distances of a group as bytes: 0 equal, 1 to 254 between 10^LOW and 10^HIGH, 255 not comparable."""
     place = {model: at for at, model in enumerate(group.heritage.first_pass.models)}
     models = [model for model in order if model in place]
-    if not 1 < len(models) <= LARGEST:
+    if not 1 < len(models) <= MOST_SHOWN:
         return None
     rows = [place[model] for model in models]
     distance = group.distances()[np.ix_(rows, rows)]
