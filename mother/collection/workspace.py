@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -95,19 +97,14 @@ def group_by_shapes(sketches: Sequence[Sketch]) -> list[list[Sketch]]:
     def entries(signature: frozenset) -> int:
         return sum(rows * columns for _, (rows, columns) in signature)
 
-    merged: list[tuple[list[frozenset], list[Sketch]]] = []
-    for signature, members in signatures.items():
-        joined = [signature], list(members)
-        apart = []
-        for kinds, others in merged:
-            like = any(entries(signature & kind) >= ALIKE * min(entries(signature), entries(kind)) for kind in kinds)
-            if like:
-                joined = joined[0] + kinds, joined[1] + others
-            else:
-                apart.append((kinds, others))
-        merged = [*apart, joined]
+    alike = nx.Graph()
+    alike.add_nodes_from(signatures)
+    for one, other in combinations(signatures, 2):
+        if entries(one & other) >= ALIKE * min(entries(one), entries(other)):
+            alike.add_edge(one, other)
+    merged = [[one for kind in kinds for one in signatures[kind]] for kinds in nx.connected_components(alike)]
     order = {sketch.model: at for at, sketch in enumerate(sketches)}
-    found = [sorted(members, key=lambda sketch: order[sketch.model]) for _, members in merged]
+    found = [sorted(members, key=lambda sketch: order[sketch.model]) for members in merged]
     return sorted(found, key=lambda members: (-len(members), order[members[0].model]))
 
 

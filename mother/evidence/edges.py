@@ -140,7 +140,7 @@ def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
 def _blocked(second_pass: SecondPass, i: int, j: int, others: Int[np.ndarray, "others"]) -> float:
     """Share of directions by which the best third model lies between: its difference to either end the other shares."""
     sides = [(second_pass.alike(i, k, j), second_pass.alike(j, k, i)) for k in others.tolist()]
-    middles = [min(one[0], other[0]) for one, other in sides if one is not None and other is not None]
+    middles = [min(one.share, other.share) for one, other in sides if one is not None and other is not None]
     return max(middles, default=0.0)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,13 @@ STACK_ENTRIES = 1 << 26  # budget: entries of a stack of differences, at most
 CHUNK_ENTRIES = (
     1 << 19
 )  # budget: entries of the differences that are worked on together: they stay in the processor's cache
+
+
+class Alike(NamedTuple):
+    """What one model shares with the end of a pair, against its start."""
+
+    share: float  # of the directions between the two
+    newness: float  # times the share; positive where these directions are new as seen from the start
 
 
 @dataclass
@@ -57,17 +65,14 @@ class SecondPass:
         """Number of the pair of two models in either order; None if it was not looked at."""
         return self.index.get((min(one, other), max(one, other)))
 
-    def alike(self, start: int, end: int, third: int) -> tuple[float, float] | None:
-        """Directions from start to end in which a third model is like the end: share, and newness times the share.
-
-        Newness is positive where what they have is new as seen from the start. None if it was not looked at.
-        """
+    def alike(self, start: int, end: int, third: int) -> "Alike | None":
+        """Directions from start to end in which a third model is like the end; None if it was not looked at."""
         p = self.number(start, end)
         if p is None:
             return None
         far, sign = (1, 1) if start < end else (0, -1)
         share = self.beyond[far, p, third]
-        return None if np.isnan(share) else (float(share), sign * float(self.beyond[2 + far, p, third]))
+        return None if np.isnan(share) else Alike(float(share), sign * float(self.beyond[2 + far, p, third]))
 
 
 ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding")

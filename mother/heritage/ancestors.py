@@ -28,17 +28,28 @@ class Hidden:
     private: float  # share of the hub's directions that the others lack
 
 
+@dataclass(frozen=True)
+class _Family:
+    """Models that stand at one absent model, and the largest share of a hub's directions that the others lack."""
+
+    members: set[int]
+    private: float
+
+
 def _lacking(second_pass: SecondPass, hub: int, one: int, others: list[int]) -> float:
     """Mean share of the directions from the hub to others in which `one` differs from the hub like them."""
-    found = [value[0] for other in others if other not in (hub, one) and (value := second_pass.alike(hub, other, one))]
+    found = [
+        value.share for other in others if other not in (hub, one) and (value := second_pass.alike(hub, other, one))
+    ]
     return float(np.mean(found)) if found else 0.0
 
 
 def _newness(second_pass: SecondPass, hub: int, family: list[int]) -> float:
     """Mean newness, seen from the hub, of what two others of the family share against it; 0 if nothing."""
     others = permutations([one for one in family if one != hub], 2)
-    found = np.array([value for one, other in others if (value := second_pass.alike(hub, one, other))])
-    return float(found[:, 1].sum() / found[:, 0].sum()) if len(found) and found[:, 0].sum() > 0 else 0.0
+    found = [value for one, other in others if (value := second_pass.alike(hub, one, other))]
+    share = sum(value.share for value in found)
+    return sum(value.newness for value in found) / share if share > 0 else 0.0
 
 
 def find_hidden(second_pass: SecondPass, parents: dict[int, int], fixed: set[int]) -> list[Hidden]:
@@ -53,22 +64,22 @@ def find_hidden(second_pass: SecondPass, parents: dict[int, int], fixed: set[int
         if child not in fixed:
             near.setdefault(child, []).append(parent)
             near.setdefault(parent, []).append(child)
-    families: list[tuple[set[int], list[float]]] = []
+    families: list[_Family] = []
     for hub in sorted(near):
         lacking = {one: _lacking(second_pass, hub, one, near[hub]) for one in near[hub]}
         group = [one for one in near[hub] if lacking[one] > PRIVATE]
         if len(group) < 2 or _newness(second_pass, hub, [hub, *group]) > NEW:
             continue
-        family, private = {hub, *group}, [float(np.mean([lacking[one] for one in group]))]
+        new = _Family({hub, *group}, float(np.mean([lacking[one] for one in group])))
         # Two hubs side by side stand at the same absent model.
-        for other in [entry for entry in families if len(entry[0] & family) > 1]:
+        for other in [known for known in families if len(known.members & new.members) > 1]:
             families.remove(other)
-            family |= other[0]
-            private += other[1]
-        families.append((family, private))
+            new = _Family(new.members | other.members, max(new.private, other.private))
+        families.append(new)
     found = []
     taken: set[int] = set()
-    for family, private in families:
+    for one_family in families:
+        family = one_family.members
         if family & taken:
             continue
         for above in [parents[one] for one in sorted(family) if parents.get(one, one) not in family]:
@@ -82,9 +93,9 @@ def find_hidden(second_pass: SecondPass, parents: dict[int, int], fixed: set[int
         taken |= family
         top = above[0] if above else None
         if newness[oldest] > NEW:
-            found.append(Hidden(tuple(one for one in members if one != oldest), oldest, top, max(private)))
+            found.append(Hidden(tuple(one for one in members if one != oldest), oldest, top, one_family.private))
         else:
-            found.append(Hidden(tuple(members), top, top, max(private)))
+            found.append(Hidden(tuple(members), top, top, one_family.private))
     return found
 
 

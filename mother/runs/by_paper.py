@@ -118,7 +118,7 @@ def recover_by_paper(run: Run, method: Method) -> list[PaperTree]:
         raise InputError(f"the direction weight must be at least 0 and finite, not {weight}.")
     manifest = run.manifest
     groups, unclustered = group_models(manifest, run.flags["clusters"], run.folder)
-    trees = [empty_tree("-", unclustered)] if unclustered else []
+    trees = []
     found = measure_groups(run, groups, method.kept_as or method.name, method.kinds, method.statistics)
     measured = {one.group: one for one in found}
     for group, members in groups.items():
@@ -129,9 +129,9 @@ def recover_by_paper(run: Run, method: Method) -> list[PaperTree]:
         measured[group].measured.left_out |= missing
         trees.append(_recover_one(manifest, method, measured[group], run.flags))
     if not any(tree.models for tree in trees):
-        reason = next(iter(trees[0].left_out.values()))
+        reason = next(iter({**unclustered, **_left_out(trees)}.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
-    write_results(run, method, trees)
+    write_results(run, method, trees, unclustered)
     return trees
 
 
@@ -175,10 +175,17 @@ def overall(manifest: Manifest, trees: list[PaperTree]) -> dict[str, Any]:
     }
 
 
-def write_results(run: Run, method: Method, trees: list[PaperTree]) -> None:
-    """Write `model_graph.json`, `accuracy.json`, the distance matrices and the figures."""
+def _left_out(trees: list[PaperTree]) -> dict[str, str]:
+    return {model: reason for tree in trees for model, reason in tree.left_out.items()}
+
+
+def write_results(run: Run, method: Method, trees: list[PaperTree], unclustered: dict[str, str]) -> None:
+    """Write `model_graph.json`, `accuracy.json`, the distance matrices and the figures.
+
+    `unclustered` are models that stage 2 left out, and why.
+    """
     manifest, folder = run.manifest, run.folder
-    left_out = {model: reason for tree in trees for model, reason in tree.left_out.items()}
+    left_out = unclustered | _left_out(trees)
     nodes = {
         model: {"tree": tree.group, "kurtosis": float(value)}
         for tree in trees
