@@ -22,7 +22,18 @@ from mother.io.files import write_text
 from mother.io.runtime import versions
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-NAMES = ("arborescence", "kernels", "speed", "growth", "unrelated", "precision", "calibrate", "ablation", "kill")
+NAMES = (
+    "startup",
+    "arborescence",
+    "kernels",
+    "speed",
+    "growth",
+    "unrelated",
+    "precision",
+    "calibrate",
+    "ablation",
+    "kill",
+)
 HEAD = "# Results of the benchmarks\n\nWritten by `python -m benchmarks`: of each benchmark its last run.\n"
 
 

@@ -151,7 +151,7 @@ def jobs_of(manifest: Manifest, lora: bool, device: str, results: str) -> tuple[
     script = ["MoTHer_LoRA.py", "--model-graphs"] if lora else ["MoTHer_FullFT.py", "--model-graph"]
     whole = Job(
         f'method "map" on the {"LoRA" if lora else "FT"} graph, {n} models',
-        [[*script, path, *where]],
+        [[*script, path, "--method", "map", *where]],
         ATTENTION,
         "map/accuracy.json",
         None,

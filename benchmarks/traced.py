@@ -1,6 +1,5 @@
 """What the benchmarks of method "map" share: trace the grown splits once, and examples of known truth."""
 
-import hashlib
 import pickle
 import tempfile
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from mother.graph.scores import present_parents
 from mother.heritage.calibration import Example
 from mother.heritage.trace import trace
 from mother.heritage.trees import Heritage
+from mother.io.runtime import code_digest
 
-CODE = Path(__file__).parent.parent / "mother"
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
 
 
@@ -36,8 +35,7 @@ def traced(split: str) -> tuple[Manifest, Heritage]:
     """Trace a grown split. Kept in a scratch folder of this user while the models and our code stay the same."""
     manifest = find_manifest(split)
     checkpoints, _ = open_models(manifest)
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(CODE.glob("*.py")))).hexdigest()[:12]
-    digest = f"{read_digest(checkpoints)}-{code}"
+    digest = f"{read_digest(checkpoints)}-{code_digest()}"
     path = Path(tempfile.gettempdir()) / f"mother-traced-{torch.__version__}" / f"{split}-{digest}.pickle"
     if path.exists():
         return manifest, pickle.loads(path.read_bytes())
