@@ -1,8 +1,11 @@
 """The house: which wing may import which, how large a module may be, and what a script loads to print its help."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -93,3 +96,22 @@ def test_help_loads_nothing_slow(script: str, flag: str) -> None:
     assert len([name for name in loaded if name.startswith("mother")]) < 12
     shown = done.stdout.split("LOADED ")[0]
     assert "MoTHer 0" in shown if flag == "--version" else "usage:" in shown and "--help" in shown
+
+
+def test_the_package_is_complete() -> None:
+    """What `pip install .` installs: the command, and every file that the code reads beside it."""
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, function = content["project"]["scripts"]["mother"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    data = content["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path for name, found in data.items() for glob in found for path in (ROOT / name.replace(".", "/")).glob(glob)
+    }
+    there = [path for path in (ROOT / "mother").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    others = {path for path in there if path.suffix != ".py"}
+    assert others == {path for path in shipped if path.is_file()}
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
+    }
+    needed = {re.split("[<>=]", name)[0].lower() for name in content["project"]["dependencies"]}
+    assert needed - {"httpx2"} <= pinned  # that one comes with huggingface_hub
