@@ -38,10 +38,13 @@ def recover(
 
     from mother.collection.find import find_models, with_claims
     from mother.collection.workspace import recover_sources
+    from mother.errors import InputError
     from mother.io.runtime import choose_device
     from mother.report.write import write_outputs
 
     names = [models] if isinstance(models, str | PathLike) else list(models)
+    if not names:
+        raise InputError("name models: paths, or owner/name.")
     sources = with_claims(find_models([str(name) for name in names]))
     folder = Path(out) if out is not None else None
     recovered = recover_sources(sources, folder, choose_device(device)[0], error, sketch)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -191,13 +191,16 @@ def _trace_groups(
     tests = max(1, sum(len(members) > 1 for members in found))
     groups: list[Group] = []
     for members in found:
-        title = _title(members)
-        while title in {group.name for group in groups}:
-            title += " "
+        # Groups that look alike are still different: no two have one name.
+        title = plain = _title(members)
+        for number in count(2):
+            if title not in {group.name for group in groups}:
+                break
+            title = f"{plain} ({number})"
         digest = hashlib.sha256(repr(sorted(members[0].shapes.items())).encode()).hexdigest()[:12]
         kept = keep / digest if keep is not None else None
         heritage = trace_sketches(members, device, error / tests, progress=progress, keep=kept)
-        groups.append(Group(title.strip(), sorted(members, key=lambda one: one.model), heritage))
+        groups.append(Group(title, sorted(members, key=lambda one: one.model), heritage))
     return groups
 
 

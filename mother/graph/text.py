@@ -60,6 +60,15 @@ def tree_text(models: Sequence[str], edges: EdgeSet, truth: EdgeSet) -> str:
     return "\n".join(lines)
 
 
+def merge_text(edges: Sequence[Edge]) -> str:
+    """A merge by its parents, each with its own coefficient where it has one, the largest first."""
+    known = {edge.parent: edge.attributes.get("coefficient") for edge in edges}
+    if any(value is None for value in known.values()):
+        return f"merge of {', '.join(sorted(known))}"
+    parts = sorted(known.items(), key=lambda item: (-item[1], item[0]))
+    return "merge " + " + ".join(f"{value:g} {parent}" for parent, value in parts)
+
+
 def graph_text(graph: ModelGraph) -> str:
     """A typed Model Graph as indented text: kind, probability of the edge and of its arrow behind each model."""
     incoming: dict[str, list[Edge]] = {}
@@ -72,11 +81,8 @@ def graph_text(graph: ModelGraph) -> str:
         facts = edge.attributes
         if facts["kind"] is None:
             return ""
-        words = [facts["kind"]]
-        words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "zeros", "coefficients") if key in facts]
-        others = [other.parent for other in incoming[edge.child] if other.parent != edge.parent]
-        if others:
-            words.append(f"with {', '.join(others)}")
+        words = [merge_text(incoming[edge.child]) if facts["kind"] == "merge" else facts["kind"]]
+        words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "zeros") if key in facts]
         words.append(f"edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}")
         return "  (" + ", ".join(words) + ")"
 

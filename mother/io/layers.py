@@ -45,7 +45,7 @@ _BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>[0-
 # Wrappers that tell nothing about the place of a layer. A decoder keeps its name.
 _WRAPPERS = {"model", "base_model", "module", "vit", "deit", "beit", "dinov2", "bert", "roberta", "transformer"}
 
-_WRAPPERS |= {"encoder", "vision_model", "unet"}
+_WRAPPERS |= {"encoder", "vision_model", "unet", "_orig_mod", "net", "network"}
 
 
 def _stack(path: str) -> str:
