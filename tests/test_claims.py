@@ -1,12 +1,14 @@
 """What models say of their origin, and what the weights say to that."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from mother.collection.audit import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, audit
 from mother.collection.claims import Claim, front_matter, read_claims
+from mother.collection.names import Match, Names
 from mother.graph.model_graph import Edge, ModelGraph
 
 
@@ -41,27 +43,60 @@ def test_all_places_are_read(tmp_path: Path) -> None:
     [
         "",
         "# no front matter",
-        "---\nbase_model: [\n---\n",
         "---\n- a\n- b\n---\n",
         "---\nbase_model: {a: b}\n---\n",
-        "---\nbase_model: 3\n---\n",
-        "---\nbase_model: !!python/object/apply:os.system ['touch executed']\n---\n",
-        "---\na: &a [x, x]\nb: &b [*a, *a]\nbase_model: *b\n---\n",
-        "---\n" + "[" * 5000 + "\n---\n",
         "---\nbase_model: ''\n---\n",
+        "---\nbase_model: null\n---\n",
+        "---\nbase_model: [~]\n---\n",
+        "---\nbase_model:\n---\n",
         "---\nbase_model: " + "x" * 1000 + "\n---\n",
     ],
 )
-def test_damaged_or_hostile_cards_say_nothing(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_cards_that_say_nothing(text: str, tmp_path: Path) -> None:
     assert said(card(tmp_path / "m", text, config="{", adapter_config="[1]")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("---\nbase_model: [\n---\n", "damaged"),
+        ("---\n" + "[" * 5000 + "\n---\n", "nested too deeply"),
+        ("---\nbase_model: a\nx: " + "y" * (1 << 18) + "\n---\n", "262"),
+        ("---\nbase_model: a\n" + "y: z\n" * (1 << 16), "does not end"),
+        ("---\nbase_model: *nowhere\n---\n", "damaged"),
+    ],
+)
+def test_cards_that_cannot_be_read_are_said(text: str, words: str, tmp_path: Path) -> None:
+    """A card that is made unreadable must not pass for one that claims nothing."""
+    started = time.monotonic()
+    (claim,) = read_claims("child", str(card(tmp_path / "m", text)))
+    assert claim.unread is not None and words in claim.unread and time.monotonic() - started < 5
+    found = audit(GRAPH, {"child": (claim,)}, Names([]), lambda i, j: None)
+    assert found.verdicts[0].verdict == UNSUPPORTED and "could not be read" in found.verdicts[0].reason
+    assert found.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "parent"),
+    [
+        ("---\nx: &b org/base\nbase_model: *b\n---\n", "org/base"),  # an alias hides nothing
+        ("---\nbase_model: 12:30:45\n---\n", "12:30:45"),
+        ("---\nbase_model: 2024-01-01\nwhen: !!timestamp 99999-99-99\n---\n", "2024-01-01"),
+        ("---\nbase_model: 3\n---\n", "3"),
+        ("---\nbase_model: !!python/object/apply:os.system ['touch executed']\n---\n", "touch executed"),
+        ("---\na: &a {k: &s x}\nb: &b {<<: [*a, *a]}\nc: {<<: [*b, *b]}\nbase_model: *s\n---\n", "x"),
+    ],
+)
+def test_all_of_a_card_is_text(text: str, parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said(card(tmp_path / "m", text)) == [("README.md", parent, None)]
     assert not (tmp_path / "executed").exists()
 
 
 def test_the_model_itself_is_no_claim(tmp_path: Path) -> None:
     folder = card(tmp_path / "m", "---\nbase_model: .\n---\n", config={"_name_or_path": str(tmp_path / "m")})
     assert said(folder) == []
-    assert front_matter("---\r\na: 1\r\n---\r\n") == {"a": 1}
+    assert front_matter("---\r\na: 1\r\n---\r\n") == {"a": "1"}
 
 
 def edge(parent: str, child: str, kind: str = "fine-tune", **facts: object) -> Edge:
@@ -112,8 +147,8 @@ GRAPH = ModelGraph(
     ],
 )
 def test_verdicts(model: str, parent: str, relation: str | None, verdict: str, words: str) -> None:
-    names = {name: name for name in [*NODES, "twin", "broken"]} | {"org/root": "root"}
-    claims = {model: (Claim("README.md", parent, relation, (parent,)),)}
+    names = Names((name, f"/models/{name}") for name in [*NODES, "twin", "broken"])
+    claims = {model: (Claim("README.md", parent, relation),)}
     found = audit(GRAPH, claims, names, lambda i, j: 0.01)
     (one,) = found.verdicts
     assert one.verdict == verdict and words in one.reason
@@ -121,8 +156,54 @@ def test_verdicts(model: str, parent: str, relation: str | None, verdict: str, w
 
 
 def test_one_verdict_a_parent_and_what_is_not_declared() -> None:
-    twice = (Claim("README.md", "root", None, ("root",)), Claim("config.json", "root", None, ("root",)))
-    found = audit(GRAPH, {"child": twice, "grandchild": (), "root": ()}, {"root": "root"}, lambda i, j: None)
+    twice = (Claim("README.md", "root"), Claim("adapter_config.json", "root"), Claim("config.json", "sibling"))
+    names = Names((name, f"/models/{name}") for name in NODES)
+    found = audit(GRAPH, {"child": twice, "grandchild": (), "root": ()}, names, lambda i, j: None)
     assert len(found.verdicts) == 1 and found.exit_code == 0
     assert set(found.undeclared) == {"grandchild"} and "child (lora" in found.undeclared["grandchild"]
     assert Audit([]).exit_code == 4  # nothing was claimed, so nothing agrees
+
+
+HUB = ("meta/Llama", "hf://meta/Llama@main")
+EVIL = ("evil/Llama", "hf://evil/Llama")
+CACHED = ("org/base", "/home/u/hub/models--org--base/snapshots/0123")
+LOCAL = ("Llama", "/models/Llama")
+
+
+@pytest.mark.parametrize(
+    ("places", "file", "said", "of", "expected"),
+    [
+        ([HUB, EVIL], "README.md", "meta/Llama", "x", Match("meta/Llama", True)),
+        ([HUB, EVIL], "README.md", "https://huggingface.co/meta/Llama", "x", Match("meta/Llama", True)),
+        ([EVIL], "README.md", "meta/Llama", "x", None),  # another owner's
+        ([EVIL], "README.md", "Llama", "x", None),
+        ([LOCAL], "README.md", "meta/Llama", "x", Match("Llama", False)),  # nobody says whose it is
+        ([LOCAL], "README.md", "meta/Llama", "Llama", None),  # a model is not its own parent
+        ([LOCAL, HUB], "README.md", "meta/Llama", "x", Match("meta/Llama", True)),
+        ([CACHED], "README.md", "org/base", "x", Match("org/base", True)),
+        ([CACHED], "README.md", "other/base", "x", None),  # the owner of a folder of the cache is known
+        (
+            [("meta/base", "/m/meta/base"), ("evil/base", "/m/evil/base")],
+            "README.md",
+            "meta/base",
+            "x",
+            Match("meta/base", False),
+        ),
+        ([("evil/base", "/m/evil/base")], "README.md", "meta/base", "x", None),
+        ([("run", "/m/out/checkpoint-500")], "config.json", "out/checkpoint-500", "x", Match("run", False)),
+        ([("run", "/m/other/checkpoint-500")], "config.json", "out/checkpoint-500", "x", None),  # not its whole tail
+        ([("run", "/m/other/checkpoint-500")], "config.json", "/data/out/checkpoint-500", "x", None),
+        ([LOCAL, ("Llama (2)", "/other/Llama")], "README.md", "meta/Llama", "x", None),  # which of the two?
+        ([LOCAL], "README.md", "../..", "x", None),
+    ],
+)
+def test_a_claim_means_a_model_by_owner_and_name(
+    places: list[tuple[str, str]], file: str, said: str, of: str, expected: Match | None
+) -> None:
+    assert Names(places).find(Claim(file, said), of) == expected
+
+
+def test_an_unknown_owner_is_said() -> None:
+    names = Names([("root", "/models/root"), ("child", "/models/child")])
+    (one,) = audit(GRAPH, {"child": (Claim("README.md", "org/root"),)}, names, lambda i, j: None).verdicts
+    assert one.verdict == AGREES and one.reason.startswith("root, whose owner is unknown: fine-tune")

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import networkx as nx
 
-from mother.collection.claims import RELATIONS, Claim, names_of
+from mother.collection.claims import CONFIG, RELATIONS, Claim
+from mother.collection.names import Names
 from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, Verdict
 from mother.collection.workspace import Recovered
 from mother.graph.model_graph import ModelGraph
@@ -66,12 +67,12 @@ def _judge(
 def audit(
     graph: ModelGraph,
     claims: dict[str, Sequence[Claim]],
-    names: dict[str, str],
+    names: Names,
     adjacency: Callable[[str, str], float | None],
 ) -> Audit:
     """Hold what models claim against a Model Graph.
 
-    `claims` are those of each model, `names` what models are called (see `names_of`) -> id, and `adjacency(i, j)` the
+    `claims` are those of each model, `names` says which model a claim means, and `adjacency(i, j)` is the
     probability that two models are parent and child, where it is known.
     """
     known = graph.to_networkx()
@@ -80,9 +81,16 @@ def audit(
     verdicts, undeclared = [], {}
     for model, said in claims.items():
         decided: set[str] = set()
-        for claim in said:
-            parent = next((names[name] for name in claim.names if name in names), None)
-            if parent == model or parent in decided:
+        # A configuration's path is one of the machine that trained: it counts where nobody says anything else.
+        spoken = [claim for claim in said if claim.file != CONFIG]
+        for claim in spoken or said:
+            if claim.unread is not None:
+                reason = f"what it says could not be read: {claim.unread}"
+                verdicts.append(Verdict(model, claim, None, UNSUPPORTED, reason))
+                continue
+            match = names.find(claim, model)
+            parent = match.model if match is not None else None
+            if parent in decided:
                 continue
             if model not in there:
                 verdicts.append(
@@ -92,7 +100,10 @@ def audit(
                 reason = "it could not be used" if parent is not None else "no model here has this name"
                 verdicts.append(Verdict(model, claim, parent, ABSENT, reason))
             else:
-                verdicts.append(Verdict(model, claim, parent, *_judge(known, model, parent, claim, adjacency)))
+                verdict, reason = _judge(known, model, parent, claim, adjacency)
+                if not match.sure:
+                    reason = f"{parent}, whose owner is unknown: {reason}"
+                verdicts.append(Verdict(model, claim, parent, verdict, reason))
                 decided.add(parent)
         if not said and model in place:
             parents = [one for one in known.predecessors(place[model]) if not known.nodes[one].get("hidden")]
@@ -103,16 +114,7 @@ def audit(
 
 def audit_of(recovered: Recovered) -> Audit:
     """What the models of a result claim, held against it."""
-    names: dict[str, str] = {}
-    for source in recovered.sources:
-        for name in names_of(source.id, source.location):
-            names.setdefault(name, source.id)
-    # The last part of a name will do where it is one model's only, and that model's owner is not known.
-    local = [source for source in recovered.sources if not source.location.startswith("hf://")]
-    short = [source.id.rsplit("/", 1)[-1] for source in local]
-    for source, last in zip(local, short):
-        if short.count(last) == 1:
-            names.setdefault(last, source.id)
+    names = Names((source.id, source.location) for source in recovered.sources)
     groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
 
     def adjacency(one: str, other: str) -> float | None:

@@ -20,6 +20,9 @@ from mother.io.places import HUB_SOURCE, LocalFolder, Place, RemoteFolder
 
 CARD, CONFIG = "README.md", "config.json"
 MOST_BYTES = 1 << 20  # budget: bytes of a card or configuration that are looked at
+MOST_FRONT = 1 << 17  # budget: characters of the front matter of a card
+NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML writes it
+MOST_CHARACTERS = 500  # of the name of a parent
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
     "finetune": ("fine-tune", "lora", "prune", "cast", "copy"),
@@ -36,14 +39,8 @@ class Claim:
     file: str  # that says so
     parent: str  # as it is written there
     relation: str | None = None  # one of RELATIONS, or None
-    names: tuple[str, ...] = ()  # by which the parent may be known here
-
-
-def names_of(model: str, location: str) -> list[str]:
-    """What a model may be called by others: its id, its repository, its path, and the last part of these."""
-    match = HUB_SOURCE.fullmatch(location)
-    names = [model, match["repo"]] if match else [model, os.path.realpath(location), location]
-    return list(dict.fromkeys(name for name in names if name))
+    path: str | None = None  # what it would be on this machine, if it is a path
+    unread: str | None = None  # why what the file says could not be read; `parent` is empty then
 
 
 def open_place(model: str, location: str) -> Place | None:
@@ -79,47 +76,45 @@ def _read_object(text: str | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Builds nothing but plain values, and follows no aliases, which may multiply without end."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not followed")
-        return super().compose_node(parent, index)
-
-
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML block at the head of a card; {} where there is none or it is damaged."""
+    """The YAML block at the head of a card, all values as strings; {} where there is none.
+
+    No type but strings is read, no tag is followed and nothing is merged, so that nothing multiplies. Raises ValueError
+    where the block is damaged, nested too deeply or too long to be looked at.
+    """
     match = re.match(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     if match is None:
+        if re.match(r"\ufeff?\s*---[ \t]*\r?\n", text) and len(text) >= MOST_FRONT:
+            raise ValueError("its front matter does not end")
         return {}
+    if len(match[1]) > MOST_FRONT:
+        raise ValueError(f"its front matter has {len(match[1])} characters")
     try:
-        content = yaml.load(match[1], Loader=_PlainLoader)  # noqa: S506  a safe loader, made safer
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError):
-        return {}
+        content = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506  builds nothing but text, lists and tables
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"its front matter is damaged: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ValueError("its front matter is nested too deeply") from None
     return content if isinstance(content, dict) else {}
 
 
 def _as_claim(file: str, parent: Any, place: Place, relation: Any = None) -> Claim | None:
     """A claim, unless it says nothing or names the model itself."""
-    if not isinstance(parent, str) or not parent.strip() or len(parent) > 500:
+    if not isinstance(parent, str) or parent.strip() in NOTHING or len(parent) > MOST_CHARACTERS:
         return None
     parent = "".join(letter if letter.isprintable() else "\ufffd" for letter in parent.strip())
-    names = [parent, parent.rstrip("/")]
-    own: set[str] = set()
+    path = None
     if isinstance(place, LocalFolder):
-        own = {os.path.realpath(place.path), str(place.path)}
         try:
-            names.append(os.path.realpath(place.path / Path(parent).expanduser()))
+            path = os.path.realpath(place.path / Path(parent).expanduser())
         except (OSError, ValueError, RuntimeError):
             pass
-    else:
-        own = {place.repository.repo}
-    names = list(dict.fromkeys([*names, parent.rstrip("/").rsplit("/", 1)[-1]]))
-    if own & set(names):
+        if path == os.path.realpath(place.path):
+            return None
+    elif parent == place.repository.repo:
         return None
     known = relation if isinstance(relation, str) and relation in RELATIONS else None
-    return Claim(file, parent, known, tuple(names))
+    return Claim(file, parent, known, path)
 
 
 def read_claims(model: str, location: str) -> tuple[Claim, ...]:
@@ -130,10 +125,14 @@ def read_claims(model: str, location: str) -> tuple[Claim, ...]:
         place = None
     if place is None:
         return ()
-    card = front_matter(_read_text(place, CARD) or "")
+    unread: list[Claim | None] = []
+    try:
+        card = front_matter(_read_text(place, CARD) or "")
+    except ValueError as error:
+        card, unread = {}, [Claim(CARD, "", unread=str(error))]
     parents = card.get("base_model")
     parents = parents if isinstance(parents, list) else [parents]
-    claims = [_as_claim(CARD, parent, place, card.get("base_model_relation")) for parent in parents[:100]]
+    claims = unread + [_as_claim(CARD, parent, place, card.get("base_model_relation")) for parent in parents[:100]]
     adapter = _read_object(_read_text(place, ADAPTER_CONFIG))
     claims.append(_as_claim(ADAPTER_CONFIG, adapter.get("base_model_name_or_path"), place))
     claims.append(_as_claim(CONFIG, _read_object(_read_text(place, CONFIG)).get("_name_or_path"), place))

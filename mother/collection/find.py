@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mother.collection.claims import Claim, names_of, read_claims
+from mother.collection.claims import Claim, read_claims
+from mother.collection.names import Names
 from mother.errors import InputError
 from mother.graph.manifest_io import read_manifest
 from mother.io.open import ADAPTER_CONFIG, PICKLES, WEIGHT_FILES
@@ -42,7 +43,7 @@ class Source:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Source":
         """What `to_json` gave."""
-        claims = tuple(Claim(**claim | {"names": tuple(claim["names"])}) for claim in content["claims"])
+        claims = tuple(Claim(**claim) for claim in content["claims"])
         return cls(content["id"], content["location"], content["base"], claims)
 
 
@@ -184,13 +185,15 @@ def with_claims(sources: Sequence[Source], known: Sequence[Source] = ()) -> list
         source if source.claims else replace(source, claims=read_claims(source.id, source.location))
         for source in sources
     ]
-    places = {name: source for source in [*known, *read] for name in names_of(source.id, source.location)}
+    everyone = [*known, *read]
+    names = Names((source.id, source.location) for source in everyone)
+    locations = {source.id: source.location for source in everyone}
     result = []
     for source in read:
         base = source.base
         for claim in source.claims:
             if claim.file == ADAPTER_CONFIG and base is None:
-                match = next((places[name] for name in claim.names if name in places), None)
-                base = match.location if match is not None and match.location != source.location else None
+                match = names.find(claim, source.id)
+                base = locations[match.model] if match is not None else None
         result.append(replace(source, base=base))
     return result
