@@ -112,3 +112,19 @@ def test_recover_in_silence_and_as_json(tmp_path: Path) -> None:
     os.utime(tmp_path / "models" / "m1" / "model.safetensors", (1, 1))
     assert "kept: " not in run(*words)[0]
     assert run("recover.py", tmp_path / "nothing", "--json", "--out", tmp_path / "o", code=2)[0] == ""
+
+
+def test_the_reader_may_go_and_the_terminal_be_poor(tmp_path: Path) -> None:
+    """The result is written and the exit code kept, whatever becomes of what is printed."""
+    save_family(tmp_path / "models", size=3, rank=1)
+    odd = tmp_path / "models" / "\x1b[31mred\u202e ü"
+    (tmp_path / "models" / "m2").rename(odd)
+    (odd / "README.md").write_text("---\nbase_model: nobody/knows\n---\n")
+    command = f"{sys.executable} {ROOT / 'recover.py'} {tmp_path / 'models'} --audit --out {tmp_path}/"
+    for name, rest in {"head": "| head -1", "gone": "| true", "closed": ">&- 2>&-", "ascii": ""}.items():
+        script = f"export PYTHONIOENCODING=ascii; {command}{name} {rest}; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, cwd=ROOT)
+        assert done.returncode == 4, (name, done.stderr)
+        assert (tmp_path / name / "model_graph.json").exists() and b"Traceback" not in done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr and done.stdout.isascii()
+    assert b"red" in done.stdout and b"\\xfc" in done.stdout  # what cannot be shown is escaped

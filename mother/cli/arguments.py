@@ -1,11 +1,11 @@
 """Flags in, exit code out: what every script does around its `main`."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+from mother.cli.streams import steady_streams
 from mother.errors import InputError
 
 VERSION = "0.2.0"  # of this software, for a checkout that is not installed
@@ -25,6 +25,11 @@ def run(main: Callable[[Any], object], arguments: type, words: Sequence[str] | N
     `words` are those of the command line, without the program's `name`.
     """
     words = list(sys.argv[1:] if words is None else words)
+    with steady_streams():
+        _run(main, arguments, words, name)
+
+
+def _run(main: Callable[[Any], object], arguments: type, words: list[str], name: str) -> None:
     if "--version" in words:
         print(f"MoTHer {version()}")
         return
@@ -35,8 +40,6 @@ def run(main: Callable[[Any], object], arguments: type, words: Sequence[str] | N
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(
             f"error: {error.filename or 'a result'}: {error.strerror or error}. Check path and space.", file=sys.stderr

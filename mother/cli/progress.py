@@ -18,7 +18,14 @@ def progress(title: str) -> Callable[[int], Step]:
             return lambda count=1: None
         from tqdm import tqdm
 
-        bar = tqdm(total=total, desc=title, unit="B" if in_bytes else "tensor", unit_scale=in_bytes, leave=False)
+        bar = tqdm(
+            total=total,
+            desc=title,
+            unit="B" if in_bytes else "tensor",
+            unit_scale=in_bytes,
+            leave=False,
+            file=sys.__stderr__,
+        )
 
         def step(count: int = 1) -> None:
             bar.update(count)
@@ -43,4 +50,4 @@ def each(items: Iterable[Any], total: int, title: str, unit: str) -> Iterator[An
         return
     from tqdm import tqdm
 
-    yield from tqdm(items, total=total, desc=title, unit=unit)
+    yield from tqdm(items, total=total, desc=title, unit=unit, file=sys.__stderr__)
