@@ -2,7 +2,7 @@
 
 python recover.py PATH_OR_REPO [PATH_OR_REPO ...]        folders, weight files, folders of models, owner/name
 python recover.py --manifest file.json | --author ORG | --collection SLUG
-python recover.py MODELS --audit                         do cards and configurations tell the truth? exit code 0, 3, 4
+python recover.py MODELS --audit                         do cards and configurations tell the truth? see --fail-on
 python recover.py add MODEL --to results/recover         one more model; the others are not read again
 python recover.py explain A B --to results/recover       two models: related, how, which came first, how sure
 """

@@ -9,6 +9,7 @@ import pytest
 from mother.collection.audit import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, audit
 from mother.collection.claims import Claim, front_matter, read_claims
 from mother.collection.names import Match, Names
+from mother.collection.verdicts import FINDINGS, exit_code
 from mother.graph.model_graph import Edge, ModelGraph
 
 
@@ -73,7 +74,7 @@ def test_cards_that_cannot_be_read_are_said(text: str, words: str, tmp_path: Pat
     assert claim.unread is not None and words in claim.unread and time.monotonic() - started < 5
     found = audit(GRAPH, {"child": (claim,)}, Names([]), lambda i, j: None)
     assert found.verdicts[0].verdict == UNSUPPORTED and "could not be read" in found.verdicts[0].reason
-    assert found.exit_code == 4
+    assert exit_code(found.findings()) == 4 and found.findings()["unreadable"] == 1
 
 
 @pytest.mark.parametrize(
@@ -152,16 +153,18 @@ def test_verdicts(model: str, parent: str, relation: str | None, verdict: str, w
     found = audit(GRAPH, claims, names, lambda i, j: 0.01)
     (one,) = found.verdicts
     assert one.verdict == verdict and words in one.reason
-    assert found.exit_code == {AGREES: 0, CONTRADICTED: 3}.get(verdict, 4)
+    assert exit_code(found.findings()) == (3 if verdict == CONTRADICTED else 0)
+    assert exit_code(found.findings(), FINDINGS) == {AGREES: 0, CONTRADICTED: 3}.get(verdict, 4)
 
 
 def test_one_verdict_a_parent_and_what_is_not_declared() -> None:
     twice = (Claim("README.md", "root"), Claim("adapter_config.json", "root"), Claim("config.json", "sibling"))
     names = Names((name, f"/models/{name}") for name in NODES)
     found = audit(GRAPH, {"child": twice, "grandchild": (), "root": ()}, names, lambda i, j: None)
-    assert len(found.verdicts) == 1 and found.exit_code == 0
+    assert len(found.verdicts) == 1 and exit_code(found.findings()) == 0
     assert set(found.undeclared) == {"grandchild"} and "child (lora" in found.undeclared["grandchild"]
-    assert Audit([]).exit_code == 4  # nothing was claimed, so nothing agrees
+    assert exit_code(found.findings(), ["undeclared"]) == 4 and exit_code(found.findings(left_out=1)) == 4
+    assert exit_code(Audit([]).findings(), FINDINGS) == 0  # who claims nothing does not lie
 
 
 HUB = ("meta/Llama", "hf://meta/Llama@main")

@@ -120,7 +120,9 @@ def test_the_reader_may_go_and_the_terminal_be_poor(tmp_path: Path) -> None:
     odd = tmp_path / "models" / "\x1b[31mred\u202e ü"
     (tmp_path / "models" / "m2").rename(odd)
     (odd / "README.md").write_text("---\nbase_model: nobody/knows\n---\n")
-    command = f"{sys.executable} {ROOT / 'recover.py'} {tmp_path / 'models'} --audit --out {tmp_path}/"
+    command = (
+        f"{sys.executable} {ROOT / 'recover.py'} {tmp_path / 'models'} --audit --fail-on undecided --out {tmp_path}/"
+    )
     for name, rest in {"head": "| head -1", "gone": "| true", "closed": ">&- 2>&-", "ascii": ""}.items():
         script = f"export PYTHONIOENCODING=ascii; {command}{name} {rest}; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, cwd=ROOT)

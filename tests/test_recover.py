@@ -210,17 +210,24 @@ def test_audit_and_its_exit_codes(tmp_path: Path) -> None:
 
     models = [tmp_path / name for name in ("root", "child", "other")]
     out = ("--out", tmp_path / "out", "--audit")
-    assert "no model claims anything" in run(*models, *out, code=4)
+    assert "no model claims anything" in run(*models, *out)
+    assert "exit 4: 1 undeclared" in run(*models, *out, "--fail-on", "contradicted,undeclared", code=4)
+    assert "no such finding" in run(*models, *out, "--fail-on", "sins", code=2)
     claim("child", "someone/root")
     text = run(*models, *out)
-    assert "agrees" in text
+    assert (
+        "agrees" in text
+        and "root, whose owner is unknown" in text
+        and text.endswith("exit 0: nothing that is to fail\n")
+    )
     claim("other", "root")
     text = run(*models, *out, code=3)
-    assert "contradicted" in text and "unrelated" in text
+    assert "contradicted" in text and "unrelated" in text and text.endswith("exit 3: 1 contradicted\n")
     claim("other", "elsewhere/absent")
-    assert "parent not in the collection" in run(*models, *out, code=4)
+    assert "parent not in the collection" in run(*models, *out)  # an outside parent is no fault
+    assert "exit 4: 1 undecided" in run(*models, *out, "--fail-on", "undecided", code=4)
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert found["exit_code"] == 4 and {one["verdict"] for one in found["verdicts"]} == {
+    assert {one["verdict"] for one in found["verdicts"]} == {
         "agrees",
         "parent not in the collection",
     }

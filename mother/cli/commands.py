@@ -5,13 +5,14 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from mother.cli.arguments import run
+from mother.collection.verdicts import FAIL_ON, FINDINGS, exit_code
 from mother.errors import InputError
 
 UNDECLARED = 10  # of models that claim nothing
@@ -33,8 +34,10 @@ class Recover:
     out: Path = Path("results/recover")
     """folder for the results"""
     audit: bool = False
-    """hold what cards and configurations claim against the weights; exit code 0: all agree, 3: contradictions,
-    4: undecided"""
+    """hold what cards and configurations claim against the weights; exit code 3: a contradiction, 4: another finding
+    that is to fail, 0: none"""
+    fail_on: str = ",".join(FAIL_ON)
+    """with --audit: findings that end it with a code, of contradicted, undecided, undeclared and unreadable"""
     error: float = 0.01
     """probability of a single false relation among independently initialised models"""
     sketch: int = 1 << 16
@@ -59,6 +62,8 @@ class Add:
     """folder of the result"""
     audit: bool = False
     """hold what cards and configurations claim against the weights, as recover --audit does"""
+    fail_on: str = ",".join(FAIL_ON)
+    """as for recover"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     quiet: bool = False
@@ -86,7 +91,7 @@ class Audit(Recover):
     """Hold what cards and configurations claim against the weights: recover with --audit."""
 
     audit: bool = True
-    """exit code 0: all agree, 3: contradictions, 4: undecided"""
+    """exit code 3: a contradiction, 4: another finding that is to fail, 0: none"""
 
 
 @contextlib.contextmanager
@@ -109,8 +114,17 @@ def _title(folder: Path) -> str:
     return f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph"
 
 
-def _report_audit(folder: Path) -> int:
-    """Print what models claim and what the weights say; returns the exit code."""
+def _fail_on(args: Recover | Add) -> list[str]:
+    """The findings that end an audit with a code; raises InputError for one that there is not."""
+    chosen = [kind.strip() for kind in args.fail_on.split(",") if kind.strip()]
+    for kind in chosen:
+        if kind not in FINDINGS:
+            raise InputError(f"--fail-on {kind}: there is no such finding. Choose from {', '.join(FINDINGS)}.")
+    return chosen
+
+
+def _report_audit(folder: Path, left_out: int, fail_on: Sequence[str]) -> tuple[int, str]:
+    """Print what models claim and what the weights say; returns the exit code, and why."""
     from mother.collection.state import AUDIT
     from mother.collection.verdicts import Audit as Verdicts
     from mother.graph.text import format_table
@@ -130,10 +144,12 @@ def _report_audit(folder: Path) -> int:
         print("  ... and more: see audit.json")
     counts = Counter(one.verdict for one in found.verdicts)
     print("verdicts: " + (", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "none"))
-    return found.exit_code
+    findings = found.findings(left_out)
+    why = ", ".join(f"{findings[kind]} {kind}" for kind in fail_on if findings[kind]) or "nothing that is to fail"
+    return exit_code(findings, fail_on), why
 
 
-def _report(folder: Path, audit: bool) -> int:
+def _report(folder: Path, audit: bool, fail_on: Sequence[str]) -> int:
     """Print the result in a folder; returns the exit code, which is that of the audit."""
     from mother.cli.tables import report_left_out
     from mother.collection.state import GRAPH
@@ -153,16 +169,18 @@ def _report(folder: Path, audit: bool) -> int:
         print(f"... and {len(lines) - LISTED} more lines: see {folder / 'report.html'}")
     print()
     report_left_out(graph.left_out)
-    code = _report_audit(folder) if audit else 0
+    code, why = _report_audit(folder, len(graph.left_out), fail_on) if audit else (0, "")
     print(f"results: {folder}/ (report.html, tree.svg, tree.png, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
+    if audit:
+        print(f"exit {code}: {why}")
     return code
 
 
 def _finish(args: Recover | Add, folder: Path) -> None:
     """Print a result as the user wants it, and leave with its exit code."""
     with _said(args):
-        code = _report(folder, args.audit)
+        code = _report(folder, args.audit, _fail_on(args))
     if args.json:
         from mother.collection.state import GRAPH
 
@@ -193,6 +211,7 @@ def recover(args: Recover) -> None:
         names += models_of_collection(args.collection) if args.collection else []
     if not names:
         raise InputError("name models: paths, owner/name, --manifest, --author or --collection (see --help).")
+    _fail_on(args)  # before hours of reading
     sources = with_claims(find_models(names))
     _check_writable(args.out)
     with _said(args):
