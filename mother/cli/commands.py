@@ -12,7 +12,6 @@ from pathlib import Path
 import tyro
 
 from mother.cli.arguments import run
-from mother.collection.verdicts import FAIL_ON, FINDINGS, exit_code
 from mother.errors import InputError
 
 UNDECLARED = 10  # of models that claim nothing
@@ -36,7 +35,7 @@ class Recover:
     audit: bool = False
     """hold what cards and configurations claim against the weights; exit code 3: a contradiction, 4: another finding
     that is to fail, 0: none"""
-    fail_on: str = ",".join(FAIL_ON)
+    fail_on: str = "contradicted,unreadable"
     """with --audit: findings that end it with a code, of contradicted, undecided, undeclared and unreadable"""
     error: float = 0.01
     """probability of a single false relation among independently initialised models"""
@@ -62,7 +61,7 @@ class Add:
     """folder of the result"""
     audit: bool = False
     """hold what cards and configurations claim against the weights, as recover --audit does"""
-    fail_on: str = ",".join(FAIL_ON)
+    fail_on: str = "contradicted,unreadable"
     """as for recover"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
@@ -116,6 +115,8 @@ def _title(folder: Path) -> str:
 
 def _fail_on(args: Recover | Add) -> list[str]:
     """The findings that end an audit with a code; raises InputError for one that there is not."""
+    from mother.collection.verdicts import FINDINGS
+
     chosen = [kind.strip() for kind in args.fail_on.split(",") if kind.strip()]
     for kind in chosen:
         if kind not in FINDINGS:
@@ -127,6 +128,7 @@ def _report_audit(folder: Path, left_out: int, fail_on: Sequence[str]) -> tuple[
     """Print what models claim and what the weights say; returns the exit code, and why."""
     from mother.collection.state import AUDIT
     from mother.collection.verdicts import Audit as Verdicts
+    from mother.collection.verdicts import exit_code
     from mother.graph.text import format_table
 
     found = Verdicts.from_json(json.loads((folder / AUDIT).read_text(encoding="utf-8")))
