@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, save_family
+from conftest import ROOT, save_family, save_model, vit_weights
 
 SLOW = {"torch", "matplotlib", "networkx", "sklearn", "transformers", "scipy", "numba"}
 STAGES = {
@@ -130,3 +130,43 @@ def test_the_reader_may_go_and_the_terminal_be_poor(tmp_path: Path) -> None:
         assert (tmp_path / name / "model_graph.json").exists() and b"Traceback" not in done.stderr
         assert b"\x1b" not in done.stdout + done.stderr and done.stdout.isascii()
     assert b"red" in done.stdout and b"\\xfc" in done.stdout  # what cannot be shown is escaped
+
+
+def test_results_inside_the_models_folder_are_no_models(tmp_path: Path) -> None:
+    save_family(tmp_path, size=3, rank=1)
+    manifest = tmp_path / "family.json"
+    run("MoTHer_LoRA.py", "--model-graphs", manifest, "--method", "map", "--results", tmp_path / "results")
+    for _ in range(2):
+        run("recover.py", tmp_path, "--out", tmp_path / "deep" / "out", "--overwrite")
+        nodes = json.loads((tmp_path / "deep" / "out" / "model_graph.json").read_text())["nodes"]
+        assert {node["id"] for node in nodes} == {"m0", "m1", "m2"}
+
+
+def test_a_model_that_changed_is_read_again(tmp_path: Path) -> None:
+    save_family(tmp_path / "models", size=3, rank=1)
+    out = "--to", tmp_path / "out"
+    run("recover.py", tmp_path / "models", "--out", tmp_path / "out")
+
+    def edges() -> set[tuple[str, str]]:
+        return {
+            (edge["parent"], edge["child"]) for edge in json.loads((out[1] / "model_graph.json").read_text())["edges"]
+        }
+
+    assert len(edges()) == 2
+    save_model(tmp_path / "models" / "m2", vit_weights(9))  # unrelated now
+    (tmp_path / "models" / "m2" / "README.md").write_text("---\nbase_model: m1\n---\n")
+    text = run("recover.py", "add", tmp_path / "models" / "m2", *out, "--audit", code=3)[0]
+    assert "m2 is in" in text and "looked at again" in text and "contradicted" in text and len(edges()) == 1
+
+
+def test_two_runs_into_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    save_family(tmp_path / "models", size=4, rank=1)
+    run("recover.py", tmp_path / "models" / "m0", tmp_path / "models" / "m1", "--out", tmp_path / "out")
+    words = [sys.executable, str(ROOT / "recover.py"), "add"]
+    both = [
+        subprocess.Popen([*words, str(tmp_path / "models" / name), "--to", str(tmp_path / "out")], cwd=ROOT)
+        for name in ("m2", "m3")
+    ]
+    assert [process.wait() for process in both] == [0, 0]
+    nodes = json.loads((tmp_path / "out" / "model_graph.json").read_text())["nodes"]
+    assert {node["id"] for node in nodes} == {"m0", "m1", "m2", "m3"}  # neither is lost

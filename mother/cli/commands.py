@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from mother.cli.arguments import run
+from mother.cli.locks import alone_in
 from mother.errors import InputError
 
 UNDECLARED = 10  # of models that claim nothing
@@ -191,14 +192,6 @@ def _finish(args: Recover | Add, folder: Path) -> None:
         sys.exit(code)
 
 
-def _check_writable(folder: Path) -> None:
-    """Before hours of reading: whether the folder can be written at all. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".writable"
-    probe.write_bytes(b"")
-    probe.unlink()
-
-
 def recover(args: Recover) -> None:
     """Find, read, recover, write; or show what is kept of the same models."""
     from mother.cli.tables import announce_device, announce_kept
@@ -215,8 +208,7 @@ def recover(args: Recover) -> None:
         raise InputError("name models: paths, owner/name, --manifest, --author or --collection (see --help).")
     _fail_on(args)  # before hours of reading
     sources = with_claims(find_models(names))
-    _check_writable(args.out)
-    with _said(args):
+    with _said(args), alone_in(args.out):
         print(f"{len(sources)} model{'s' if len(sources) > 1 else ''}")
         what = sources, args.error, args.sketch, _title(args.out), args.audit
         if not args.overwrite and kept_result(args.out, *what) is not None:
@@ -243,16 +235,16 @@ def add(args: Add) -> None:
     from mother.collection.workspace import reopen
     from mother.report.write import write_outputs
 
-    known = read_state(args.to).sources
-    there = {source.location: source.id for source in known}
-    found = with_claims(find_models(args.models), known)
-    with _said(args):
+    _fail_on(args)
+    read_state(args.to)  # raises where there is no result
+    with _said(args), alone_in(args.to):
+        known = read_state(args.to).sources
+        there = {source.location: source.id for source in known}
+        found = with_claims(find_models(args.models), known)
         for source in found:
             if source.location in there:
-                print(f"{there[source.location]} is in {args.to} already")
-        _check_writable(args.to)
-        new = [source for source in found if source.location not in there]
-        recovered = reopen(args.to, announce_device(args.device), new, _progress(args))
+                print(f"{there[source.location]} is in {args.to} already, and is looked at again")
+        recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
         write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to))
     _finish(args, args.to)
 

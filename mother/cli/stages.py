@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mother.cli.locks import alone_in
 from mother.cli.progress import progress
 from mother.cli.tables import announce_device, announce_kept
 from mother.errors import InputError
@@ -45,9 +46,10 @@ def make_once(
     `flags` are the names of those arguments that the result depends on, `inputs` files of earlier stages in the folder.
     """
     chosen = {name: getattr(args, name) for name in flags}
-    facts = run_facts(script, chosen, run.manifest, run.checkpoints, [run.folder / name for name in inputs])
-    if not args.overwrite and is_kept(run.folder / result, facts):
-        announce_kept((run.folder / result).parent)
-        return
-    device = announce_device(args.device)
-    make(replace(run, flags=chosen, facts=facts, overwrite=args.overwrite, device=device))
+    with alone_in(run.folder):
+        facts = run_facts(script, chosen, run.manifest, run.checkpoints, [run.folder / name for name in inputs])
+        if not args.overwrite and is_kept(run.folder / result, facts):
+            announce_kept((run.folder / result).parent)
+            return
+        device = announce_device(args.device)
+        make(replace(run, flags=chosen, facts=facts, overwrite=args.overwrite, device=device))

@@ -10,6 +10,7 @@ from mother.collection.claims import Claim, read_claims
 from mother.collection.names import Names
 from mother.errors import InputError
 from mother.graph.manifest_io import read_manifest
+from mother.io.files import KEPT_TAG
 from mother.io.open import ADAPTER_CONFIG, PICKLES, WEIGHT_FILES
 from mother.io.places import HUB_SOURCE
 
@@ -88,6 +89,8 @@ def _below(folder: Path, name: str, depth: int, seen: set[str]) -> list[tuple[st
         repo = folder.name.removeprefix("models--").replace("--", "/")
         return _below(snapshot, f"{above}/{repo}" if above else repo, depth, seen)
     files, folders = _entries(folder)
+    if KEPT_TAG in files:  # sketches of an earlier run
+        return []
     if ADAPTER_CONFIG in files or any(file in files for file in WEIGHT_FILES):
         return [(name, folder)]
     if PIPELINE in files:

@@ -210,21 +210,31 @@ def reopen(
     add: Sequence[Source] = (),
     progress: Progress = lambda title: lambda total: lambda *count: None,
 ) -> Recovered:
-    """A kept result, with more models in it if there are any to add. Models of it whose sketch is kept are not read."""
+    """A kept result, with more models in it if there are any to add.
+
+    Models of it whose sketch is kept are not read; those that are named in `add` are looked at again.
+    """
     state = read_state(folder)
     there = {source.id: source for source in state.sources}
-    places = {source.location for source in state.sources}
-    more = []
+    places = {source.location: source.id for source in state.sources}
+    more, named = [], set()
     for source in add:
-        if source.location in places:
-            continue  # it is there already
+        if source.location in places:  # its weights or its card may be others now
+            model = places[source.location]
+            there[model] = replace(source, id=model)
+            named.add(model)
+            continue
         number = 2
         while source.id in there:
             source = replace(source, id=f"{source.id.rsplit(' (', 1)[0] if number > 2 else source.id} ({number})")
             number += 1
         there[source.id] = source
         more.append(source)
-    keys = [(source, state.keys[source.id]) for source in state.sources]
-    known = [(source, key) for source, key in keys if key is not None]
-    again = [source for source, key in keys if key is None]  # left out then: perhaps they can be read now
+    known, again = [], []  # those left out then are looked at again: perhaps they can be read now
+    for one in state.sources:
+        source, key = there[one.id], state.keys[one.id]
+        if key is None or one.id in named:
+            again.append(source)
+        else:
+            known.append((source, key))
     return recover_sources([*again, *more], folder, device, state.error, state.sketch, progress, known)

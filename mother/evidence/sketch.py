@@ -27,7 +27,7 @@ from mother.errors import CheckpointError
 from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
-from mother.io.files import write_atomically, write_json
+from mother.io.files import KEPT_TAG, write_atomically, write_json
 from mother.io.layers import Layer, canonical_name, is_backbone, sort_key
 from mother.io.open import lacks, open_checkpoint
 from mother.io.runtime import IN_FLIGHT, STOP
@@ -207,6 +207,8 @@ def sketch_models(
             missing.append(_Missing(checkpoint, path, key))
     reused = sum(one.seconds for one in found.values() if isinstance(one, Sketch))
     if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / KEPT_TAG).touch()
         found |= _take_all(missing, limit, workers, progress(sum(wanted_bytes(one.checkpoint) for one in missing)))
     outcome = [found[checkpoint.model] for checkpoint in checkpoints]
     failed = [one for one in outcome if isinstance(one, CheckpointError)]

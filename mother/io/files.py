@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+KEPT_TAG = ".mother-kept"  # marks a folder of what was measured: it holds no models, whatever its files are called
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary binary file beside `path`, then move it into place."""
