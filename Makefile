@@ -28,7 +28,7 @@ define stages
 endef
 
 recover: .venv/installed
-	$(call stages,small,2,4)
+	$(call stages,small,2,3)
 
 recover-all: .venv/installed
 	$(call stages,mini,5,10)

@@ -1,6 +1,6 @@
 """Parts of the mini splits that grow in minutes: the same models, fewer of them. `make recover` uses these.
 
-Two trees of each plain split, each with a root, three of its children and two children of each; and about half of
+Two trees of each plain split, each with a root, three of its children and two children of each; and a third of
 `mini_wild`, which still holds every kind of edge. The models are those of the mini splits, byte for byte, so that
 growing these later grows only the others.
 """
@@ -15,7 +15,7 @@ from mother.graph.manifest import Manifest, Node
 SMALL = {"small_ft": "mini_ft", "small_lora_v": "mini_lora_v", "small_lora_f": "mini_lora_f", "small_wild": WILD}
 TREES = (0, 1)  # of the plain splits
 CHILDREN, GRANDCHILDREN = 3, 2
-WILD_TREES = (1, 2, 3, 7)  # language models, many generations in single precision, half precision, and a loner
+WILD_TREES = (1, 2, 7)  # language models, many generations of ViTs, and a loner
 
 
 def _first(nodes: tuple[Node, ...], parent: str | None, tree: int, counts: tuple[int, ...]) -> list[Node]:

@@ -26,7 +26,7 @@ def run(main: Callable[[Any], object], arguments: type, words: Sequence[str] | N
     `words` are those of the command line, without the program's `name`.
     """
     words = list(sys.argv[1:] if words is None else words)
-    # Threads of torch that wait must sleep: those that spin take the core of the one they wait for, where others compute.
+    # Threads of torch that wait must sleep: those that spin take the core of the one they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with steady_streams():
         _run(main, arguments, words, name)
