@@ -1,6 +1,7 @@
 # make recover       set up, grow a small collection once, recover it by both methods, print the table
 # make recover-all   the same with all 405 models of the mini splits
-# make test          set up, run the tests
+# make test          set up, run the tests that take four minutes in all
+# make test-all      set up, run the others, too: kills, browsers, large sizes
 # make lint          set up, check style
 # make bench         set up, run the slow and statistical checks
 # make imgs          copy the figures that docs/ shows from the results
@@ -8,8 +9,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
+WORKERS ?= 2
 
-.PHONY: recover recover-all test lint bench imgs clean
+.PHONY: recover recover-all test test-all lint bench imgs clean
 
 # The official sequence on the splits $(1)_ft, $(1)_lora_v, $(1)_lora_f and $(1)_wild; K is $(2), and $(3) for the last.
 define stages
@@ -33,8 +35,12 @@ recover: .venv/installed
 recover-all: .venv/installed
 	$(call stages,mini,5,10)
 
+# Models that tests share are grown the first time, and kept in .cache/. `make test test-all` runs every test once.
 test: .venv/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: .venv/installed
+	$(RUN) -m pytest -n $(WORKERS) -m slow
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

@@ -2,7 +2,8 @@
 
 Each test runs on two sources. `hub`: the real repositories, read by byte ranges; skipped, with the reason and what to
 do, where they cannot be reached (Llama 2 is gated). `miniature`: families with the same trees, really trained by
-`dataset/families.py` the first time (about a minute) and served over HTTP by a local Hub; always run.
+`dataset/families.py` the first time (about a minute; `tests/grown.py` keeps them) and served over HTTP by a local Hub;
+always run.
 
     pytest test_llama_and_sd.py -s
     pytest test_llama_and_sd.py -s -k hub      # tens of gigabytes
@@ -19,7 +20,6 @@ import pytest
 import torch
 from huggingface_hub import constants, get_session
 
-from dataset.grow import grow_manifest
 from dataset.plan import plan_family
 from mother.errors import InputError
 from mother.graph.collection import find_manifest, open_models
@@ -33,9 +33,9 @@ from mother.paper.distances import difference_range, minmax_distance, pairwise_d
 from mother.paper.measure import Measured, measure
 from mother.paper.statistics import moments
 from mother.paper.tree import recover_tree
+from tests.grown import grown
 from tests.hub_server import HubServer, use
 
-DATASET = Path(__file__).parent / "dataset"
 MANIFESTS = {"mini_llama": "llama2", "mini_sd": "stable_diffusion"}
 CPU = torch.device("cpu")
 Ranges = Callable[[Measured], tuple[np.ndarray, np.ndarray]]
@@ -44,9 +44,7 @@ Serve = Callable[[str], Manifest]
 
 def miniature(family: str, server: HubServer) -> Manifest:
     """Grow a family if need be, and put it on the local Hub, a UNet in the folder of a pipeline."""
-    manifest = plan_family(family, DATASET)
-    errors = grow_manifest(manifest)
-    assert not errors, errors
+    manifest = grown(plan_family(family, Path()))
     inside = "/unet" if family == "mini_sd" else ""
     for node in manifest.nodes:
         place = server.folder / family / f"{node.id}{inside}"

@@ -1,10 +1,21 @@
 """Shared by the tests: shapes and types of `mother/` are checked at run time, and a small forest is grown."""
 
+import contextlib
+import io
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+# Several processes share few cores here. A thread that waits for others must sleep: threads of OpenMP and of OpenBLAS
+# that spin instead take the core of the one they wait for, and small matrices take thirty times as long. This process
+# hands it on to pytest's workers and to the scripts that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 ROOT = Path(__file__).parent.parent
 UNCHECKED = {"mother.numeric.kernels"}  # machine code has no types at run time
@@ -21,12 +32,17 @@ install_import_hook([name for name in modules() if name not in UNCHECKED], "bear
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from grown import changed, grown  # noqa: E402
 from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from dataset.plan import QUICK, plan  # noqa: E402
+from dataset.wild_plan import plan_wild  # noqa: E402
 from mother.graph.manifest import Manifest, Node  # noqa: E402
 from mother.graph.manifest_io import write_manifest  # noqa: E402
 
+# The splits that tests share, in one folder, since they start from the same roots.
+FOREST = (plan("mini_ft", Path(), QUICK), plan("mini_lora_v", Path(), QUICK), plan_wild(Path(), QUICK))
 KINDS = {"query": "attention.query", "key": "attention.key", "value": "attention.value", "output": "output.dense"}
 
 
@@ -72,35 +88,51 @@ def save_family(folder: Path, size: int = 5, rank: int | None = None, name: str 
     return manifest
 
 
+def run_here(program: str, words: Sequence[object], main: Callable[[], object]) -> tuple[int, str, str]:
+    """Exit code, standard output and errors of a program, without the seconds that a new process takes to import torch.
+
+    An exception, which would be a traceback for a user, fails the test.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *map(str, words)])
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    return code, out.getvalue(), err.getvalue()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.fixture(scope="session")
-def forest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
-    """Two quick splits, really trained: 2 trees of 7 models each, fully fine-tuned and by LoRA."""
-    from dataset.grow import grow_manifest
-    from dataset.plan import QUICK, plan
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, here and in child processes, also where this run was started with the signal ignored.
 
-    folder = tmp_path_factory.mktemp("forest")
-    manifests = {}
-    for split in ("mini_ft", "mini_lora_v"):
-        manifests[split] = plan(split, folder, QUICK)
-        assert not grow_manifest(manifests[split])
-    return manifests
+    A shell starts its background jobs so, and every process inherits it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
-def wild(forest: dict[str, Manifest]) -> Manifest:
-    """The quick `mini_wild`: every operation once, on the roots of the quick splits."""
-    from dataset.grow import grow_manifest
-    from dataset.plan import QUICK
-    from dataset.wild_plan import plan_wild
+def forest() -> Iterator[dict[str, Manifest]]:
+    """Two quick splits, really trained: 2 trees of 7 models each, fully fine-tuned and by LoRA. Not to be changed."""
+    manifests = {plan.name: grown(plan, FOREST) for plan in FOREST[:2]}
+    yield manifests
+    assert not [name for manifest in manifests.values() for name in changed(manifest)]
 
-    manifest = plan_wild(forest["mini_ft"].folder, QUICK)
-    assert not grow_manifest(manifest)
-    return manifest
+
+@pytest.fixture(scope="session")
+def wild(forest: dict[str, Manifest]) -> Iterator[Manifest]:
+    """The quick `mini_wild`: every operation once, on the roots of the quick splits. Not to be changed."""
+    manifest = grown(FOREST[2], FOREST)
+    yield manifest
+    assert not changed(manifest)
 
 
 @pytest.fixture(scope="module")

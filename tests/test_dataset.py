@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from grown import copied
 
 from dataset.forest import GrowError, Job, grow, is_intact, read_record
 from dataset.grow import jobs_of
@@ -89,8 +90,10 @@ def snapshot(manifest: Manifest) -> dict[str, str]:
     return {node.id: sha256(manifest.folder / node.source / "model.safetensors") for node in manifest.nodes}
 
 
-def test_deleted_and_truncated_models_are_grown_again_to_the_same_bytes(forest: dict[str, Manifest]) -> None:
-    manifest = forest["mini_lora_v"]
+def test_deleted_and_truncated_models_are_grown_again_to_the_same_bytes(
+    forest: dict[str, Manifest], tmp_path: Path
+) -> None:
+    manifest = copied(forest["mini_lora_v"], tmp_path / "forest")
     before = snapshot(manifest)
     jobs = jobs_of(manifest)
     assert all(is_intact(job) for job in jobs)
@@ -131,6 +134,7 @@ def test_a_failure_stops_its_descendants_only(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "models").rglob("*") if path.is_file() and path.name != ".lock"] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path, forest: dict[str, Manifest]) -> None:
     """SIGKILL while it grows; the next run finishes, and every model is that of an undisturbed run."""
     code = (

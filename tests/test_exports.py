@@ -12,6 +12,7 @@ import networkx as nx
 import pydot
 import pytest
 from Bio import Phylo
+from filelock import FileLock
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page
 
@@ -103,15 +104,16 @@ def mermaid(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     """A page with Mermaid itself, from its npm package, which is kept for the next run."""
     folder = request.config.cache.mkdir("mermaid")
     script = folder / "package" / "dist" / "mermaid.min.js"
-    if not script.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip("needs Mermaid: install npm, or ignore this")
-        done = subprocess.run([npm, "pack", MERMAID, "--silent"], cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"Mermaid could not be fetched with npm: {done.stderr.strip()[-200:]}")
-        with tarfile.open(folder / done.stdout.split()[-1]) as package:
-            package.extractall(folder, filter="data")
+    with FileLock(folder / ".lock"):  # another worker may fetch it at this moment
+        if not script.exists():
+            npm = shutil.which("npm")
+            if npm is None:
+                pytest.skip("needs Mermaid: install npm, or ignore this")
+            done = subprocess.run([npm, "pack", MERMAID, "--silent"], cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"Mermaid could not be fetched with npm: {done.stderr.strip()[-200:]}")
+            with tarfile.open(folder / done.stdout.split()[-1]) as package:
+                package.extractall(folder, filter="data")
     page = browser.new_page()
     page.add_script_tag(path=str(script))
     yield page
@@ -129,6 +131,7 @@ DRAW = """async text => {
 }"""
 
 
+@pytest.mark.slow
 def test_mermaid_draws_it(graph: ModelGraph, mermaid: Page) -> None:
     found = mermaid.evaluate(DRAW, to_mermaid(graph))
     expected = [
@@ -139,6 +142,7 @@ def test_mermaid_draws_it(graph: ModelGraph, mermaid: Page) -> None:
     assert len(set(found["edges"])) <= len(graph.edges) and any("fine-tune" in label for label in found["edges"])
 
 
+@pytest.mark.slow
 def test_mermaid_refuses_what_is_wrong(mermaid: Page) -> None:
     with pytest.raises(Error, match="(?i)parse error"):
         mermaid.evaluate(DRAW, 'flowchart LR\n  n0["open\n')

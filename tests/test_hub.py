@@ -279,6 +279,7 @@ def test_a_changed_file_is_read_anew_by_the_next_run(hub: HubServer) -> None:
     assert again.fingerprint() != checkpoint.fingerprint()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_stopping_does_not_wait_for_tries(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAIT", 30.0)
     save_model(hub.folder / "org" / "other", vit_weights(2, 4, 48))

@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import networkx as nx
 import pytest
 import torch
-from conftest import ROOT, save_model, vit_weights
-from hub_server import Fault, HubServer, environment
+from conftest import ROOT, run_here, save_model, vit_weights
+from hub_server import Fault, HubServer, environment, use
 from safetensors.torch import save_file
 from test_heritage import base, halved, moved
 
 from mother import recover
+from mother.cli.commands import main
 from mother.collection.find import find_models
 from mother.collection.state import read_state
 from mother.collection.workspace import group_by_shapes, recover_sources, reopen
@@ -42,8 +44,8 @@ FILES = [
 ]
 
 
-def run(*arguments: object, code: int = 0, **options: object) -> str:
-    """Run recover.py; its standard output, and with an error its standard error."""
+def run_process(*arguments: object, code: int = 0, **options: object) -> str:
+    """Run recover.py as a process of its own; its standard output, and with an error its standard error."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "recover.py"), *map(str, arguments)],
         capture_output=True,
@@ -54,6 +56,13 @@ def run(*arguments: object, code: int = 0, **options: object) -> str:
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     return done.stdout if code in (0, 3, 4) else done.stderr
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """The same in this process."""
+    ended, out, err = run_here("recover.py", arguments, lambda: main(default="recover", name="recover.py"))
+    assert ended == code, out[-2000:] + err[-3000:]
+    return out if code in (0, 3, 4) else err
 
 
 def llama(seed: int) -> dict[str, torch.Tensor]:
@@ -99,7 +108,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """(models, results, what was printed) of one run."""
     folder = tmp_path_factory.mktemp("recover")
     models = family(folder / "all models")
-    return models, folder / "out put", run(models, "--out", folder / "out put")
+    return models, folder / "out put", run_process(models, "--out", folder / "out put")
 
 
 def test_a_mixed_folder(done: tuple[Path, Path, str]) -> None:
@@ -137,6 +146,7 @@ def test_again_is_the_same_and_reads_no_model(done: tuple[Path, Path, str], tmp_
     assert {path: path.stat().st_mtime_ns for path in (out / "models").iterdir()} == times
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")  # of the picture, not of the result
 def test_add_gives_the_graph_of_all_and_reads_the_new_one_only(tmp_path: Path) -> None:
     models = family(tmp_path / "models")
     (tmp_path / "late").mkdir()
@@ -237,25 +247,30 @@ def test_audit_and_its_exit_codes(tmp_path: Path) -> None:
     assert "contradicted" in run("add", tmp_path / "late", "--to", tmp_path / "out", "--audit", code=3)
 
 
-def test_from_the_hub(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["calls", pytest.param("processes", marks=pytest.mark.slow)])
+def test_from_the_hub(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = base(0)
     for name, weights in {"root": root, "child": moved(root, 1), "late": moved(root, 2)}.items():
         save_model(tmp_path / "hub" / "acme" / name, weights)
     (tmp_path / "hub" / "acme" / "child" / "README.md").write_text("---\nbase_model: acme/root\n---\n")
     with HubServer(tmp_path / "hub") as server:
-        whole = environment(server, tmp_path) | {"PATH": os.environ["PATH"]}
-        text = run("acme/root", "acme/child", "--out", tmp_path / "out", "--audit", env=whole)
+        if by == "calls":
+            use(server, monkeypatch, tmp_path)
+            call = run
+        else:
+            call = partial(run_process, env=environment(server, tmp_path) | {"PATH": os.environ["PATH"]})
+        text = call("acme/root", "acme/child", "--out", tmp_path / "out", "--audit")
         assert "agrees" in text and ("acme/root", "acme/child") in edges(tmp_path / "out")
         server.requests.clear()
-        run("add", "acme/late", "--to", tmp_path / "out", env=whole)
+        call("add", "acme/late", "--to", tmp_path / "out")
         assert {request.repo for request in server.requests if request.repo} == {"acme/late"}
-        run("--author", "acme", "--out", tmp_path / "author", env=whole)
+        call("--author", "acme", "--out", tmp_path / "author")
         assert edges(tmp_path / "author") == edges(tmp_path / "out")
         server.collections["acme/set"] = ["acme/root", "acme/late"]
-        run("--collection", "acme/set", "--out", tmp_path / "set", env=whole)
+        call("--collection", "acme/set", "--out", tmp_path / "set")
         assert len(edges(tmp_path / "set")) == 1
         server.faults.append(Fault("status", -1, "acme/late", value=500))
-        text = run("acme/root", "acme/absent", "--out", tmp_path / "some", env=whole)
+        text = call("acme/root", "acme/absent", "--out", tmp_path / "some")
         assert "no such repository" in text and "left out: 1" in text
 
 
@@ -286,10 +301,18 @@ def test_a_broken_one_among_twenty(tmp_path: Path) -> None:
         (("HERE", "--out", "HERE/model.safetensors"), "Check path and space"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_clear_line(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "m", vit_weights(1))
-    text = run(*(argument.replace("HERE", str(tmp_path / "m")) for argument in arguments), code=2, cwd=tmp_path)
+    text = run(*(argument.replace("HERE", str(tmp_path / "m")) for argument in arguments), code=2)
     assert words in text and (not words or len(text.strip().splitlines()) == 1)
+
+
+def test_bad_input_ends_a_process_too(tmp_path: Path) -> None:
+    text = run_process("./absent", code=2, cwd=tmp_path)
+    assert text.startswith("error: ./absent: there is no such file") and len(text.splitlines()) == 1
 
 
 def test_a_full_disk_is_one_clear_line_and_costs_nothing(tmp_path: Path) -> None:
@@ -301,13 +324,15 @@ def test_a_full_disk_is_one_clear_line_and_costs_nothing(tmp_path: Path) -> None
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    text = run(tmp_path / "m", "--out", out, code=2, preexec_fn=little_space)
+    text = run_process(tmp_path / "m", "--out", out, code=2, preexec_fn=little_space)
     assert "Check path and space" in text and not (out / "model_graph.json").exists()
     assert not list(out.rglob("*.tmp"))
     assert len(list((out / "models").glob("*.safetensors"))) == 2  # what could be kept is kept
     run(tmp_path / "m", "--out", out)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
     for k in range(6):
         save_model(tmp_path / "hub" / "acme" / f"m{k}", vit_weights(k, 4, 48))
@@ -321,12 +346,15 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
         while len(list((tmp_path / "out" / "models").glob("*.json"))) < 3 and time.monotonic() < until:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that the signal does not stop
         assert process.returncode == 130 and "stopped" in errors and "Traceback" not in errors
         kept = {path.name for path in (tmp_path / "out" / "models").glob("*.json")}
         assert 3 <= len(kept) < 6
         server.requests.clear()
-        run("--author", "acme", "--out", tmp_path / "out", env=whole)
+        run_process("--author", "acme", "--out", tmp_path / "out", env=whole)
         read = {request.repo for request in server.requests if request.path.startswith("/cdn") and request.range[0] > 0}
         assert len(read) == 6 - len(kept)
 

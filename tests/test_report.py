@@ -1,9 +1,11 @@
 """The report in a real browser: no error, nothing fetched, evidence where it belongs, quick with a thousand models."""
 
+import base64
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import save_model
@@ -13,7 +15,8 @@ from test_heritage import base, halved, moved
 from mother.collection.audit import audit_of
 from mother.collection.find import find_models, with_claims
 from mother.collection.workspace import recover_sources
-from mother.report.html import page, report_data
+from mother.graph.model_graph import read_model_graph
+from mother.report.html import page
 from mother.report.write import write_outputs
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
@@ -58,6 +61,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out" / "report.html"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_without_an_error_and_asks_for_nothing(scheme: str, report: Path, browser: Browser) -> None:
     watched = Watched(browser, report, scheme)
@@ -73,6 +77,7 @@ def test_it_opens_without_an_error_and_asks_for_nothing(scheme: str, report: Pat
     assert not watched.wrong and report.stat().st_size < 600_000
 
 
+@pytest.mark.slow
 def test_what_comes_from_models_stays_text(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report)
     assert watched.page.title() == f"Models {SCRIPT}"
@@ -87,6 +92,7 @@ def test_what_comes_from_models_stays_text(report: Path, browser: Browser) -> No
     assert not watched.wrong and watched.asked == [report.as_uri()]
 
 
+@pytest.mark.slow
 def test_search_collapse_and_evidence(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report)
     page = watched.page
@@ -115,6 +121,7 @@ def test_search_collapse_and_evidence(report: Path, browser: Browser) -> None:
     assert not watched.wrong
 
 
+@pytest.mark.slow
 def test_keys_and_roles(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report)
     page = watched.page
@@ -147,6 +154,7 @@ def test_keys_and_roles(report: Path, browser: Browser) -> None:
     assert not watched.wrong
 
 
+@pytest.mark.slow
 def test_edges_can_be_sorted(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report)
     watched.page.click("#tab-edges")
@@ -188,6 +196,7 @@ def thousand() -> dict:
     return data | {"heat_high": 0, "audit": None, "left_out": [], "layers": [f"{row}.query" for row in range(72)]}
 
 
+@pytest.mark.slow
 def test_a_thousand_models_are_quick(tmp_path: Path, browser: Browser) -> None:
     (tmp_path / "report.html").write_text(page(thousand()), encoding="utf-8")
     Watched(browser, tmp_path / "report.html").page.close()  # the browser's own start is not what is measured
@@ -205,10 +214,24 @@ def test_a_thousand_models_are_quick(tmp_path: Path, browser: Browser) -> None:
 
 def test_the_data_is_that_of_the_graph(report: Path) -> None:
     found = json.loads(re.search(r'id="data">(.*?)</script>', report.read_text(encoding="utf-8"), re.DOTALL)[1])
-    assert {edge["child"]: edge["kind"] for edge in found["edges"]} | {} == {
+    graph = read_model_graph(report.parent / "model_graph.json")
+    assert {edge["child"]: edge["kind"] for edge in found["edges"]} == {
         "tuned": "fine-tune",
         "lora": "lora",
         "cast": "cast",
         HOSTILE: "fine-tune",
     }
-    assert len(found["heat"]) == 1 and len(found["heat"][0]["models"]) == 7 and report_data.__doc__
+    shown = {(edge["parent"], edge["child"]): (edge["adjacency"], edge["arrow"]) for edge in found["edges"]}
+    assert shown == {
+        (edge.parent, edge.child): (edge.attributes["adjacency"], edge.attributes["arrow"]) for edge in graph.edges
+    }
+    assert {node["id"] for node in found["nodes"]} == set(graph.nodes)
+    assert [name for name, _ in found["left_out"]] == list(graph.left_out) == ["<i>broken"]
+    # Distances are a square of bytes: to a copy the smallest that there is, then to a child, then to a stranger.
+    (heat,) = found["heat"]
+    cells = np.frombuffer(base64.b64decode(heat["cells"]), dtype=np.uint8).reshape(7, 7)
+    assert sorted(heat["models"]) == sorted(["root", "copy", "tuned", "lora", "cast", HOSTILE, "other"])
+    assert (cells == cells.T).all() and (cells.diagonal() == 0).all()
+    place = {model: at for at, model in enumerate(heat["models"])}
+    of_root = cells[place["root"]]
+    assert of_root[place["copy"]] <= 1 < of_root[place["tuned"]] < of_root[place["other"]] < 255

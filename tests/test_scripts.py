@@ -1,20 +1,19 @@
 """Every script as its users run it: in sequence on a small forest, and with each mistake that they may make."""
 
-import contextlib
 import importlib
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save_family, save_model, vit_weights
+from conftest import ROOT, run_here, save_family, save_model, vit_weights
 from safetensors.torch import load_file, save_file
 
 from mother.cli import arguments
@@ -44,21 +43,11 @@ def run_process(script: str, *flags: object) -> str:
 
 
 def run(script: str, *flags: object, code: int = 0) -> str:
-    """The same without the seconds that a new process takes to import torch.
-
-    Returns what it printed, or its errors where it is to end with another code. An exception, which would
-    be a traceback for a user, fails the test.
-    """
+    """The same in this process: what it printed, or its errors where it is to end with another code."""
     module = importlib.import_module(script.removesuffix(".py"))
-    out, err, ended = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *with_method(script, flags)])
-        try:
-            arguments.run(module.main, module.Args)
-        except SystemExit as exit:
-            ended = exit.code
-    assert ended == code, (ended, out.getvalue(), err.getvalue())
-    return err.getvalue() if code else out.getvalue()
+    ended, out, err = run_here(script, with_method(script, flags), lambda: arguments.run(module.main, module.Args))
+    assert ended == code, (ended, out, err)
+    return err if code else out
 
 
 def full_ft(manifest: Path, results: Path) -> str:
@@ -80,20 +69,21 @@ def test_help_is_readable(script: str) -> None:
     assert "--" in done.stdout and "usage" in done.stdout and "(default" in done.stdout
 
 
-def test_all_stages_in_sequence(forest: dict[str, Manifest], tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [run, pytest.param(run_process, marks=pytest.mark.slow)])
+def test_all_stages_in_sequence(call: Callable[..., str], forest: dict[str, Manifest], tmp_path: Path) -> None:
     ft, lora = (manifest.folder / f"{name}.json" for name, manifest in forest.items())
     where = ("--results", tmp_path)
-    assert "largest difference" in run_process("get_vit_layer_statistics.py", "--model-graph", ft, *where)
+    assert "largest difference" in call("get_vit_layer_statistics.py", "--model-graph", ft, *where)
     for flag, path, name in (("--no-lora", ft, "mini_ft"), ("--lora", lora, "mini_lora_v")):
-        text = run_process("clustering.py", flag, "--model-graph", path, "--clusters", 2, "--iterations", 5, *where)
+        text = call("clustering.py", flag, "--model-graph", path, "--clusters", 2, "--iterations", 5, *where)
         assert "1.000      14     1.000      0.000" in text
         found = json.loads((tmp_path / name / "clusters.json").read_text())
         assert found["accuracy"] == 1 and found["by_tree"] == {"0": 1.0, "1": 1.0}
         assert [entry["share"] for entry in found["subsets"]] == [round(k / 10, 1) for k in range(10, 0, -1)]
-    text = run_process("MoTHer_FullFT.py", "--model-graph", ft, "--show-trees", *where)
+    text = call("MoTHer_FullFT.py", "--model-graph", ft, "--show-trees", *where)
     assert text.count("mini_ft, tree") == 2 and "└─" in text
-    run_process("MoTHer_LoRA.py", "--model-graphs", lora, *where)
-    table = run_process("summarize.py", "--model-graphs", "mini_ft", "mini_lora_v", *where)
+    call("MoTHer_LoRA.py", "--model-graphs", lora, *where)
+    table = call("summarize.py", "--model-graphs", "mini_ft", "mini_lora_v", *where)
     rows = [tuple(line.split()[:2]) for line in table.splitlines() if line.lstrip().startswith("mini_")]
     splits = ("mini_ft", "mini_lora_v")
     trees = [(name, tree) for name in splits for tree in ("0", "1", "all")]
@@ -116,7 +106,7 @@ def test_all_stages_in_sequence(forest: dict[str, Manifest], tmp_path: Path) -> 
         assert not list(tmp_path.rglob("*.tmp"))
 
     # The same from clusters that were found instead of known.
-    text = run_process("MoTHer_LoRA.py", "--model-graphs", lora, "--clusters", "ward", *where)
+    text = call("MoTHer_LoRA.py", "--model-graphs", lora, "--clusters", "ward", *where)
     again = json.loads((tmp_path / "mini_lora_v" / "accuracy.json").read_text())
     assert again["overall"]["directed_accuracy"] == accuracy["overall"]["directed_accuracy"]
 

@@ -236,7 +236,7 @@ def split_manifest(split: str, folder: Path) -> Manifest:
     return manifest
 
 
-@pytest.mark.parametrize("split", ["vthr_ft", "vthr_lora_f"])
+@pytest.mark.parametrize("split", ["vthr_ft", pytest.param("vthr_lora_f", marks=pytest.mark.slow)])
 def test_a_split_of_vthr_from_the_hub_by_both_methods(split: str, tmp_path: Path) -> None:
     manifest = split_manifest(split, tmp_path)
     lora = "lora" in split
