@@ -44,7 +44,7 @@ Serve = Callable[[str], Manifest]
 
 def miniature(family: str, server: HubServer) -> Manifest:
     """Grow a family if need be, and put it on the local Hub, a UNet in the folder of a pipeline."""
-    manifest = grown(plan_family(family, Path()))
+    (manifest,) = grown(plan_family(family, Path()))
     inside = "/unet" if family == "mini_sd" else ""
     for node in manifest.nodes:
         place = server.folder / family / f"{node.id}{inside}"
@@ -69,7 +69,8 @@ def official(family: str) -> Manifest:
     return manifest
 
 
-@pytest.fixture(params=["miniature", "hub"])
+# Tens of gigabytes take hours.
+@pytest.fixture(params=["miniature", pytest.param("hub", marks=[pytest.mark.slow, pytest.mark.timeout(4 * 3600)])])
 def serve(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Where a family comes from."""
     if request.param == "hub":
@@ -135,6 +136,7 @@ def test_llama(serve: Serve) -> None:
     assert recover_typed(manifest)["directed"] == 1
 
 
+@pytest.mark.slow  # the UNets grow for as long as everything else in `make test`
 def test_SD(serve: Serve) -> None:
     """Mother: direction over the whole UNet, ranges of the weights themselves, continued training: reversed."""
 

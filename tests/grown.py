@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from dataset.forest import is_intact
-from dataset.grow import grow_manifest, jobs_of
+from dataset.grow import grow_manifests, jobs_of
 from mother.graph.manifest import Manifest
 from mother.io import layers
 
@@ -55,24 +55,23 @@ def sweep(cache: Path, before: float) -> None:
                 shutil.rmtree(folder)
 
 
-def grown(plan: Manifest, beside: Sequence[Manifest] = (), cache: Path = CACHE) -> Manifest:
-    """The plan with a folder in the cache where all its models are; those that are missing are grown.
+def grown(*plans: Manifest, cache: Path = CACHE) -> list[Manifest]:
+    """The plans with a folder in the cache where all their models are; those that are missing are grown.
 
-    Plans that share models are grown in one folder, which belongs to all that are `beside` one another. One process
-    grows in it; another one waits, and finds what is there.
+    They are grown at once, since to start the processes takes a third of the time. One run of pytest, or one worker of
+    it, grows; another one waits, and finds what is there.
     """
-    plans = beside or [plan]
     folder = cache / f"{plans[0].name}-{key_of(plans)}"
     cache.mkdir(exist_ok=True)
     if not folder.exists():
         sweep(cache, time.time() - KEPT)
+    manifests = [replace(plan, folder=folder) for plan in plans]
     with lock_of(folder):
         folder.mkdir(exist_ok=True)
         folder.touch()
-        manifest = replace(plan, folder=folder)
-        errors = grow_manifest(manifest)
+        errors = grow_manifests(manifests)
     assert not errors, errors
-    return manifest
+    return manifests
 
 
 def changed(manifest: Manifest) -> list[str]:
