@@ -135,6 +135,7 @@ def test_a_failure_stops_its_descendants_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it grows a split twice, after the shared ones
 def test_a_killed_run_goes_on(tmp_path: Path, forest: dict[str, Manifest]) -> None:
     """SIGKILL while it grows; the next run finishes, and every model is that of an undisturbed run."""
     code = (
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, forest: dict[str, Manifest]) -> No
     process = subprocess.Popen(
         [sys.executable, script], env=environment, start_new_session=True, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(tmp_path.glob("models/*/*/training.json"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

@@ -342,7 +342,7 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
         whole = environment(server, tmp_path) | {"PATH": os.environ["PATH"]}
         command = [sys.executable, str(ROOT / "recover.py"), "--author", "acme", "--out", str(tmp_path / "out")]
         process = subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while len(list((tmp_path / "out" / "models").glob("*.json"))) < 3 and time.monotonic() < until:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
