@@ -70,6 +70,7 @@ def test_a_kept_result_is_shown_without_slow_libraries(recovered: tuple[Path, di
     assert shown[0] == shown[1] and out.count("kept: ") == printed[script].count("device: ") and err == ""
 
 
+@pytest.mark.slow  # a dozen runs of a script, each a process
 def test_nothing_is_kept_once_something_has_changed(tmp_path: Path) -> None:
     save_family(tmp_path, size=4, rank=1)
     script = "MoTHer_LoRA.py"
