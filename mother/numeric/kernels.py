@@ -10,7 +10,7 @@ float32 are a sign and a magnitude that grows with the number's. So, of finite n
   any number is negative.
 
 Where all numbers have one sign, one of the two extremes is not found so; numpy then looks for it, which is rare. By
-`python -m benchmarks kernels` this is @@GAIN@@ times as fast as the same loops that compare the numbers.
+`python -m benchmarks kernels` this is 9 times as fast as the same loops that compare the numbers.
 """
 
 from collections.abc import Callable
