@@ -16,7 +16,7 @@ import yaml
 
 from mother.errors import CheckpointError
 from mother.io.open import ADAPTER_CONFIG, WEIGHT_FILES
-from mother.io.places import HUB_SOURCE, LocalFolder, Place, RemoteFolder
+from mother.io.places import HUB_SOURCE, LocalFolder, Place
 
 CARD, CONFIG = "README.md", "config.json"
 MOST_BYTES = 1 << 20  # budget: bytes of a card or configuration that are looked at
@@ -50,6 +50,7 @@ def open_place(model: str, location: str) -> Place | None:
         if match is None:
             return None
         from mother.io.hub import open_repository  # the client of the Hub is slow to import
+        from mother.io.remote import RemoteFolder
 
         return RemoteFolder(model, open_repository(model, match["repo"], match["revision"]), match["subfolder"])
     path = Path(location)

@@ -15,7 +15,7 @@ from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, 
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
 from mother.io.layers import canonical_name, name_layers
 from mother.io.pickles import parse_pickle
-from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, RemoteFolder, unreadable
+from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, unreadable
 from mother.io.runtime import IN_FLIGHT
 from mother.io.safetensors import TensorInfo, header_length, parse_header
 
@@ -204,6 +204,7 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
         if match is None:
             raise CheckpointError(model, location, "is no source", "Write hf://owner/name[@revision][:subfolder].")
         from mother.io.hub import open_repository  # the client of the Hub is slow to import
+        from mother.io.remote import RemoteFolder
 
         repository = open_repository(model, match["repo"], match["revision"])
         return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted)

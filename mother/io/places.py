@@ -136,6 +136,22 @@ def unreadable(model: str, file: object, error: OSError) -> CheckpointError:
     return CheckpointError(model, file, f"cannot be read: {error.strerror}", "Check the path and its permissions.")
 
 
+@runtime_checkable
+class Place(Protocol):
+    """A folder with the files of a model: LocalFolder here, RemoteFolder in `mother.io.remote`."""
+
+    model: str
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def open(self, name: str) -> File:
+        """Open a file; raises CheckpointError."""
+
+    def names(self) -> list[str]:
+        """Names of its files and folders."""
+
+
 @dataclass(frozen=True)
 class LocalFolder:
     """A folder on disk."""
@@ -158,39 +174,6 @@ class LocalFolder:
         """Names of its files and folders."""
         return sorted(entry.name for entry in self.path.iterdir())
 
-
-@dataclass(frozen=True)
-class RemoteFolder:
-    """A repository of the Hub at a commit, or a folder in it."""
-
-    model: str
-    repository: Repository
-    subfolder: str | None
-
-    def __str__(self) -> str:
-        return str(self.repository) + (f":{self.subfolder}" if self.subfolder else "")
-
-    def _path(self, name: str) -> str:
-        return f"{self.subfolder}/{name}" if self.subfolder else name
-
-    def has(self, name: str) -> bool:
-        """See LocalFolder."""
-        return self._path(name) in self.repository.files
-
-    def open(self, name: str) -> File:
-        """See LocalFolder."""
-        from mother.io.remote import RemoteFile  # the client of the Hub is slow to import
-
-        return RemoteFile(self.repository, self._path(name))
-
-    def names(self) -> list[str]:
-        """See LocalFolder."""
-        start = self._path("")
-        inside = [name.removeprefix(start) for name in self.repository.files if name.startswith(start)]
-        return sorted({name.split("/")[0] for name in inside})
-
-
-Place = LocalFolder | RemoteFolder
 
 HUB_SOURCE = re.compile(
     r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[\w.-]+(/[\w.-]+)*))?"

@@ -260,3 +260,32 @@ class _Broken(Exception):
 def _cause(error: Exception) -> str:
     """What broke a transfer, without an address."""
     return str(error) if isinstance(error, _Broken) else type(error).__name__
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A repository of the Hub at a commit, or a folder in it."""
+
+    model: str
+    repository: Repository
+    subfolder: str | None
+
+    def __str__(self) -> str:
+        return str(self.repository) + (f":{self.subfolder}" if self.subfolder else "")
+
+    def _path(self, name: str) -> str:
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
+    def has(self, name: str) -> bool:
+        """See LocalFolder."""
+        return self._path(name) in self.repository.files
+
+    def open(self, name: str) -> RemoteFile:
+        """See LocalFolder."""
+        return RemoteFile(self.repository, self._path(name))
+
+    def names(self) -> list[str]:
+        """See LocalFolder."""
+        start = self._path("")
+        inside = [name.removeprefix(start) for name in self.repository.files if name.startswith(start)]
+        return sorted({name.split("/")[0] for name in inside})
