@@ -14,10 +14,8 @@ either. "read" is one plain read of the bytes that the job needs, page cache war
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import reference
+from benchmarks.processes import run
 from benchmarks.vit_b import write_family
 from mother.errors import InputError
 from mother.graph.manifest import Manifest
@@ -57,17 +56,6 @@ class Job:
     plain: list[float] = field(default_factory=list)
     read: list[float] = field(default_factory=list)
     peak: float = 0.0
-
-
-def run(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak memory (GB) of a script in a process of its own."""
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read() if process.stderr else b""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed: {errors.decode()[-2000:]}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1e6
 
 
 def read_plainly(manifest: Manifest, kinds: Sequence[str]) -> float:
@@ -163,10 +151,10 @@ def measure(job: Job, manifest: Manifest, results: Path) -> None:
     """One round: ours with nothing kept, one plain read, the reference."""
     shutil.rmtree(results, ignore_errors=True)
     found = [run(command) for command in job.commands]
-    job.seconds.append(sum(seconds for seconds, _ in found))
+    job.seconds.append(sum(cost.wall for cost in found))
     answer = json.loads((results / manifest.name / job.answer).read_text())
     job.work.append(answer.get("overall", answer)["seconds"])
-    job.peak = max(job.peak, *(peak for _, peak in found))
+    job.peak = max(job.peak, *(cost.peak for cost in found))
     job.read.append(read_plainly(manifest, job.kinds))
     if job.reference is not None:
         job.plain.append(job.reference())

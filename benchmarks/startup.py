@@ -7,16 +7,14 @@ what the scripts say that reading, measuring and recovering took in it. Fails wh
 of processor time, or a kept result two.
 """
 
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes import run
 from mother.graph.text import format_table
 from mother.runs.results import compare_methods, read_result
 
@@ -31,25 +29,6 @@ STAGES = {
     "recover.py": ["--manifest", "dataset/small_wild.json"],
     "summarize.py": [],
 }
-
-
-@dataclass(frozen=True)
-class Times:
-    """Of one process, in seconds."""
-
-    wall: float
-    processor: float
-
-
-def run(words: Sequence[str]) -> Times:
-    """Run a script in a process of its own. Raises RuntimeError where it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read() if process.stderr else b""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(words)} failed: {errors.decode()[-2000:]}")
-    return Times(time.perf_counter() - started, usage.ru_utime + usage.ru_stime)
 
 
 def processor_seconds(words: Sequence[str]) -> float:

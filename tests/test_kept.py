@@ -171,3 +171,14 @@ def test_two_runs_into_one_folder_wait_for_each_other(tmp_path: Path) -> None:
     assert [process.wait() for process in both] == [0, 0]
     nodes = json.loads((tmp_path / "out" / "model_graph.json").read_text())["nodes"]
     assert {node["id"] for node in nodes} == {"m0", "m1", "m2", "m3"}  # neither is lost
+
+
+@pytest.mark.parametrize("damaged", ["", "[1]", "{}", "3", '{"facts": 1, "files": [2]}', '{"facts": {}, "files": 3}'])
+def test_damaged_records_of_a_result_end_no_run(tmp_path: Path, damaged: str) -> None:
+    save_family(tmp_path / "models", size=2, rank=1)
+    words = "recover.py", tmp_path / "models", "--out", tmp_path / "out", "--audit"
+    run(*words)
+    (tmp_path / "out" / "audit.json").write_text(damaged)
+    assert "audit.json cannot be used" in run(*words, code=2)[1]
+    (tmp_path / "out" / "run.json").write_text(damaged)
+    assert "kept: " not in run(*words)[0] and "kept: " in run(*words)[0]

@@ -132,7 +132,10 @@ def _report_audit(folder: Path, left_out: int, fail_on: Sequence[str]) -> tuple[
     from mother.collection.verdicts import exit_code
     from mother.graph.text import format_table
 
-    found = Verdicts.from_json(json.loads((folder / AUDIT).read_text(encoding="utf-8")))
+    try:
+        found = Verdicts.from_json(json.loads((folder / AUDIT).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{folder / AUDIT} cannot be used ({error}). Run with --overwrite to make it again.") from None
     print("\naudit: what the models claim, and what the weights say")
     if found.verdicts:
         rows = [[one.model, one.claim.parent, one.claim.file, one.verdict, one.reason] for one in found.verdicts]

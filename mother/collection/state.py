@@ -32,12 +32,15 @@ class State:
     error: float
     sketch: int
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        sources = [{**source.to_json(), "sketch": self.keys.get(source.id)} for source in self.sources]
+        return {"error": self.error, "sketch": self.sketch, "sources": sources}
+
 
 def write_state(folder: Path, state: State) -> None:
     """Keep which models a result is of."""
-    sources = [{**source.to_json(), "sketch": state.keys.get(source.id)} for source in state.sources]
-    content = {"format": FORMAT, "error": state.error, "sketch": state.sketch, "sources": sources}
-    write_json(folder / STATE, content)
+    write_json(folder / STATE, {"format": FORMAT, **state.to_json()})
 
 
 def read_state(folder: Path) -> State:
@@ -59,9 +62,7 @@ def read_state(folder: Path) -> State:
 
 def collection_facts(state: State, title: str) -> dict[str, Any]:
     """What a result was made from: equal facts give equal files."""
-    sources = [{**source.to_json(), "sketch": state.keys.get(source.id)} for source in state.sources]
-    settings = {"error": state.error, "sketch": state.sketch, "title": title}
-    return {"code": code_digest(), "versions": versions(), **settings, "sources": sources}
+    return {"code": code_digest(), "versions": versions(), "title": title, **state.to_json()}
 
 
 def finish_result(folder: Path, facts: dict[str, Any], files: Sequence[str]) -> None:
@@ -84,9 +85,10 @@ def kept_result(
     try:
         kept = json.loads((folder / RUN).read_text(encoding="utf-8"))
         facts, files = kept["facts"], set(kept["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = all((folder / name).exists() for name in files)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if audited and AUDIT not in files or not all((folder / name).exists() for name in files):
+    if not whole or (audited and AUDIT not in files):
         return None
     opened, _ = open_all((source.id, source.location, source.base) for source in sources)
     keys: dict[str, str | None] = {source.id: None for source in sources}
