@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mother.collection.audit import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, audit
+from mother.collection.audit import ABSENT, AGREES, NOT_CONFIRMED, Audit, audit
 from mother.collection.claims import Claim, front_matter, read_claims
 from mother.collection.names import Match, Names
 from mother.collection.verdicts import FINDINGS, exit_code
@@ -72,8 +72,8 @@ def test_cards_that_cannot_be_read_are_said(text: str, words: str, tmp_path: Pat
     started = time.monotonic()
     (claim,) = read_claims("child", str(card(tmp_path / "m", text)))
     assert claim.unread is not None and words in claim.unread and time.monotonic() - started < 5
-    found = audit(GRAPH, {"child": (claim,)}, Names([]), lambda i, j: None)
-    assert found.verdicts[0].verdict == UNSUPPORTED and "could not be read" in found.verdicts[0].reason
+    found = audit(GRAPH, {"child": (claim,)}, Names([]))
+    assert found.verdicts[0].verdict == NOT_CONFIRMED and "could not be read" in found.verdicts[0].reason
     assert exit_code(found.findings()) == 4 and found.findings()["unreadable"] == 1
 
 
@@ -134,33 +134,33 @@ GRAPH = ModelGraph(
         ("grandchild", "root", "finetune", AGREES, "through child"),
         ("grandchild", "child", "adapter", AGREES, "lora"),
         ("quantized", "root", "quantized", AGREES, "quantize"),
-        ("quantized", "root", "finetune", CONTRADICTED, "it says finetune, the weights quantize"),
-        ("child", "root", "merge", CONTRADICTED, "it says merge"),
-        ("root", "child", None, CONTRADICTED, "reverse: root came first"),
-        ("root", "unsure", None, UNSUPPORTED, "reverse"),
-        ("unsure", "root", None, UNSUPPORTED, "not sure"),
-        ("stranger", "root", None, CONTRADICTED, "unrelated"),
-        ("llama", "root", None, UNSUPPORTED, "cannot be compared"),
-        ("sibling", "child", None, CONTRADICTED, "the weights name root"),
+        ("quantized", "root", "finetune", NOT_CONFIRMED, "says finetune where the weights show quantize"),
+        ("child", "root", "merge", NOT_CONFIRMED, "says merge where the weights show fine-tune"),
+        ("root", "child", None, NOT_CONFIRMED, "root rather came first"),
+        ("root", "unsure", None, NOT_CONFIRMED, "root rather came first"),
+        ("unsure", "root", None, NOT_CONFIRMED, "not sure"),
+        ("stranger", "root", None, NOT_CONFIRMED, "different trees"),
+        ("llama", "root", None, NOT_CONFIRMED, "different trees"),
+        ("sibling", "child", None, NOT_CONFIRMED, "more like a child of root"),
         ("child", "someone/else", None, ABSENT, "no model here"),
         ("child", "broken", None, ABSENT, "could not be used"),
-        ("broken", "root", None, UNSUPPORTED, "could not be used"),
+        ("broken", "root", None, NOT_CONFIRMED, "could not be used"),
     ],
 )
 def test_verdicts(model: str, parent: str, relation: str | None, verdict: str, words: str) -> None:
     names = Names((name, f"/models/{name}") for name in [*NODES, "twin", "broken"])
     claims = {model: (Claim("README.md", parent, relation),)}
-    found = audit(GRAPH, claims, names, lambda i, j: 0.01)
+    found = audit(GRAPH, claims, names)
     (one,) = found.verdicts
     assert one.verdict == verdict and words in one.reason
-    assert exit_code(found.findings()) == (3 if verdict == CONTRADICTED else 0)
-    assert exit_code(found.findings(), FINDINGS) == {AGREES: 0, CONTRADICTED: 3}.get(verdict, 4)
+    assert exit_code(found.findings()) == 0  # without a test nothing is contradicted
+    assert exit_code(found.findings(), FINDINGS) == (0 if verdict == AGREES else 4)
 
 
 def test_one_verdict_a_parent_and_what_is_not_declared() -> None:
     twice = (Claim("README.md", "root"), Claim("adapter_config.json", "root"), Claim("config.json", "sibling"))
     names = Names((name, f"/models/{name}") for name in NODES)
-    found = audit(GRAPH, {"child": twice, "grandchild": (), "root": ()}, names, lambda i, j: None)
+    found = audit(GRAPH, {"child": twice, "grandchild": (), "root": ()}, names)
     assert len(found.verdicts) == 1 and exit_code(found.findings()) == 0
     assert set(found.undeclared) == {"grandchild"} and "child (lora" in found.undeclared["grandchild"]
     assert exit_code(found.findings(), ["undeclared"]) == 4 and exit_code(found.findings(left_out=1)) == 4
@@ -208,5 +208,5 @@ def test_a_claim_means_a_model_by_owner_and_name(
 
 def test_an_unknown_owner_is_said() -> None:
     names = Names([("root", "/models/root"), ("child", "/models/child")])
-    (one,) = audit(GRAPH, {"child": (Claim("README.md", "org/root"),)}, names, lambda i, j: None).verdicts
+    (one,) = audit(GRAPH, {"child": (Claim("README.md", "org/root"),)}, names).verdicts
     assert one.verdict == AGREES and one.reason.startswith("root, whose owner is unknown: fine-tune")

@@ -1,16 +1,22 @@
-"""Whether the weights agree with what models say of their origin."""
+"""Whether the weights agree with what models say of their origin.
 
-from collections.abc import Callable, Sequence
+A claim agrees where the graph has the way from the parent to the model. It is contradicted only where a test excludes
+it (`mother/collection/exclusion.py`). Anything else is not confirmed, with what would confirm it.
+"""
+
+from collections.abc import Sequence
 
 import networkx as nx
 
 from mother.collection.claims import CONFIG, RELATIONS, Claim
+from mother.collection.exclusion import LEAST_SHARE, TUNED_SHARE, Exclusion
 from mother.collection.names import Names
-from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, Verdict
+from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRMED, Audit, Verdict
 from mother.collection.workspace import Recovered
 from mother.graph.model_graph import ModelGraph
 
-SURE_PROBABILITY = 0.95  # probability from which the weights contradict a claim, or settle an arrow
+UNMIXED = ("finetune", "adapter", "quantized")  # relations of one parent
+MORE = "more models of the family (other children of the parent, snapshots of the training) may tell"
 
 
 def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
@@ -20,60 +26,59 @@ def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
 
 
 def _judge(
-    graph: nx.DiGraph, model: str, parent: str, claim: Claim, adjacency: Callable[[str, str], float | None]
+    graph: nx.DiGraph, model: str, parent: str, claim: Claim, several: bool, exclusion: Exclusion | None
 ) -> tuple[str, str]:
-    """Verdict and reason on a claim between two models of the graph. Copies stand for one another."""
+    """Verdict and reason on a claim between two models of the graph. Copies stand for one another.
+
+    `several`: the model claims several parents, or that it is a merge.
+    """
     node = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
     child, above = node[model], node[parent]
     if child == above:
         return AGREES, f"{model} and {parent} have equal weights"
-    if graph.nodes[child].get("group") != graph.nodes[above].get("group"):
-        return UNSUPPORTED, "their shapes cannot be compared"
     if graph.nodes[child]["tree"] != graph.nodes[above]["tree"]:
-        return CONTRADICTED, "their weights are unrelated: they do not differ from independently initialised models"
-    if graph.has_edge(above, child):
-        facts = graph.edges[above, child]
-        if claim.relation and facts.get("kind") and facts["kind"] not in RELATIONS[claim.relation]:
-            exact = facts["kind"] in ("merge", "quantize", "prune", "cast") or claim.relation in ("merge", "quantized")
-            return (CONTRADICTED if exact else UNSUPPORTED), f"it says {claim.relation}, the weights {facts['kind']}"
-        if facts.get("direction") == "unknown":
-            return (
-                UNSUPPORTED,
-                f"they are parent and child, but which is which is not sure: {_line(graph, above, child)}",
-            )
-        return AGREES, _line(graph, above, child)
+        excluded = exclusion.unrelated(child, above) if exclusion is not None else None
+        if excluded is None:
+            return NOT_CONFIRMED, "they are in different trees"
+        return (CONTRADICTED if excluded.sure else NOT_CONFIRMED), excluded.reason
     if nx.has_path(graph, above, child):
-        way = nx.shortest_path(graph, above, child)
-        return AGREES, "through " + ", ".join(way[1:-1])
-    if graph.has_edge(child, above) or nx.has_path(graph, child, above):
+        return _judge_way(graph, nx.shortest_path(graph, above, child), claim)
+    least = 0.0 if several else TUNED_SHARE if claim.relation in UNMIXED else LEAST_SHARE
+    excluded = exclusion.elsewhere(child, above, least) if exclusion is not None else None
+    if excluded is not None:
+        return CONTRADICTED, excluded.reason
+    if nx.has_path(graph, child, above):
         way = nx.shortest_path(graph, child, above)
-        arrow = 1.0
-        for one, other in zip(way, way[1:]):
-            arrow = min(arrow, graph.edges[one, other].get("arrow", 1.0))
-        words = f"the weights say the reverse: {model} came first (arrow {arrow:.2f})"
-        return (CONTRADICTED if arrow >= SURE_PROBABILITY else UNSUPPORTED), words
-    probability = adjacency(parent, model)
+        arrow = min(graph.edges[edge].get("arrow", 1.0) for edge in zip(way, way[1:]))
+        return NOT_CONFIRMED, f"{model} rather came first (arrow {arrow:.2f}), but no test excludes the claim; {MORE}"
     own = next(iter(graph.predecessors(child)), None)
-    instead = f"; the weights name {own} ({_line(graph, own, child)})" if own is not None else "; it has no parent here"
-    words = f"they are related, but the probability of this edge is {probability or 0:.2f}{instead}"
-    sure = (
-        own is not None
-        and graph.edges[own, child].get("adjacency", 0) >= SURE_PROBABILITY
-        and (probability or 0) <= 1 - SURE_PROBABILITY
-    )
-    return (CONTRADICTED if sure else UNSUPPORTED), words
+    instead = f"it looks more like a child of {own} ({_line(graph, own, child)})" if own is not None else "no edge here"
+    return NOT_CONFIRMED, f"they are related; {instead}, but no test excludes the claim; {MORE}"
+
+
+def _judge_way(graph: nx.DiGraph, way: list[str], claim: Claim) -> tuple[str, str]:
+    """Verdict and reason on a claim that the graph has a way for, from the parent to the model."""
+    between = f"through {', '.join(way[1:-1])}: " if len(way) > 2 else ""
+    for edge in zip(way, way[1:]):
+        if graph.edges[edge].get("direction") == "unknown":
+            words = f"{between}{' and '.join(edge)} are parent and child, but which is which is not sure"
+            return NOT_CONFIRMED, f"{words} ({_line(graph, *edge)}); {MORE}"
+    kind = graph.edges[way[-2], way[-1]].get("kind")
+    if claim.relation and kind and len(way) == 2 and kind not in RELATIONS[claim.relation]:
+        return NOT_CONFIRMED, f"it is from that parent, but says {claim.relation} where the weights show {kind}"
+    return AGREES, between.removesuffix(": ") or _line(graph, *way)
 
 
 def audit(
     graph: ModelGraph,
     claims: dict[str, Sequence[Claim]],
     names: Names,
-    adjacency: Callable[[str, str], float | None],
+    exclusion: Exclusion | None = None,
 ) -> Audit:
     """Hold what models claim against a Model Graph.
 
-    `claims` are those of each model, `names` says which model a claim means, and `adjacency(i, j)` is the
-    probability that two models are parent and child, where it is known.
+    `claims` are those of each model, `names` says which model a claim means, and `exclusion` tests what the graph does
+    not show; without it nothing is contradicted.
     """
     known = graph.to_networkx()
     there = set(known) | {alias for facts in graph.nodes.values() for alias in facts.get("aliases", ())}
@@ -83,10 +88,11 @@ def audit(
         decided: set[str] = set()
         # A configuration's path is one of the machine that trained: it counts where nobody says anything else.
         spoken = [claim for claim in said if claim.file != CONFIG]
+        several = len({claim.parent for claim in spoken}) > 1 or any(claim.relation == "merge" for claim in said)
         for claim in spoken or said:
             if claim.unread is not None:
                 reason = f"what it says could not be read: {claim.unread}"
-                verdicts.append(Verdict(model, claim, None, UNSUPPORTED, reason))
+                verdicts.append(Verdict(model, claim, None, NOT_CONFIRMED, reason))
                 continue
             match = names.find(claim, model)
             parent = match.model if match is not None else None
@@ -94,13 +100,17 @@ def audit(
                 continue
             if model not in there:
                 verdicts.append(
-                    Verdict(model, claim, parent, UNSUPPORTED, "it could not be used (see what was left out)")
+                    Verdict(model, claim, parent, NOT_CONFIRMED, "it could not be used (see what was left out)")
                 )
             elif parent is None or parent not in there:
-                reason = "it could not be used" if parent is not None else "no model here has this name"
+                reason = (
+                    "it could not be used"
+                    if parent is not None
+                    else "no model here has this name: name it, too, to check"
+                )
                 verdicts.append(Verdict(model, claim, parent, ABSENT, reason))
             else:
-                verdict, reason = _judge(known, model, parent, claim, adjacency)
+                verdict, reason = _judge(known, model, parent, claim, several, exclusion)
                 if not match.sure:
                     reason = f"{parent}, whose owner is unknown: {reason}"
                 verdicts.append(Verdict(model, claim, parent, verdict, reason))
@@ -115,10 +125,5 @@ def audit(
 def audit_of(recovered: Recovered) -> Audit:
     """What the models of a result claim, held against it."""
     names = Names((source.id, source.location) for source in recovered.sources)
-    groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
-
-    def adjacency(one: str, other: str) -> float | None:
-        return groups[one].adjacency(one, other) if one in groups and groups[one] is groups.get(other) else None
-
     claims = {source.id: source.claims for source in recovered.sources}
-    return audit(recovered.graph, claims, names, adjacency)
+    return audit(recovered.graph, claims, names, Exclusion(recovered))

@@ -7,7 +7,7 @@ from typing import Any
 from mother.collection.claims import Claim
 
 AGREES, CONTRADICTED = "agrees", "contradicted"
-UNSUPPORTED, ABSENT = "not supported", "parent not in the collection"
+NOT_CONFIRMED, ABSENT = "not confirmed", "parent not in the collection"
 FINDINGS = ("contradicted", "undecided", "undeclared", "unreadable")
 FAIL_ON = ("contradicted", "unreadable")  # what ends an audit with a code unless the user says otherwise
 
@@ -25,7 +25,7 @@ class Verdict:
     model: str
     claim: Claim
     parent: str | None  # id of the model that is meant
-    verdict: str  # one of AGREES, CONTRADICTED, UNSUPPORTED, ABSENT
+    verdict: str  # one of AGREES, CONTRADICTED, NOT_CONFIRMED, ABSENT
     reason: str
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Audit:
         A card that could not be read counts as unreadable, a parent that is not here as undecided.
         """
         unread = sum(one.claim.unread is not None for one in self.verdicts)
-        undecided = sum(one.verdict in (UNSUPPORTED, ABSENT) for one in self.verdicts) - unread
+        undecided = sum(one.verdict in (NOT_CONFIRMED, ABSENT) for one in self.verdicts) - unread
         contradicted = sum(one.verdict == CONTRADICTED for one in self.verdicts)
         return dict(zip(FINDINGS, (contradicted, undecided, len(self.undeclared), unread + left_out)))
 

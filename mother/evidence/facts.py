@@ -31,7 +31,8 @@ class Facts:
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
     tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
     zeros: int = 0
-    entries: int = 0
+    entries: int = 0  # of the matrices that are compared
+    weights: int = 0  # entries of all tensors of two or more dimensions but embeddings and heads, read or not
 
     def to_json(self) -> dict[str, Any]:
         """All but the tables as JSON values."""

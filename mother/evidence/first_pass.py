@@ -32,6 +32,11 @@ class FirstPass:
     size: Float[np.ndarray, "models"]  # sum of W^2
     relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
 
+    def compared(self, i: int, j: int) -> float:
+        """Entries compared, as share of all weights of the larger model but embeddings and heads, read or not."""
+        read = max(self.facts[i].entries, self.facts[j].entries)
+        return float(self.shared[i, j]) * read / max(self.facts[i].weights, self.facts[j].weights, read, 1)
+
 
 def groups(sketches: Sequence[Sketch]) -> list[tuple[Layer, tuple[int, int], list[int]]]:
     """Each layer in each of its shapes, with the places of the models that have it so."""

@@ -74,6 +74,22 @@ def find_merge(gram: Float[np.ndarray, "layers k1 k1"], size: float, bits: int) 
     return None
 
 
+def depends_on(gram: Float[np.ndarray, "layers k1 k1"], size: float, bits: int, neighbour: int) -> bool:
+    """Whether a model is a combination of its neighbours, of any signs, that needs this one of them.
+
+    Arguments as of `find_merge`. Of models on one line, or in one plane, each is a combination of the others.
+    """
+    k = gram.shape[1] - 1
+    whole = gram[:, :k, :k].sum(axis=0)
+    noise = RESIDUAL * size * 4.0**-bits / 12
+    rest = [at for at in range(k) if at != neighbour and whole[at, at] > 0]
+    if not rest or whole[neighbour, neighbour] <= 0:
+        return False
+    _, with_it = _affine_fit(whole[np.ix_([*rest, neighbour], [*rest, neighbour])][None])
+    _, without = _affine_fit(whole[np.ix_(rest, rest)][None])
+    return bool(with_it[0] <= noise < without[0])
+
+
 def _by_layer(
     gram: Float[np.ndarray, "layers k1 k1"], sets: Int[np.ndarray, "sets two"], noise: float
 ) -> list[tuple[float, Merge]]:

@@ -15,12 +15,22 @@ def layer_cosine(
 ) -> tuple[Float[Tensor, "models models"], Bool[Tensor, "models models"]]:
     """Cosines of one layer of all models in units of their deviation under independent initialisation.
 
+    Also returns which pairs have a cosine: a constant matrix has none.
+    """
+    cosine, deviation, valid = cosine_and_deviation(weights)
+    return cosine / deviation, valid
+
+
+def cosine_and_deviation(
+    weights: Float[Tensor, "models rows columns"],
+) -> tuple[Float[Tensor, "models models"], Float[Tensor, "models models"], Bool[Tensor, "models models"]]:
+    """Cosines of one layer of all models, their deviation under independent initialisation, and which pairs have one.
+
     For independent isotropic matrices the cosine has mean 0 and variance 1/P. Trained ones are not isotropic,
     and where both prefer the same inputs the variance is larger: for matrices with row covariances R, R' and
     column covariances C, C' it is tr(R R') tr(C C') over the squared norms, and R = W W', C = W' W are at hand. The
     larger of the two is taken; it makes related models somewhat less significant, never unrelated ones more.
-    Of a large matrix a fixed random part is looked at. Also returns which pairs have a cosine: a constant
-    matrix has none.
+    Of a large matrix a fixed random part is looked at.
     """
     generator = torch.Generator().manual_seed(0)
     for axis in (1, 2):
@@ -39,7 +49,7 @@ def layer_cosine(
     columns = (centred.transpose(1, 2) @ centred).flatten(1)
     alike = (rows @ rows.T).double() * (columns @ columns.T).double()
     variance = torch.maximum(alike, torch.full_like(cosine, 1 / flat.shape[1]))
-    return cosine / variance.sqrt(), valid[:, None] & valid[None, :]
+    return cosine, variance.sqrt(), valid[:, None] & valid[None, :]
 
 
 def related_components(

@@ -28,7 +28,7 @@ from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
 from mother.io.files import KEPT_TAG, write_atomically, write_json
-from mother.io.layers import Layer, canonical_name, is_backbone, sort_key
+from mother.io.layers import Layer, canonical_name, is_backbone, layer_of, sort_key
 from mother.io.open import lacks, open_checkpoint
 from mother.io.runtime import IN_FLIGHT, STOP
 from mother.io.safetensors import DTYPES
@@ -68,6 +68,16 @@ def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
     return found
 
 
+def all_weights(checkpoint: Checkpoint) -> int:
+    """Entries of all tensors with two or more dimensions but embeddings and heads, of any name and type."""
+    outside = 0
+    for name, (_, info) in checkpoint.tensors.items():
+        layer = layer_of(name) or Layer("", canonical_name(name))
+        if len(info.shape) >= 2 and is_backbone(layer):
+            outside += int(np.prod(info.shape))
+    return outside
+
+
 def wanted_names(checkpoint: Checkpoint) -> list[str]:
     """Raw names of the tensors that are read: matrices in their order, then all others of a type that we know."""
     inside = [checkpoint.layers[layer] for layer in sorted(matrices(checkpoint), key=sort_key)]
@@ -105,8 +115,8 @@ def take(
     shapes = matrices(checkpoint)
     if not shapes:
         raise lacks(checkpoint, "weight matrix outside embeddings and heads")
-    layer_of = {checkpoint.layers[layer]: layer for layer in shapes}
-    facts, parts = Facts(), {}
+    inside = {checkpoint.layers[layer]: layer for layer in shapes}
+    facts, parts = Facts(weights=all_weights(checkpoint)), {}
     steps = _steps(checkpoint, wanted_names(checkpoint))
     sizes = {name: int(np.prod(checkpoint.tensors[name][1].shape)) for names in steps for name in names}
     # The same memory for all steps; what comes over a network has its own.
@@ -119,9 +129,9 @@ def take(
         found = checkpoint.read_tensors(names, into)
         for name in names:
             values = found.pop(name)
-            if name in layer_of:
-                weight = values.reshape(shapes[layer_of[name]])
-                kept = note_matrix(facts, layer_of[name], weight, limit)
+            if name in inside:
+                weight = values.reshape(shapes[inside[name]])
+                kept = note_matrix(facts, inside[name], weight, limit)
                 half = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
                 exact = half.itemsize < 4 and torch.equal(kept.to(half).float(), kept)
                 parts[name] = kept.to(half) if exact else kept.clone()

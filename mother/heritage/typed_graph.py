@@ -52,7 +52,7 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
                 if len(relation.parents) > 1 and "coefficients" in facts:
                     facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
                 facts["direction"] = "known"
-                facts["compared"] = _round(heritage.first_pass.shared[parent, child])
+                facts["compared"] = _round(heritage.first_pass.compared(parent, child))
                 edges.append(Edge(models[parent], models[child], facts))
         elif child in under:
             name = heritage.hidden_name(under[child])
@@ -65,7 +65,7 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             facts = _training_kind(heritage, parent, child)
             facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
             facts["direction"] = "known" if arrow >= KNOWN else "unknown"
-            facts["compared"] = _round(heritage.first_pass.shared[parent, child])
+            facts["compared"] = _round(heritage.first_pass.compared(parent, child))
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
         if hidden.parent is not None:
@@ -84,7 +84,8 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
       null beside a hidden ancestor
     * adjacency: probability that the two are parent and child, in either direction
     * arrow: probability that it points this way, given that they are; direction says "unknown" where it is too low
-    * compared: share of the matrix entries that both have in common shapes
+    * compared: entries that both have in common shapes, as share of all weights of the larger one but embeddings and
+      heads; what has an unknown name or type counts as not compared
     """
     first_pass = heritage.first_pass
     aliases: dict[int, list[str]] = {}

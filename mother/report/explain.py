@@ -52,7 +52,7 @@ def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "relatedness": round(float(first_pass.relatedness[i, j]), 2),
         "distance": round(distance, 6) if np.isfinite(distance) else None,
-        "compared": round(float(first_pass.shared[i, j]), 4),
+        "compared": round(first_pass.compared(i, j), 4),
     }
     if not np.isfinite(distance):
         return found

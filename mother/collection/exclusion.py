@@ -1,0 +1,188 @@
+"""Whether the weights exclude what a model claims: by tests that a true claim passes, not by the most probable tree.
+
+Two things exclude "this model was made from that one". Either the two share nothing, where they would show it. Or the
+claimed parent was itself made from a relative of the model: its own update came later, and the model holds none of it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import networkx as nx
+
+from mother.collection.workspace import ALIKE, Group, Recovered
+from mother.errors import CheckpointError
+from mother.evidence.edges import DECISIVE, is_lora
+from mother.evidence.exclusion import alike_elsewhere, inheritance, radial_share, rounding_shape, update_share
+from mother.evidence.facts import mantissa
+from mother.evidence.merges import depends_on
+
+LEAST_COSINE = 0.1  # by eye: what a model that was trained from another keeps of it at the very least
+DEVIATIONS = 6.0  # by which the cosine must lie below that
+CHANCE = 3.0  # deviations from nothing up to which two models count as unrelated
+LEAST_SHARE = 0.1  # by eye: of an update, what a parent of an undeclared merge adds at the least
+TUNED_SHARE = 0.3  # by eye: the same for models that say that they are no merge
+ERRORS = 3.0  # standard errors
+SURE_ARROW = 0.9  # by eye: probability of an arrow that other evidence must then support
+RADIAL = 0.05  # by eye: share of an update that only scales, above which newness points anywhere
+DRIFT = 0.15  # by eye: share of an update that neighbours hold, too, from which they drift together
+KEPT = 0.3  # by eye: how far from all of an update a descendant may hold
+ROUNDED = (0.57, 0.63)  # by eye: around what rounding leaves, see `rounding_shape`
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """What the weights say against a claim; `sure` where they exclude it, else why they cannot."""
+
+    sure: bool
+    reason: str
+
+
+class Exclusion:
+    """The tests, for the models of one result. Copies stand for one another."""
+
+    def __init__(self, recovered: Recovered):
+        self.graph = recovered.graph.to_networkx()
+        self.node = {
+            alias: key for key, facts in self.graph.nodes.items() for alias in (key, *facts.get("aliases", ()))
+        }
+        self.groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
+        self.sketches = {sketch.model: sketch for group in recovered.groups for sketch in group.sketches}
+
+    @cached_property
+    def _undirected(self) -> nx.Graph:
+        return self.graph.to_undirected()
+
+    def unrelated(self, child: str, parent: str) -> Excluded:
+        """Whether two models share nothing, and would show it if they did."""
+        group = self.groups[child]
+        if group is not self.groups[parent]:
+            return Excluded(
+                False, "not comparable: less than half of their weights have layers of equal name and shape"
+            )
+        place = {model: at for at, model in enumerate(group.heritage.first_pass.models)}
+        compared = group.heritage.first_pass.compared(place[child], place[parent])
+        if compared < ALIKE:
+            return Excluded(False, f"not comparable: only {compared:.0%} of their weights could be compared")
+        one, other = self.sketches[child], self.sketches[parent]
+        try:
+            shared = inheritance(one, other)
+            if not shared.lacks(LEAST_COSINE, DEVIATIONS):
+                return Excluded(False, "not comparable: their matrices are too few or too small to tell")
+            if shared.z > CHANCE:
+                return Excluded(False, f"they are hardly alike (z = {shared.z:.1f}), which may be chance")
+            if alike_elsewhere(one, other):
+                return Excluded(False, "not comparable: some of their layers are alike at other places")
+        except CheckpointError as error:
+            return Excluded(False, f"what was kept of them cannot be read: {error.reason}")
+        reason = f"their weights are unrelated: {compared:.0%} of them compared, z = {shared.z:.1f}"
+        return Excluded(
+            True, f"{reason}, where a tenth of the parent's weights would give {LEAST_COSINE * shared.unit:.0f}"
+        )
+
+    def elsewhere(self, child: str, parent: str, least: float = LEAST_SHARE) -> Excluded | None:
+        """Whether the claimed parent was made from a relative of the child, and the child holds nothing of it.
+
+        Models are nodes of the graph, in one tree. `least` is the share of the parent's own update that the child would
+        hold; 0 where it may be a merge, which may hold very little of each parent, and is like a parent of theirs: then
+        only exact arrows count. None where nothing speaks against the claim so clearly.
+        """
+        try:
+            way = nx.shortest_path(self._undirected, parent, child)
+        except nx.NetworkXNoPath:
+            return None
+        for newer, older in zip(way, way[1:]):
+            if not self.graph.has_edge(older, newer) or not self.arrow_is_sure(older, newer, exact=not least):
+                continue
+            # What was made from `newer` holds all that it added; what only drifts the same way, more or less of it.
+            kept = self._share(parent, older, newer)
+            if newer != parent and (kept is None or not kept.is_near(1.0, KEPT, ERRORS)):
+                continue
+            if older == child:
+                return Excluded(True, f"{parent} was made from {child}{self._through(way, newer)}")
+            held = self._share(child, older, newer) if least else None
+            if held is not None and held.is_near(0.0, least, ERRORS):
+                words = f"{parent} was made from {older}{self._through(way, newer)}"
+                return Excluded(True, f"{words}, and {child} holds nothing of what changed ({held.mean:+.2f} of it)")
+        return None
+
+    @staticmethod
+    def _through(way: list[str], newer: str) -> str:
+        between = way[1 : way.index(newer) + 1]
+        return f" through {', '.join(reversed(between))}" if between else ""
+
+    def _share(self, model: str, start: str, end: str):
+        found = [self.sketches.get(one) for one in (model, start, end)]
+        if any(one is None for one in found):
+            return None
+        try:
+            return update_share(*found)
+        except CheckpointError:
+            return None
+
+    @lru_cache(maxsize=None)  # noqa: B019  an object lives for one audit
+    def arrow_is_sure(self, older: str, newer: str, exact: bool = False) -> bool:
+        """Whether an edge of the graph points the right way beyond what a fitted probability says.
+
+        `exact`: by an exact relation alone.
+        """
+        group = self.groups.get(older)
+        if group is None or newer not in self.groups or self.graph.edges[older, newer].get("hidden"):
+            return False
+        try:
+            known = self._exact_arrow(group, older, newer)
+            return not exact and self._trained_arrow(group, older, newer) if known is None else known
+        except CheckpointError:
+            return False
+
+    def _exact_arrow(self, group: Group, older: str, newer: str) -> bool | None:
+        """What an exact relation says of an arrow; None where there is none."""
+        heritage = group.heritage
+        place = {model: at for at, model in enumerate(heritage.first_pass.models)}
+        i, j = place[older], place[newer]
+        relation, p = heritage.relations.get(j), heritage.second_pass.number(i, j)
+        one, other = self.sketches[older], self.sketches[newer]
+        if relation is not None:
+            if relation.kind in ("cast", "quantize"):
+                shape = rounding_shape(one, other, relation.kind == "cast")
+                return shape is not None and ROUNDED[0] < shape < ROUNDED[1]
+            # Of models on one line each is a combination of the others: which one was mixed is not exact.
+            # A matrix of zeros that was trained looks like a pruned one, reversed: of that nothing else is left.
+            return relation.kind == "prune" and p is not None and self._keeps_some(group, p)
+        if p is not None and is_lora(heritage.second_pass, p):
+            rounding = float(heritage.second_pass.arrays["rounding"][:, p].sum()) * (1 if i < j else -1)
+            return True if rounding >= DECISIVE else None
+        return None
+
+    @staticmethod
+    def _keeps_some(group: Group, p: int) -> bool:
+        arrays = group.heritage.second_pass.arrays
+        changed = arrays["energy"][:, p] > 0
+        return bool((arrays["equal"][changed, p] > 0.05 * arrays["entries"][changed, p]).all())
+
+    def _trained_arrow(self, group: Group, older: str, newer: str) -> bool:
+        """Whether newness can be trusted: no decay that turns it, no merge, no neighbour that drifts the same way.
+
+        A root that was never annealed loses its noise in every child: newness then points backwards, and all of its
+        children share part of their updates. So without a neighbour to compare with nothing is sure.
+        """
+        if self.graph.edges[older, newer].get("arrow", 0.0) < SURE_ARROW:
+            return False
+        if radial_share(self.sketches[older], self.sketches[newer]) > RADIAL or self._mixed(group, older, newer):
+            return False
+        rest = self._undirected.copy()
+        rest.remove_edge(older, newer)
+        shares = [self._share(one, older, newer) for one in rest.neighbors(older) if one in self.sketches]
+        known = [share for share in shares if share is not None]
+        return bool(known) and all(share.is_near(0.0, DRIFT, ERRORS) for share in known)
+
+    @staticmethod
+    def _mixed(group: Group, one: str, other: str) -> bool:
+        """Whether one of two models is a combination of the other and more models: a merge is like a parent of them."""
+        first_pass, second_pass = group.heritage.first_pass, group.heritage.second_pass
+        place = {model: at for at, model in enumerate(first_pass.models)}
+        for i, j in ((place[one], place[other]), (place[other], place[one])):
+            near = second_pass.neighbours[i]
+            bits = mantissa(first_pass.facts[i])
+            if j in near and depends_on(second_pass.grams[i], float(first_pass.size[i]), bits, near.index(j)):
+                return True
+        return False

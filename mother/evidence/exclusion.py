@@ -1,0 +1,163 @@
+"""What weights exclude: inheritance that is not there, updates that a model lacks, differences that rounding left.
+
+A fitted tree says what is most probable. These statistics are free of it: each has a value that follows from "this
+model was made from that one", so that a claim can be rejected by a test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mother.evidence.relatedness import cosine_and_deviation
+from mother.evidence.sketch import Sketch
+from mother.io.layers import Layer
+
+RUN = 32  # entries that every quantizer gives one scale, and enough to tell a box from a bell
+FEW = 3.0  # effective number of layers below which a standard error over layers says nothing
+ELSEWHERE = 0.3  # by eye: cosine of two matrices at different places that no independent ones come to
+LARGE = 1024  # by eye: entries of a matrix that is looked for at other places
+SAMPLED = 6  # budget: matrices whose singular values are compared
+SAME_SPECTRUM = 1e-3  # relative difference of singular values: of one matrix in another order only rounding is left
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What two models share, matrix by matrix."""
+
+    z: float  # of the mean cosine, standard normal under independent initialisation
+    unit: float  # what z would be for equal models: how much of the cosine the matrices can show
+    layers: int
+
+    def lacks(self, cosine: float, errors: float) -> bool:
+        """Whether the mean cosine is below `cosine` by so many deviations."""
+        return self.layers > 0 and self.z + errors < cosine * self.unit
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of an update another model holds: 1 for all who descend from it, 0 for those that it is new to."""
+
+    mean: float
+    error: float  # standard error over layers
+    layers: float  # effective number: 1 over the sum of squared shares of the update's energy
+
+    def is_near(self, value: float, within: float, errors: float) -> bool:
+        """Whether the share lies so near to a value, by so many standard errors."""
+        return self.layers >= FEW and abs(self.mean - value) + errors * self.error < within
+
+
+def common_layers(sketches: Sequence[Sketch]) -> list[Layer]:
+    """Matrices that all models have in one shape."""
+    first, *others = sketches
+    return [layer for layer, shape in first.shapes.items() if all(one.shapes.get(layer) == shape for one in others)]
+
+
+def inheritance(one: Sketch, other: Sketch) -> Inheritance:
+    """The test of relatedness for two models, with what it could have found."""
+    z = unit = 0.0
+    layers = 0
+    for layer in common_layers((one, other)):
+        cosine, deviation, valid = cosine_and_deviation(torch.stack([one.read(layer), other.read(layer)]))
+        if valid[0, 1]:
+            z += float(cosine[0, 1] / deviation[0, 1])
+            unit += float(1 / deviation[0, 1])
+            layers += 1
+    return Inheritance(z / max(1, layers) ** 0.5, unit / max(1, layers) ** 0.5, layers)
+
+
+def alike_elsewhere(one: Sketch, other: Sketch) -> bool:
+    """Whether a matrix of one model resembles one of the other at another place, or its transpose, or has its spectrum.
+
+    So do models whose layers were dropped, doubled or renamed, whose matrices are stored the other way round, or whose
+    hidden units are in another order.
+    """
+    # Equal shapes keep equal parts. Small matrices resemble one another by chance.
+    places: dict[tuple[int, int], list[Tensor]] = {}
+    for layer, shape in other.shapes.items():
+        if shape[0] * shape[1] >= LARGE:
+            places.setdefault(shape, []).append(_unit(other.read(layer)))
+    stacked = {shape: torch.stack(units) for shape, units in places.items()}
+    for layer, shape in one.shapes.items():
+        own = one.read(layer)
+        for turned in (own, own.T) if one.scale(layer) == 1 else (own,):
+            rivals = stacked.get(shape if turned is own else shape[::-1])
+            if rivals is not None and float((rivals @ _unit(turned)).abs().max()) > ELSEWHERE:
+                return True
+    whole = [layer for layer in common_layers((one, other)) if one.scale(layer) == 1]
+    sampled = whole[:: max(1, len(whole) // SAMPLED)]
+    same = 0
+    for layer in sampled:
+        first, second = torch.linalg.svdvals(one.read(layer)), torch.linalg.svdvals(other.read(layer))
+        same += float((first - second).norm()) < SAME_SPECTRUM * float(first.norm())
+    return same > len(sampled) / 2
+
+
+def _unit(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "entries"]:
+    """A matrix as a centred vector of length 1."""
+    centred = (weight - weight.mean()).flatten()
+    return centred / centred.norm().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def update_share(model: Sketch, start: Sketch, end: Sketch) -> Share | None:
+    """The share of the update from `start` to `end` that `model` holds, as seen from `start`.
+
+    <W - W_start, W_end - W_start> / |W_end - W_start|^2, pooled over layers: what was made from `end` holds all of it
+    (1), a merge with it its coefficient, a sibling that learned something else nothing. None where nothing differs.
+    """
+    along, energy = [], []
+    for layer in common_layers((model, start, end)):
+        origin = start.read(layer)
+        update = (end.read(layer) - origin).double()
+        scale = start.scale(layer)
+        if update.any():
+            along.append(scale * float((update * (model.read(layer) - origin)).sum()))
+            energy.append(scale * float(update.square().sum()))
+    if not energy:
+        return None
+    top, below = np.array(along), np.array(energy)
+    mean = top.sum() / below.sum()
+    few = len(below) / max(1, len(below) - 1)
+    error = np.sqrt(few * np.square(top - mean * below).sum()) / below.sum()
+    return Share(float(mean), float(error), float(below.sum() ** 2 / np.square(below).sum()))
+
+
+def radial_share(start: Sketch, end: Sketch) -> float:
+    """Share of the energy of an update that only scales matrices: large where weights decayed more than they learned.
+
+    Directions of a matrix that shrank look new in the model that did not shrink.
+    """
+    radial = whole = 0.0
+    for layer in common_layers((start, end)):
+        origin = start.read(layer).double()
+        update = end.read(layer).double() - origin
+        size = float(origin.square().sum())
+        if size > 0:
+            radial += start.scale(layer) * float((update * origin).sum()) ** 2 / size
+            whole += start.scale(layer) * float(update.square().sum())
+    return radial / whole if whole else 0.0
+
+
+def rounding_shape(start: Sketch, end: Sketch, binary: bool) -> float | None:
+    """Root mean square over the largest of RUN neighbouring differences, its mean over all runs.
+
+    Rounding errors fill their step evenly: E[rms] / E[max] of 32 uniform numbers is .577 / .970 = .60, whatever the
+    step. Training leaves other shapes: .48 for a bell, 1 for steps of one size, less for heavy tails. With `binary`
+    differences are taken in units of the exponent of the value, as a cast leaves them. None where too few differ.
+    """
+    found = []
+    for layer in common_layers((start, end)):
+        one, other = start.read(layer), end.read(layer)
+        if one.shape[1] % RUN or torch.equal(one, other):
+            continue
+        residual = (other - one).double()
+        if binary:
+            residual = residual / torch.exp2(torch.frexp(one).exponent.double())
+        runs = residual.reshape(-1, RUN)
+        largest = runs.abs().amax(dim=1)
+        found.append((runs.square().mean(dim=1).sqrt() / largest)[largest > 0])
+    shapes = torch.cat(found) if found else torch.zeros(0)
+    return float(shapes.mean()) if len(shapes) >= RUN else None
