@@ -1,5 +1,6 @@
 """MoTHer: recover the family tree of neural networks from their weights."""
 
+import os
 from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -26,8 +27,9 @@ def recover(
     sketch    entries that are compared of each matrix, at most
     device    "auto", "cpu", "cuda", ...
 
-    Returns a networkx DiGraph, edges from parent to child. Graph attributes: `left_out` (id -> why). Nodes: `tree`,
-    `group` (architecture), `root` (probability), `aliases` (copies), `hidden`. Edges: `kind` ("fine-tune", "lora",
+    Returns a networkx DiGraph, edges from parent to child. Graph attributes: `left_out` (id -> why) and `not_read`
+    (path -> why). Nodes: `tree`, `group` (architecture), `root` (probability), `aliases` (copies), `hidden`. Edges:
+    `kind` ("fine-tune", "lora",
     "cast", "prune", "quantize", "merge"; None beside hidden ancestors), `adjacency` and `arrow` (probabilities in
     0..1), `direction` ("known" or "unknown"), `compared` (share of entries), `relative_change` (norm of the difference
     over that of the parent), and what belongs to the kind: `rank`, `dora`, `dtype`, `bits`, `zeros`, `coefficients`.
@@ -36,7 +38,7 @@ def recover(
     """
     from pathlib import Path
 
-    from mother.collection.find import find_models, with_claims
+    from mother.collection.find import search, with_claims
     from mother.collection.workspace import recover_sources
     from mother.errors import InputError
     from mother.io.runtime import choose_device
@@ -45,11 +47,13 @@ def recover(
     names = [models] if isinstance(models, str | PathLike) else list(models)
     if not names:
         raise InputError("name models: paths, or owner/name.")
-    sources = with_claims(find_models([str(name) for name in names]))
+    found = search([os.fspath(name) for name in names])
     folder = Path(out) if out is not None else None
-    recovered = recover_sources(sources, folder, choose_device(device)[0], error, sketch)
+    sources = with_claims(found.sources)
+    recovered = recover_sources(sources, folder, choose_device(device)[0], error, sketch, gaps=found.gaps)
     if folder is not None:
         write_outputs(recovered, folder)
     graph = recovered.graph.to_networkx()
     graph.graph["left_out"] = dict(recovered.graph.left_out)
+    graph.graph["not_read"] = dict(recovered.graph.not_read)
     return graph

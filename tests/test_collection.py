@@ -10,7 +10,7 @@ from conftest import save_model, vit_weights
 from hub_server import HubServer, use
 
 from mother.collection.claims import Claim
-from mother.collection.find import Source, find_models, with_claims
+from mother.collection.find import Source, search, with_claims
 from mother.collection.hub_lists import models_of_author, models_of_collection
 from mother.errors import InputError
 from mother.graph.manifest import Manifest, Node
@@ -18,7 +18,7 @@ from mother.graph.manifest_io import write_manifest
 
 
 def ids(*arguments: object) -> list[str]:
-    return [source.id for source in find_models(map(str, arguments))]
+    return [source.id for source in search(map(str, arguments)).sources]
 
 
 def test_folders_files_and_folders_of_folders(tmp_path: Path) -> None:
@@ -59,14 +59,14 @@ def test_pipelines_and_the_hub_cache(tmp_path: Path) -> None:
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     save_model(tmp_path / "pipeline" / "unet", vit_weights(1))
     save_model(tmp_path / "pipeline" / "vae", vit_weights(1))
-    (source,) = find_models([str(tmp_path / "pipeline")])
+    (source,) = search([str(tmp_path / "pipeline")]).sources
     assert source.id == "pipeline" and source.location.endswith("/unet")
     cache = tmp_path / "hub" / "models--org--name"
     for commit in ("aaa", "bbb"):
         save_model(cache / "snapshots" / commit, vit_weights(1))
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("aaa")
-    (source,) = find_models([str(tmp_path / "hub")])
+    (source,) = search([str(tmp_path / "hub")]).sources
     assert source.id == "org/name" and source.location.endswith("/aaa")
 
 
@@ -77,7 +77,7 @@ def test_manifests_and_repositories(tmp_path: Path) -> None:
         Node("gone", "y", absent=True),
     )
     write_manifest(tmp_path / "m.json", Manifest("m", nodes, tmp_path))
-    first, second = find_models([str(tmp_path / "m.json")])
+    first, second = search([str(tmp_path / "m.json")]).sources
     assert first.location == str(tmp_path / "x" / "base") and second == Source(
         "tuned", "hf://o/n@v1:unet", "hf://o/base"
     )
@@ -89,9 +89,9 @@ def test_manifests_and_repositories(tmp_path: Path) -> None:
 )
 def test_what_names_nothing_is_one_clear_error(argument: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
-        find_models([argument])
+        search([argument])
     with pytest.raises(InputError, match="no model in this folder"):
-        find_models([str(tmp_path)])
+        search([str(tmp_path)])
 
 
 def test_authors_and_collections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,11 +114,11 @@ def test_adapters_find_their_base_among_the_models(tmp_path: Path) -> None:
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     for said in ("../base", str(tmp_path / "base"), "base"):
         (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": said}))
-        base, found = with_claims(sorted(find_models([str(tmp_path)]), key=lambda one: one.id, reverse=True))
+        base, found = with_claims(sorted(search([str(tmp_path)]).sources, key=lambda one: one.id, reverse=True))
         assert base.base is None and found.base == base.location
         assert found.claims == (Claim("adapter_config.json", said, None, found.claims[0].path),)
         assert Source.from_json(json.loads(json.dumps(found.to_json()))).to_json() == found.to_json()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
-    assert with_claims(find_models([str(tmp_path)]))[0].base is not None  # its owner is not known here
+    assert with_claims(search([str(tmp_path)]).sources)[0].base is not None  # its owner is not known here
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
-    assert all(one.base is None for one in with_claims(find_models([str(tmp_path)])))
+    assert all(one.base is None for one in with_claims(search([str(tmp_path)]).sources))

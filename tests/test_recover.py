@@ -21,7 +21,7 @@ from test_heritage import base, halved, moved
 
 from mother import recover
 from mother.cli.commands import main
-from mother.collection.find import find_models
+from mother.collection.find import Found, search
 from mother.collection.state import read_state
 from mother.collection.workspace import group_by_shapes, recover_sources, reopen
 from mother.errors import InputError
@@ -166,10 +166,10 @@ def test_add_gives_the_graph_of_all_and_reads_the_new_one_only(tmp_path: Path) -
 
 
 def test_add_to_the_grown_splits(forest: dict[str, Manifest], tmp_path: Path) -> None:
-    sources = find_models([str(forest["mini_lora_v"].folder / "mini_lora_v.json")])
+    sources = search([str(forest["mini_lora_v"].folder / "mini_lora_v.json")]).sources
     whole = recover_sources(sources, tmp_path / "whole", CPU)
     recover_sources(sources[:-3], tmp_path / "part", CPU)
-    added = reopen(tmp_path / "part", CPU, sources[-3:])
+    added = reopen(tmp_path / "part", CPU, Found(sources[-3:]))
     assert added.graph.edges == whole.graph.edges and added.graph.nodes == whole.graph.nodes
 
 
@@ -371,7 +371,7 @@ def test_groups(tmp_path: Path) -> None:
     }
     for name, weights in {"a": base(1), "wide": wider, "deep": deeper, "b": base(2), "llama": llama(1)}.items():
         save_model(tmp_path / name, weights)
-    opened, left_out = open_all((one.id, one.location, one.base) for one in find_models([str(tmp_path)]))
+    opened, left_out = open_all((one.id, one.location, one.base) for one in search([str(tmp_path)]).sources)
     groups = group_by_shapes(sketch_models(opened, tmp_path / "kept").sketches)
     assert [sorted(one.model for one in members) for members in groups] == [["a", "b", "deep"], ["llama"], ["wide"]]
     assert not left_out
@@ -389,7 +389,7 @@ def test_damaged_states(content: str, tmp_path: Path) -> None:
 
 def test_a_state_cannot_point_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "m", vit_weights(1))
-    recover_sources(find_models([str(tmp_path / "m")]), tmp_path / "out", CPU)
+    recover_sources(search([str(tmp_path / "m")]).sources, tmp_path / "out", CPU)
     state = json.loads((tmp_path / "out" / "collection.json").read_text())
     state["sources"][0]["sketch"] = "../../secret"
     (tmp_path / "out" / "collection.json").write_text(json.dumps(state))

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 from test_heritage import base, halved, moved
 
 from mother.collection.audit import audit_of
-from mother.collection.find import find_models, with_claims
+from mother.collection.find import search, with_claims
 from mother.collection.workspace import recover_sources
 from mother.graph.model_graph import read_model_graph
 from mother.report.html import page
@@ -56,7 +56,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "models" / "<i>broken", {"x": torch.ones(2)})
     for name, parent in {"tuned": "root", "other": f"root{HOSTILE}", "lora": "other", HOSTILE: SCRIPT}.items():
         (folder / "models" / name / "README.md").write_text(f"---\nbase_model: {json.dumps(parent)}\n---\n")
-    recovered = recover_sources(with_claims(find_models([str(folder / "models")])), folder / "out", torch.device("cpu"))
+    recovered = recover_sources(
+        with_claims(search([str(folder / "models")]).sources), folder / "out", torch.device("cpu")
+    )
     write_outputs(recovered, folder / "out", audit_of(recovered), f"Models {SCRIPT}")
     return folder / "out" / "report.html"
 

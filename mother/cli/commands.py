@@ -6,92 +6,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from mother.cli.arguments import run
+from mother.cli.flags import Add, Audit, Explain, Recover
 from mother.cli.locks import alone_in
 from mother.errors import InputError
 
 UNDECLARED = 10  # of models that claim nothing
 LISTED = 200  # lines of the tree that are printed; all of it is in the files
-
-
-@dataclass
-class Recover:
-    """Recover the Model Graph of any models. Other commands: add, explain, audit (each with --help)."""
-
-    models: tyro.conf.Positional[tuple[str, ...]] = ()
-    """folders, weight files, folders of models, or owner/name[@revision][:subfolder] on the Hugging Face Hub"""
-    manifest: Path | None = None
-    """a manifest that names the models"""
-    author: str | None = None
-    """all models of an author or organisation on the Hub"""
-    collection: str | None = None
-    """all models of a collection on the Hub"""
-    out: Path = Path("results/recover")
-    """folder for the results"""
-    audit: bool = False
-    """hold what cards and configurations claim against the weights; exit code 3: a contradiction, 4: another finding
-    that is to fail, 0: none"""
-    fail_on: str = "contradicted,unreadable"
-    """with --audit: findings that end it with a code, of contradicted, undecided, undeclared and unreadable"""
-    error: float = 0.01
-    """probability of a single false relation among independently initialised models"""
-    sketch: int = 1 << 16
-    """entries that are compared of each matrix, at most"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    overwrite: bool = False
-    """make the result again where it is kept"""
-    quiet: bool = False
-    """print errors only"""
-    json: bool = False
-    """print the Model Graph as JSON, and nothing else, to standard output"""
-
-
-@dataclass
-class Add:
-    """Add models to a result: they are read, the others are not."""
-
-    models: tyro.conf.Positional[tuple[str, ...]]
-    """as for recover"""
-    to: Path = Path("results/recover")
-    """folder of the result"""
-    audit: bool = False
-    """hold what cards and configurations claim against the weights, as recover --audit does"""
-    fail_on: str = "contradicted,unreadable"
-    """as for recover"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    quiet: bool = False
-    """print errors only"""
-    json: bool = False
-    """print the Model Graph as JSON, and nothing else, to standard output"""
-
-
-@dataclass
-class Explain:
-    """Are two models of a result related, how, which came first, and how sure is that?"""
-
-    one: tyro.conf.Positional[str]
-    """id of a model, as the tree shows it"""
-    other: tyro.conf.Positional[str]
-    """id of another"""
-    to: Path = Path("results/recover")
-    """folder of the result"""
-    json: bool = False
-    """print all figures as JSON"""
-
-
-@dataclass
-class Audit(Recover):
-    """Hold what cards and configurations claim against the weights: recover with --audit."""
-
-    audit: bool = True
-    """exit code 3: a contradiction, 4: another finding that is to fail, 0: none"""
 
 
 @contextlib.contextmanager
@@ -158,23 +81,27 @@ def _report_audit(folder: Path, left_out: int, fail_on: Sequence[str]) -> tuple[
 def _report(folder: Path, audit: bool, fail_on: Sequence[str]) -> int:
     """Print the result in a folder; returns the exit code, which is that of the audit."""
     from mother.cli.tables import report_left_out
+    from mother.collection.gaps import summary
     from mother.collection.state import GRAPH
     from mother.graph.model_graph import read_model_graph
-    from mother.graph.text import graph_text
+    from mother.graph.text import graph_text, head_line
 
     graph = read_model_graph(folder / GRAPH)
+    print(head_line(graph))
     sizes: Counter[str] = Counter()
     for facts in graph.nodes.values():
         if not facts.get("hidden"):
             sizes[facts["group"]] += 1 + len(facts.get("aliases", ()))
     for group, size in sizes.items():
-        print(f"{size} {'models' if size > 1 else 'model'} of {group}")
+        print(f"  {size} of {group}")
     lines = graph_text(graph).splitlines()
     print("\n" + "\n".join(lines[:LISTED]))
     if len(lines) > LISTED:
         print(f"... and {len(lines) - LISTED} more lines: see {folder / 'report.html'}")
     print()
-    report_left_out(graph.left_out)
+    report_left_out(graph.left_out, graph.notes)
+    if graph.not_read:
+        print(f"not read: {summary(graph.not_read.items())}; each is in {folder / GRAPH}")
     code, why = _report_audit(folder, len(graph.left_out), fail_on) if audit else (0, "")
     print(f"results: {folder}/ (report.html, tree.svg, tree.png, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
@@ -195,25 +122,39 @@ def _finish(args: Recover | Add, folder: Path) -> None:
         sys.exit(code)
 
 
-def recover(args: Recover) -> None:
-    """Find, read, recover, write; or show what is kept of the same models."""
-    from mother.cli.tables import announce_device, announce_kept
-    from mother.collection.find import find_models, with_claims
-    from mother.collection.state import kept_result
-
+def _names(args: Recover) -> list[str]:
+    """All that the user names, wherever he names it."""
     names = list(args.models) + ([str(args.manifest)] if args.manifest is not None else [])
+    if args.from_file is not None:
+        try:
+            text = sys.stdin.read() if args.from_file == "-" else Path(args.from_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--from-file {args.from_file} cannot be read: {error}. Give a file of names.") from None
+        names += [line.strip() for line in text.splitlines() if line.strip()]
     if args.author or args.collection:
         from mother.collection.hub_lists import models_of_author, models_of_collection
 
         names += models_of_author(args.author) if args.author else []
         names += models_of_collection(args.collection) if args.collection else []
     if not names:
-        raise InputError("name models: paths, owner/name, --manifest, --author or --collection (see --help).")
+        raise InputError("name models: paths, owner/name, --manifest, --from-file, --author or --collection.")
+    return names
+
+
+def recover(args: Recover) -> None:
+    """Find, read, recover, write; or show what is kept of the same models."""
+    from mother.cli.tables import announce_device, announce_kept
+    from mother.collection.find import search, with_claims
+    from mother.collection.state import kept_result
+
     _fail_on(args)  # before hours of reading
-    sources = with_claims(find_models(names))
+    found = search(_names(args), args.strict)
+    sources = with_claims(found.sources)
     with _said(args), alone_in(args.out):
         print(f"{len(sources)} model{'s' if len(sources) > 1 else ''}")
-        what = sources, args.error, args.sketch, _title(args.out), args.audit
+        for note in found.notes:
+            print(f"note: {note}")
+        what = sources, found.gaps, args.error, args.sketch, _title(args.out), args.audit
         if not args.overwrite and kept_result(args.out, *what) is not None:
             announce_kept(args.out)
         else:
@@ -221,9 +162,9 @@ def recover(args: Recover) -> None:
             from mother.collection.workspace import recover_sources
             from mother.report.write import write_outputs
 
-            device = announce_device(args.device)
-            found = recover_sources(sources, args.out, device, args.error, args.sketch, _progress(args))
-            write_outputs(found, args.out, audit_of(found) if args.audit else None, _title(args.out))
+            settings = announce_device(args.device), args.error, args.sketch, _progress(args)
+            recovered = recover_sources(sources, args.out, *settings, gaps=found.gaps)
+            write_outputs(recovered, args.out, audit_of(recovered) if args.audit else None, _title(args.out))
     _finish(args, args.out)
 
 
@@ -233,7 +174,7 @@ def add(args: Add) -> None:
         raise InputError("name a model to add.")
     from mother.cli.tables import announce_device
     from mother.collection.audit import audit_of
-    from mother.collection.find import find_models, with_claims
+    from mother.collection.find import search, with_claims
     from mother.collection.state import read_state
     from mother.collection.workspace import reopen
     from mother.report.write import write_outputs
@@ -243,10 +184,13 @@ def add(args: Add) -> None:
     with _said(args), alone_in(args.to):
         known = read_state(args.to).sources
         there = {source.location: source.id for source in known}
-        found = with_claims(find_models(args.models), known)
-        for source in found:
+        found = search(args.models, args.strict)
+        found.sources = with_claims(found.sources, known)
+        for source in found.sources:
             if source.location in there:
                 print(f"{there[source.location]} is in {args.to} already, and is looked at again")
+        for note in found.notes:
+            print(f"note: {note}")
         recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
         write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to))
     _finish(args, args.to)
@@ -260,7 +204,7 @@ def explain(args: Explain) -> None:
     from mother.report.explain import explain as evidence_on
     from mother.report.explain import explain_text
 
-    recovered = reopen(args.to, choose_device("cpu")[0], (), progress)
+    recovered = reopen(args.to, choose_device("cpu")[0], progress=progress)
     found = evidence_on(recovered, args.one, args.other)
     print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else explain_text(found))
 

@@ -6,11 +6,12 @@ files of a result are there: it says from which files, settings and code they we
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mother.collection.find import Source
+from mother.collection.gaps import Gaps
 from mother.errors import CheckpointError, InputError, ManifestError
 from mother.evidence.keys import sketch_key
 from mother.graph.model_graph import ModelGraph, read_model_graph
@@ -31,11 +32,12 @@ class State:
     keys: dict[str, str | None]
     error: float
     sketch: int
+    gaps: Gaps = field(default_factory=Gaps)  # what was found beside the models
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         sources = [{**source.to_json(), "sketch": self.keys.get(source.id)} for source in self.sources]
-        return {"error": self.error, "sketch": self.sketch, "sources": sources}
+        return {"error": self.error, "sketch": self.sketch, "sources": sources, "gaps": self.gaps.to_json()}
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -53,7 +55,8 @@ def read_state(folder: Path) -> State:
         keys = {source.id: one["sketch"] for source, one in zip(sources, content["sources"])}
         if any(key is not None and not (isinstance(key, str) and key.isalnum()) for key in keys.values()):
             raise ValueError("a sketch has an odd name")
-        return State(sources, keys, float(content["error"]), int(content["sketch"]))
+        gaps = Gaps.from_json(content["gaps"])
+        return State(sources, keys, float(content["error"]), int(content["sketch"]), gaps)
     except FileNotFoundError:
         raise InputError(f"{folder} holds no result. Run `python recover.py MODEL ... --out {folder}` first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
@@ -76,7 +79,7 @@ def begin_result(folder: Path) -> None:
 
 
 def kept_result(
-    folder: Path, sources: Sequence[Source], error: float, sketch: int, title: str, audited: bool
+    folder: Path, sources: Sequence[Source], gaps: Gaps, error: float, sketch: int, title: str, audited: bool
 ) -> ModelGraph | None:
     """The Model Graph in a folder, where all of it was made from these very models, settings and code; else None.
 
@@ -95,7 +98,7 @@ def kept_result(
     try:
         keys |= {checkpoint.model: sketch_key(checkpoint, sketch) for checkpoint in opened}
         # A model that opens and still was left out is one whose weights could not be used: try again.
-        now = collection_facts(State(list(sources), keys, error, sketch), title)
+        now = collection_facts(State(list(sources), keys, error, sketch, gaps), title)
         return read_model_graph(folder / GRAPH) if json.loads(json.dumps(now)) == facts else None
     except (CheckpointError, ManifestError):
         return None

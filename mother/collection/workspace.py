@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mother.collection.find import Source
+from mother.collection.find import Found, Source
+from mother.collection.gaps import Gaps
 from mother.collection.state import State, read_state, write_state
 from mother.errors import InputError
 from mother.evidence.candidates import comparable_square
@@ -118,7 +119,9 @@ def _title(members: Sequence[Sketch]) -> str:
     )
     widths = [columns for _, columns in common.values()]
     blocks = len({layer.block for layer in common if layer.block})
-    return f"{blocks} blocks, width {max(set(widths), key=widths.count)}, {size} weights in {len(common)} matrices"
+    deep = f"{blocks} {'blocks' if blocks > 1 else 'block'}, " if blocks else ""
+    matrices = f"{len(common)} {'matrices' if len(common) > 1 else 'matrix'}"
+    return f"{deep}width {max(set(widths), key=widths.count)}, {size} weights in {matrices}"
 
 
 def _join(groups: Sequence[Group], left_out: dict[str, str], name: str) -> ModelGraph:
@@ -147,12 +150,15 @@ def recover_sources(
     progress: Progress = lambda title: lambda total: lambda *count: None,
     known: Sequence[tuple[Source, str]] = (),
     name: str = "recover",
+    gaps: Gaps | None = None,
 ) -> Recovered:
     """Open, read, group and trace models, and keep what was measured in `folder`.
 
     `known` are models of an earlier run with the keys of their sketches in `folder`: they are not opened. Models that
-    cannot be used are left out with the reason; raises InputError where none can be used.
+    cannot be used are left out with the reason; raises InputError where none can be used. `gaps` are what was found
+    beside the models.
     """
+    gaps = gaps or Gaps()
     if not 0 < error < 1:
         raise InputError(f"the error level must be between 0 and 1, not {error}.")
     if sketch < 1024:
@@ -165,7 +171,8 @@ def recover_sources(
         keep = Path(there) / "measurements" if folder is not None else None
         groups = _trace_groups(sketches, device, error, progress, keep)
         keys = {one.model: one.key for one in sketches}
-        recovered = Recovered(_join(groups, left_out, name), groups, State(everyone, keys, error, sketch))
+        graph = replace(_join(groups, left_out | gaps.unusable, name), notes=gaps.notes(), not_read=gaps.not_read)
+        recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps))
         if folder is not None:
             write_state(folder, recovered.state)
     return recovered
@@ -207,7 +214,7 @@ def _trace_groups(
 def reopen(
     folder: Path,
     device: torch.device,
-    add: Sequence[Source] = (),
+    add: Found | None = None,
     progress: Progress = lambda title: lambda total: lambda *count: None,
 ) -> Recovered:
     """A kept result, with more models in it if there are any to add.
@@ -218,7 +225,7 @@ def reopen(
     there = {source.id: source for source in state.sources}
     places = {source.location: source.id for source in state.sources}
     more, named = [], set()
-    for source in add:
+    for source in add.sources if add is not None else ():
         if source.location in places:  # its weights or its card may be others now
             model = places[source.location]
             there[model] = replace(source, id=model)
@@ -237,4 +244,5 @@ def reopen(
             again.append(source)
         else:
             known.append((source, key))
-    return recover_sources([*again, *more], folder, device, state.error, state.sketch, progress, known)
+    gaps = state.gaps.joined(add.gaps) if add is not None else state.gaps
+    return recover_sources([*again, *more], folder, device, state.error, state.sketch, progress, known, gaps=gaps)

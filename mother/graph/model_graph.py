@@ -29,6 +29,7 @@ class ModelGraph:
     edges: tuple[Edge, ...]
     left_out: dict[str, str] = field(default_factory=dict)  # id -> why it has no place in the graph
     notes: tuple[str, ...] = ()
+    not_read: dict[str, str] = field(default_factory=dict)  # files and folders that were found -> why they are not read
 
     def to_networkx(self) -> "networkx.DiGraph":
         """The same graph with the same attributes, edges pointing from parent to child."""
@@ -50,6 +51,7 @@ class ModelGraph:
                 "edges": [{"parent": edge.parent, "child": edge.child, **edge.attributes} for edge in self.edges],
                 "left_out": self.left_out,
                 "notes": list(self.notes),
+                "not_read": self.not_read,
             },
         )
 
@@ -65,6 +67,7 @@ def read_model_graph(path: Path) -> ModelGraph:
             Edge(entry["parent"], entry["child"], {k: v for k, v in entry.items() if k not in ("parent", "child")})
             for entry in content["edges"]
         )
-        return ModelGraph(content["name"], nodes, edges, content["left_out"], tuple(content["notes"]))
+        lists = content["left_out"], tuple(content["notes"]), content.get("not_read", {})
+        return ModelGraph(content["name"], nodes, edges, *lists)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestError(path, f"is not a Model Graph: {error}", "Run the script that writes it again.") from None

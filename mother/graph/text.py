@@ -1,5 +1,6 @@
 """Trees and tables as plain text."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,27 @@ def graph_text(graph: ModelGraph) -> str:
         for child in reversed(offspring):
             stack.append((child.child, child, lead, "└─ " if child is offspring[-1] else "├─ "))
     return "\n".join(lines)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def head_line(graph: ModelGraph) -> str:
+    """What a Model Graph has, in a line: models, copies, edges by kind, trees, architectures."""
+    there = [facts for facts in graph.nodes.values() if not facts.get("hidden")]
+    copies = sum(len(facts.get("aliases", ())) for facts in there)
+    kinds = Counter(edge.attributes["kind"] for edge in graph.edges if edge.attributes.get("kind"))
+    edges = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "no parent and child"
+    if kinds:
+        trees = len({graph.nodes[edge.child]["tree"] for edge in graph.edges})
+        edges = f"{_count(sum(kinds.values()), 'edge', 'edges')} in {_count(trees, 'tree', 'trees')} ({edges})"
+    hidden = len(graph.nodes) - len(there)
+    parts = [_count(copies, "exact copy", "exact copies")] if copies else []
+    parts += [edges, *([_count(hidden, "hidden ancestor", "hidden ancestors")] if hidden else [])]
+    groups = len({facts.get("group") for facts in there})
+    models = _count(len(there) + copies, "model", "models")
+    return f"{models}: {', '.join(parts)}; {_count(groups, 'architecture', 'architectures')}"
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[Any]], left: bool = False) -> str:

@@ -93,7 +93,7 @@ def _shards(model: str, index: File) -> list[str]:
     return names
 
 
-def _find_weights(place: Place) -> str:
+def find_weights(place: Place) -> str:
     """Name of the weight file or index in a folder; raises CheckpointError where there is none."""
     for name in WEIGHT_FILES:
         if place.has(name):
@@ -118,7 +118,7 @@ def _open_place(place: Place, base: Checkpoint | None) -> Checkpoint:
         return _open_adapter(place, base)
     if base is not None:
         raise CheckpointError(model, place, "has a base but is no adapter", "Leave out its base in the manifest.")
-    name = _find_weights(place)
+    name = find_weights(place)
     if name.endswith(".json"):
         names = _shards(model, place.open(name))
         for shard in names:

@@ -93,6 +93,8 @@ def report_data(recovered: Recovered, audit: Audit | None, title: str) -> dict[s
         "heat_high": HIGH,
         "audit": audit.to_json() if audit is not None else None,
         "left_out": [[model, reason] for model, reason in graph.left_out.items()],
+        "not_read": [[path, reason] for path, reason in graph.not_read.items()],
+        "notes": list(graph.notes),
     }
 
 

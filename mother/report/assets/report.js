@@ -32,7 +32,8 @@
   // Tabs
   const views = [["tree", "Tree"], ["edges", "Edges"], ["distances", "Distances"]];
   if (data.audit) views.push(["audit", "Audit"]);
-  if (data.left_out.length) views.push(["left", `Left out (${data.left_out.length})`]);
+  const gaps = data.left_out.length + data.not_read.length;
+  if (gaps || data.notes.length) views.push(["left", `Left out (${gaps})`]);
   const tabs = document.querySelector(".tabs");
   const show = (name) => {
     for (const [view] of views) {
@@ -424,7 +425,10 @@
     const silent = Object.entries(data.audit.undeclared);
     if (silent.length) view.append(make("h3", "Nothing is claimed, but the weights name a parent"), table(["model", "the weights"], silent));
   }
-  if (data.left_out.length) byId("view-left").append(make("h2", "Left out"), table(["model", "why"], data.left_out));
+  const left = byId("view-left");
+  if (data.left_out.length) left.append(make("h2", "Left out"), table(["model", "why"], data.left_out));
+  if (data.not_read.length) left.append(make("h2", "Found, but not read"), table(["file or folder", "why"], data.not_read));
+  for (const note of data.notes) left.append(make("p", note));
 
   draw();
   drawEdges();
