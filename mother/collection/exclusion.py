@@ -12,7 +12,7 @@ import networkx as nx
 from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import CheckpointError
 from mother.evidence.edges import DECISIVE, is_lora
-from mother.evidence.exclusion import alike_elsewhere, inheritance, radial_share, rounding_shape, update_share
+from mother.evidence.exclusion import FEW, alike_elsewhere, inheritance, radial_share, rounding_shape, update_share
 from mother.evidence.facts import mantissa
 from mother.evidence.merges import depends_on
 
@@ -20,11 +20,12 @@ LEAST_COSINE = 0.1  # by eye: what a model that was trained from another keeps o
 DEVIATIONS = 6.0  # by which the cosine must lie below that
 CHANCE = 3.0  # deviations from nothing up to which two models count as unrelated
 LEAST_SHARE = 0.1  # by eye: of an update, what a parent of an undeclared merge adds at the least
-TUNED_SHARE = 0.3  # by eye: the same for models that say that they are no merge
+TUNED_SHARE = 0.5  # by eye: the same for models that say that they are no merge
 ERRORS = 3.0  # standard errors
 SURE_ARROW = 0.9  # by eye: probability of an arrow that other evidence must then support
 RADIAL = 0.05  # by eye: share of an update that only scales, above which newness points anywhere
 DRIFT = 0.15  # by eye: share of an update that neighbours hold, too, from which they drift together
+NEAR = 6  # budget: nearest models that are asked whether they drift the same way
 KEPT = 0.3  # by eye: how far from all of an update a descendant may hold
 ROUNDED = (0.57, 0.63)  # by eye: around what rounding leaves, see `rounding_shape`
 
@@ -91,24 +92,22 @@ class Exclusion:
         except nx.NetworkXNoPath:
             return None
         for newer, older in zip(way, way[1:]):
-            if not self.graph.has_edge(older, newer) or not self.arrow_is_sure(older, newer, exact=not least):
+            made = self._made_from(newer, older, exact=not least) if self.graph.has_edge(older, newer) else None
+            if made is None:
                 continue
             # What was made from `newer` holds all that it added; what only drifts the same way, more or less of it.
             kept = self._share(parent, older, newer)
             if newer != parent and (kept is None or not kept.is_near(1.0, KEPT, ERRORS)):
                 continue
+            through = f" ({parent} comes through {newer})" if newer != parent else ""
             if older == child:
-                return Excluded(True, f"{parent} was made from {child}{self._through(way, newer)}")
+                return Excluded(True, f"{made}{through}")
             held = self._share(child, older, newer) if least else None
             if held is not None and held.is_near(0.0, least, ERRORS):
-                words = f"{parent} was made from {older}{self._through(way, newer)}"
-                return Excluded(True, f"{words}, and {child} holds nothing of what changed ({held.mean:+.2f} of it)")
+                return Excluded(
+                    True, f"{made}{through}, and {child} holds nothing of that update ({held.mean:+.2f} of it)"
+                )
         return None
-
-    @staticmethod
-    def _through(way: list[str], newer: str) -> str:
-        between = way[1 : way.index(newer) + 1]
-        return f" through {', '.join(reversed(between))}" if between else ""
 
     def _share(self, model: str, start: str, end: str):
         found = [self.sketches.get(one) for one in (model, start, end)]
@@ -118,6 +117,15 @@ class Exclusion:
             return update_share(*found)
         except CheckpointError:
             return None
+
+    def _made_from(self, newer: str, older: str, exact: bool) -> str | None:
+        """In words that `newer` is surely no parent of its neighbour, which it came from or which has another."""
+        if self.arrow_is_sure(older, newer, exact):
+            return f"{newer} was made from {older}"
+        others = [one for one in self.graph.predecessors(older) if one != newer]
+        if len(others) != 1 or newer not in self.groups or not self.arrow_is_sure(others[0], older, exact):
+            return None
+        return None if self._mixed(self.groups[older], older, newer) else f"{older} was made from {others[0]}"
 
     @lru_cache(maxsize=None)  # noqa: B019  an object lives for one audit
     def arrow_is_sure(self, older: str, newer: str, exact: bool = False) -> bool:
@@ -169,11 +177,19 @@ class Exclusion:
             return False
         if radial_share(self.sketches[older], self.sketches[newer]) > RADIAL or self._mixed(group, older, newer):
             return False
+        shares = [self._share(one, older, newer) for one in self._beside(group, older, newer)]
+        known = [share for share in shares if share is not None and share.layers >= FEW]
+        drifting = any(abs(share.mean) > DRIFT and abs(share.mean) > 2 * share.error for share in known)
+        return not drifting and any(share.is_near(0.0, DRIFT, ERRORS) for share in known)
+
+    def _beside(self, group: Group, older: str, newer: str) -> list[str]:
+        """Models that an update from `older` to `newer` is new to: near ones, not behind `newer` in the tree."""
         rest = self._undirected.copy()
         rest.remove_edge(older, newer)
-        shares = [self._share(one, older, newer) for one in rest.neighbors(older) if one in self.sketches]
-        known = [share for share in shares if share is not None]
-        return bool(known) and all(share.is_near(0.0, DRIFT, ERRORS) for share in known)
+        here = nx.node_connected_component(rest, older) - {older, newer}
+        models = group.heritage.first_pass.models
+        near = [models[at] for at in group.heritage.second_pass.neighbours[models.index(older)]]
+        return [one for one in dict.fromkeys([*rest.neighbors(older), *near[:NEAR]]) if one in here & {*self.sketches}]
 
     @staticmethod
     def _mixed(group: Group, one: str, other: str) -> bool:

@@ -20,6 +20,7 @@ RESIDUAL = 32.0  # times the expected rounding noise: what the arithmetic of a m
 SCATTERED = 0.05  # share of equal entries from which an update was applied in part
 SUPPORT = 0.1  # share of entries that have one ratio: by chance hardly one in a hundred
 EXPLAINED = 0.95  # share of entries that a merge of parts must explain
+DEPENDENT_AMONG = 10  # budget: nearest neighbours among which the parts of a combination are looked for
 INSIDE = 0.01  # least coefficient of a parent of a merge
 
 
@@ -75,19 +76,22 @@ def find_merge(gram: Float[np.ndarray, "layers k1 k1"], size: float, bits: int) 
 
 
 def depends_on(gram: Float[np.ndarray, "layers k1 k1"], size: float, bits: int, neighbour: int) -> bool:
-    """Whether a model is a combination of its neighbours, of any signs, that needs this one of them.
+    """Whether a model is a combination, of any signs, of this neighbour and up to four others.
 
     Arguments as of `find_merge`. Of models on one line, or in one plane, each is a combination of the others.
     """
     k = gram.shape[1] - 1
     whole = gram[:, :k, :k].sum(axis=0)
     noise = RESIDUAL * size * 4.0**-bits / 12
-    rest = [at for at in range(k) if at != neighbour and whole[at, at] > 0]
-    if not rest or whole[neighbour, neighbour] <= 0:
+    rest = [at for at in range(k) if at != neighbour and whole[at, at] > 0][:DEPENDENT_AMONG]
+    if whole[neighbour, neighbour] <= 0:
         return False
-    _, with_it = _affine_fit(whole[np.ix_([*rest, neighbour], [*rest, neighbour])][None])
-    _, without = _affine_fit(whole[np.ix_(rest, rest)][None])
-    return bool(with_it[0] <= noise < without[0])
+    for count in range(1, min(4, len(rest)) + 1):
+        sets = np.array([(neighbour, *others) for others in combinations(rest, count)])
+        coefficients, residual = _affine_fit(whole[sets[:, :, None], sets[:, None, :]])
+        if ((residual <= noise) & (np.abs(coefficients[:, 0]) > INSIDE)).any():
+            return True
+    return False
 
 
 def _by_layer(
