@@ -210,3 +210,34 @@ def test_an_unknown_owner_is_said() -> None:
     names = Names([("root", "/models/root"), ("child", "/models/child")])
     (one,) = audit(GRAPH, {"child": (Claim("README.md", "org/root"),)}, names).verdicts
     assert one.verdict == AGREES and one.reason.startswith("root, whose owner is unknown: fine-tune")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("---\nlicense: mit\nbase_model: a/b\n---\n", [3]),
+        ("\ufeff\n\n---\nbase_model:\n- a/one\n# of the second\n- a/two\n---\n", [5, 7]),
+        ("---\r\nx: 1\r\nbase_model: [a/one,\r\n  a/two]\r\n---\r\n", [3, 4]),
+        ("---\nx: &b a/b\ny: 1\nbase_model: *b\n---\n", [4]),  # an alias stands where it is used
+        ("---\nx: &all [a/one, a/two]\nbase_model: *all\n---\n", [3, 3]),
+        ("---\nx: &one a/one\nbase_model:\n- *one\n- a/two\n---\n", [4, 5]),
+        ("---\nbase_model: a/one\nbase_model: a/two\n---\n", [3]),  # the last one counts
+        ("---\nx: {base_model: no}\nbase_model: >\n  a/b\n---\n", [3]),
+        ("---\nbase_model: [a/one, ~, a/two]\n---\n", [2, 2]),
+    ],
+)
+def test_the_line_of_a_claim_in_a_card(text: str, lines: list[int], tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "README.md").write_bytes(text.encode())
+    assert [claim.line for claim in read_claims("m", str(folder))] == lines
+
+
+def test_the_line_of_a_claim_in_a_configuration(tmp_path: Path) -> None:
+    text = '{"x": {"_name_or_path": "no"},\n "y": "_name_or_path", "z": ["}", "\\"{"],\n "\\u005fname_or_path"\n : "a"}'
+    adapter = '{\n\n"base_model_name_or_path": "b"}'
+    folder = card(tmp_path / "m", "", config=text, adapter_config=adapter)
+    assert [(claim.file, claim.line) for claim in read_claims("m", str(folder))] == [
+        ("adapter_config.json", 3),
+        ("config.json", 3),
+    ]

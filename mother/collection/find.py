@@ -39,7 +39,7 @@ class Source:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Source":
         """What `to_json` gave."""
-        claims = tuple(Claim(**claim) for claim in content["claims"])
+        claims = tuple(Claim.from_json(claim) for claim in content["claims"])
         return cls(content["id"], content["location"], content["base"], claims)
 
 
