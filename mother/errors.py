@@ -1,8 +1,19 @@
 """Errors that a user can act on. Scripts print them in one line; they never show a traceback for them."""
 
 
+def escaped(text: str) -> str:
+    """A text of one line in which only letters that can be shown stand as they are, others as escapes such as \\u202e.
+
+    Names of files, tensors and cards come from strangers: they could move a cursor, colour a line or turn it round.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class InputError(ValueError):
-    """Something that the user gave cannot be used; the message says what, where and what to do."""
+    """Something that the user gave cannot be used; the message says what, where and what to do, in one line."""
+
+    def __init__(self, message: str):
+        super().__init__(escaped(message))
 
 
 class ManifestError(InputError):
