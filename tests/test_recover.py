@@ -221,7 +221,9 @@ def test_audit_and_its_exit_codes(tmp_path: Path) -> None:
     models = [tmp_path / name for name in ("root", "child", "other")]
     out = ("--out", tmp_path / "out", "--audit")
     assert "no model claims anything" in run(*models, *out)
-    assert "exit 4: 1 undeclared" in run(*models, *out, "--fail-on", "contradicted,undeclared", code=4)
+    assert "exit 4: 1 model that declares nothing\n" in run(
+        *models, *out, "--fail-on", "contradicted,undeclared", code=4
+    )
     assert "no such finding" in run(*models, *out, "--fail-on", "sins", code=2)
     claim("child", "someone/root")
     text = run(*models, *out)
@@ -232,10 +234,10 @@ def test_audit_and_its_exit_codes(tmp_path: Path) -> None:
     )
     claim("other", "root")
     text = run(*models, *out, code=3)
-    assert "contradicted" in text and "unrelated" in text and text.endswith("exit 3: 1 contradicted\n")
+    assert "contradicted" in text and "unrelated" in text and text.endswith("exit 3: 1 contradiction\n")
     claim("other", "elsewhere/absent")
     assert "parent not in the collection" in run(*models, *out)  # an outside parent is no fault
-    assert "exit 4: 1 undecided" in run(*models, *out, "--fail-on", "undecided", code=4)
+    assert "exit 4: 1 undecided claim\n" in run(*models, *out, "--fail-on", "undecided", code=4)
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert {one["verdict"] for one in found["verdicts"]} == {
         "agrees",

@@ -5,15 +5,18 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mother.cli.arguments import run
 from mother.cli.flags import Add, Audit, Explain, Recover
 from mother.cli.locks import alone_in
 from mother.errors import InputError
 
-UNDECLARED = 10  # of models that claim nothing
+if TYPE_CHECKING:
+    from mother.collection.baseline import Judged
+
 LISTED = 200  # lines of the tree that are printed; all of it is in the files
 
 
@@ -37,49 +40,9 @@ def _title(folder: Path) -> str:
     return f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph"
 
 
-def _fail_on(args: Recover | Add) -> list[str]:
-    """The findings that end an audit with a code; raises InputError for one that there is not."""
-    from mother.collection.verdicts import FINDINGS
-
-    chosen = [kind.strip() for kind in args.fail_on.split(",") if kind.strip()]
-    for kind in chosen:
-        if kind not in FINDINGS:
-            raise InputError(f"--fail-on {kind}: there is no such finding. Choose from {', '.join(FINDINGS)}.")
-    return chosen
-
-
-def _report_audit(folder: Path, left_out: int, fail_on: Sequence[str]) -> tuple[int, str]:
-    """Print what models claim and what the weights say; returns the exit code, and why."""
-    from mother.collection.state import AUDIT
-    from mother.collection.verdicts import Audit as Verdicts
-    from mother.collection.verdicts import exit_code
-    from mother.graph.text import format_table
-
-    try:
-        found = Verdicts.from_json(json.loads((folder / AUDIT).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{folder / AUDIT} cannot be used ({error}). Run with --overwrite to make it again.") from None
-    print("\naudit: what the models claim, and what the weights say")
-    if found.verdicts:
-        rows = [[one.model, one.claim.parent, one.claim.file, one.verdict, one.reason] for one in found.verdicts]
-        print(format_table(("model", "says it is from", "in", "verdict", "the weights"), rows, left=True))
-    else:
-        print("no model claims anything")
-    if found.undeclared:
-        print(f"nothing declared, but the weights name a parent: {len(found.undeclared)} models")
-    for model, words in list(found.undeclared.items())[:UNDECLARED]:
-        print(f"  {model} is from {words}")
-    if len(found.undeclared) > UNDECLARED:
-        print("  ... and more: see audit.json")
-    counts = Counter(one.verdict for one in found.verdicts)
-    print("verdicts: " + (", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "none"))
-    findings = found.findings(left_out)
-    why = ", ".join(f"{findings[kind]} {kind}" for kind in fail_on if findings[kind]) or "nothing that is to fail"
-    return exit_code(findings, fail_on), why
-
-
-def _report(folder: Path, audit: bool, fail_on: Sequence[str]) -> int:
-    """Print the result in a folder; returns the exit code, which is that of the audit."""
+def _report(folder: Path, judged: "Judged | None") -> int:
+    """Print the result in a folder; returns the exit code, which is that of the audit, if there is one."""
+    from mother.cli.audits import report_audit
     from mother.cli.tables import report_left_out
     from mother.collection.gaps import summary
     from mother.collection.state import GRAPH
@@ -102,18 +65,20 @@ def _report(folder: Path, audit: bool, fail_on: Sequence[str]) -> int:
     report_left_out(graph.left_out, graph.notes)
     if graph.not_read:
         print(f"not read: {summary(graph.not_read.items())}; each is in {folder / GRAPH}")
-    code, why = _report_audit(folder, len(graph.left_out), fail_on) if audit else (0, "")
+    if judged is not None:
+        report_audit(folder, judged)
     print(f"results: {folder}/ (report.html, tree.svg, tree.png, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
-    if audit:
+    code, why = judged.outcome() if judged is not None else (0, "")
+    if judged is not None:
         print(f"exit {code}: {why}")
     return code
 
 
-def _finish(args: Recover | Add, folder: Path) -> None:
+def _finish(args: Recover | Add, folder: Path, judged: "Judged | None") -> None:
     """Print a result as the user wants it, and leave with its exit code."""
     with _said(args):
-        code = _report(folder, args.audit, _fail_on(args))
+        code = _report(folder, judged)
     if args.json:
         from mother.collection.state import GRAPH
 
@@ -143,11 +108,12 @@ def _names(args: Recover) -> list[str]:
 
 def recover(args: Recover) -> None:
     """Find, read, recover, write; or show what is kept of the same models."""
+    from mother.cli.audits import audit_rules, judge
     from mother.cli.tables import announce_device, announce_kept
     from mother.collection.find import search, with_claims
     from mother.collection.state import kept_result
 
-    _fail_on(args)  # before hours of reading
+    rules = audit_rules(args)  # before hours of reading
     found = search(_names(args), args.strict)
     sources = with_claims(found.sources)
     with _said(args), alone_in(args.out):
@@ -165,13 +131,15 @@ def recover(args: Recover) -> None:
             settings = announce_device(args.device), args.error, args.sketch, _progress(args)
             recovered = recover_sources(sources, args.out, *settings, gaps=found.gaps)
             write_outputs(recovered, args.out, audit_of(recovered) if args.audit else None, _title(args.out))
-    _finish(args, args.out)
+        judged = judge(args.out, rules) if args.audit else None
+    _finish(args, args.out, judged)
 
 
 def add(args: Add) -> None:
     """Read the new models only."""
     if not args.models:
         raise InputError("name a model to add.")
+    from mother.cli.audits import audit_rules, judge
     from mother.cli.tables import announce_device
     from mother.collection.audit import audit_of
     from mother.collection.find import search, with_claims
@@ -179,7 +147,7 @@ def add(args: Add) -> None:
     from mother.collection.workspace import reopen
     from mother.report.write import write_outputs
 
-    _fail_on(args)
+    rules = audit_rules(args)
     read_state(args.to)  # raises where there is no result
     with _said(args), alone_in(args.to):
         known = read_state(args.to).sources
@@ -193,7 +161,8 @@ def add(args: Add) -> None:
             print(f"note: {note}")
         recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
         write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to))
-    _finish(args, args.to)
+        judged = judge(args.to, rules) if args.audit else None
+    _finish(args, args.to, judged)
 
 
 def explain(args: Explain) -> None:

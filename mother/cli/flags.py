@@ -29,6 +29,10 @@ class Recover:
     that is to fail, 0: none"""
     fail_on: str = "contradicted,unreadable"
     """with --audit: findings that end it with a code, of contradicted, undecided, undeclared and unreadable"""
+    baseline: Path | None = None
+    """with --audit: a file of findings that are accepted: they are listed, and fail nothing"""
+    write_baseline: Path | None = None
+    """with --audit: accept all findings of this audit, and write them into this file for --baseline"""
     error: float = 0.01
     """probability of a single false relation among independently initialised models"""
     sketch: int = 1 << 16
@@ -56,6 +60,10 @@ class Add:
     audit: bool = False
     """hold what cards and configurations claim against the weights, as recover --audit does"""
     fail_on: str = "contradicted,unreadable"
+    """as for recover"""
+    baseline: Path | None = None
+    """as for recover"""
+    write_baseline: Path | None = None
     """as for recover"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""

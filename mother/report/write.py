@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from mother.collection.baseline import Judged
 from mother.collection.state import AUDIT, GRAPH, begin_result, collection_facts, finish_result
 from mother.collection.verdicts import Audit
 from mother.collection.workspace import Recovered
 from mother.graph.drawing import draw_once
 from mother.graph.exports import to_dot, to_graphml, to_mermaid, to_newick
 from mother.io.files import write_json, write_text
+from mother.report.findings import JUNIT, SARIF, write_findings
 from mother.report.html import to_html
 
 TITLE = "Model Graph"
@@ -27,8 +29,14 @@ def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = N
     for name, text in texts.items():
         write_text(folder / name, text)
     pictures = draw_once(folder / "tree", ("svg", "png"), "draw_model_graph", graph)
+    audited = [AUDIT, SARIF, JUNIT]
     if verdicts is not None:
         write_json(folder / AUDIT, verdicts.to_json())
+        judged = Judged(verdicts.listed(graph.left_out))
+        write_findings(folder, verdicts, judged, [(source.id, source.location) for source in recovered.sources])
+    else:  # verdicts on what was here before would stand beside a graph that they are not of
+        for name in audited:
+            (folder / name).unlink(missing_ok=True)
     graph.write(folder / GRAPH)
-    files = [*texts, *(picture.name for picture in pictures), GRAPH, *([AUDIT] if verdicts is not None else [])]
+    files = [*texts, *(picture.name for picture in pictures), GRAPH, *(audited if verdicts is not None else [])]
     finish_result(folder, collection_facts(recovered.state, title), files)
