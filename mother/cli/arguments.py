@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from mother.cli.streams import steady_streams
-from mother.errors import InputError
+from mother.errors import InputError, escaped
 
 VERSION = "0.2.0"  # of this software, for a checkout that is not installed
 
@@ -44,9 +44,8 @@ def _run(main: Callable[[Any], object], arguments: type, words: list[str], name:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(
-            f"error: {error.filename or 'a result'}: {error.strerror or error}. Check path and space.", file=sys.stderr
-        )
+        place = escaped(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "a result"
+        print(f"error: {place}: {error.strerror or error}. Check path and space.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the next run goes on from there", file=sys.stderr)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from mother.cli.arguments import run
 from mother.cli.flags import Add, Audit, Explain, Recover
 from mother.cli.locks import alone_in
-from mother.errors import InputError
+from mother.cli.streams import write_as_json
+from mother.errors import InputError, escaped
 
 if TYPE_CHECKING:
     from mother.collection.baseline import Judged
@@ -26,7 +27,7 @@ def _said(args: Recover | Add) -> Iterator[None]:
     if not (args.quiet or args.json):
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
@@ -37,7 +38,7 @@ def _progress(args: Recover | Add) -> Callable:
 
 
 def _title(folder: Path) -> str:
-    return f"Model Graph of {folder.name}" if folder.name != "recover" else "Model Graph"
+    return f"Model Graph of {escaped(folder.name)}" if folder.name != "recover" else "Model Graph"
 
 
 def _report(folder: Path, judged: "Judged | None") -> int:
@@ -82,7 +83,7 @@ def _finish(args: Recover | Add, folder: Path, judged: "Judged | None") -> None:
     if args.json:
         from mother.collection.state import GRAPH
 
-        sys.stdout.write((folder / GRAPH).read_text(encoding="utf-8"))
+        write_as_json(json.loads((folder / GRAPH).read_text(encoding="utf-8")))
     if code:
         sys.exit(code)
 
@@ -175,7 +176,10 @@ def explain(args: Explain) -> None:
 
     recovered = reopen(args.to, choose_device("cpu")[0], progress=progress)
     found = evidence_on(recovered, args.one, args.other)
-    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else explain_text(found))
+    if args.json:
+        write_as_json(found)
+    else:
+        print(explain_text(found))
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {

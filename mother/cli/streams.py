@@ -1,10 +1,14 @@
 """Standard output and error that never end a run: a reader that has gone, or a letter that a terminal does not know."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from mother.errors import escaped
+from mother.io.files import json_text
 
 
 class Steady:
@@ -20,7 +24,7 @@ class Steady:
     def write(self, text: str) -> int:
         """Write what can be shown of a text."""
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        shown = "".join(letter if _harmless(letter) else _escaped(letter) for letter in text)
+        shown = "".join(letter if letter in "\n\t" else escaped(letter) for letter in text)
         self._try(lambda: self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding)))
         return len(text)
 
@@ -44,12 +48,15 @@ class Steady:
         return getattr(self._stream, name)
 
 
-def _harmless(letter: str) -> bool:
-    return letter.isprintable() or letter in "\n\t"
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+def write_as_json(value: Any) -> None:
+    """Write JSON to standard output that stays JSON, whatever letters its encoding has."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = json_text(value)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 @contextmanager

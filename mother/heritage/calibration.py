@@ -37,7 +37,7 @@ class Coefficients:
 
 def read_coefficients(path: Path = PATH) -> Coefficients:
     """The fitted coefficients that come with the project."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return Coefficients(
         np.array([content["structure"][name] for name in STRUCTURE]),
         np.array([content["direction"][name] for name in DIRECTION]),

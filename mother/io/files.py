@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """A value as JSON in which letters that cannot be shown are escaped; so are the bytes of a name that is no UTF-8.
+
+    NaN is refused, because no other reader would take it.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    # Outside of strings there is nothing but ASCII, so that an escape is always inside one.
+    return re.sub(r"[^ -~\n]", lambda c: c[0] if c[0].isprintable() else json.dumps(c[0])[1:-1], text)
+
+
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write JSON atomically; NaN is refused, because no other reader would take it."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `json_text` atomically."""
+    write_text(path, json_text(value, indent) + "\n")
 
 
 def write_figure(path: Path, figure: Any, **options: Any) -> None:

@@ -100,7 +100,7 @@ def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str
     """
     path = folder / "clusters.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         labels, left_out = dict(content["clusters"]), dict(content["left_out"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be used ({error}). Run `python clustering.py` first.") from None
