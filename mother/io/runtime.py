@@ -28,6 +28,8 @@ def choose_device(device: str = "auto") -> tuple["torch.device", str]:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"the device {device!r} cannot be used: {reason} Use auto or cpu.") from None
+        if torch.device(device).type == "meta":
+            raise InputError(f"{device!r} is no device to compute on: it holds no numbers. Use auto or cpu.")
         return torch.device(device), "as asked"
     if torch.cuda.is_available():
         return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"

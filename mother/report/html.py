@@ -5,6 +5,8 @@ import html
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -98,6 +100,11 @@ def report_data(recovered: Recovered, audit: Audit | None, title: str) -> dict[s
     }
 
 
+def _d3() -> Path:
+    """D3 as mpld3 ships it. That package is not imported: it is slow, and needs docstrings, which python -OO drops."""
+    return Path(find_spec("mpld3").submodule_search_locations[0]) / "js" / "d3.v5.min.js"
+
+
 def to_html(recovered: Recovered, audit: Audit | None = None, title: str = "Model Graph") -> str:
     """The page of a result."""
     return page(report_data(recovered, audit, title))
@@ -116,7 +123,7 @@ def page(data: dict[str, Any]) -> str:
     parts = {
         "@TITLE@": html.escape(data["title"]),
         "@CSS@": (assets / "report.css").read_text(encoding="utf-8"),
-        "@D3@": (files("mpld3") / "js" / "d3.v5.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script"),
+        "@D3@": _d3().read_text(encoding="utf-8").replace("</script", "<\\/script"),
         "@JS@": (assets / "report.js").read_text(encoding="utf-8"),
         "@DATA@": content,
     }
