@@ -47,6 +47,7 @@ def all_results(folder: Path) -> list[str]:
 
 def main(args: Args) -> None:
     """Put the results of the scripts together: each tree by the paper's method, then both methods side by side."""
+    from mother.cli.locks import remove_leftovers
     from mother.cli.tables import report_left_out, report_next
     from mother.graph.text import format_table
     from mother.io.files import write_json
@@ -78,6 +79,7 @@ def main(args: Args) -> None:
         "trees": [dict(zip(HEAD, row)) for row in rows],
         "methods": [dict(zip(COMPARED, row)) for row in compared],
     }
+    remove_leftovers(args.results, alone=False)  # others may write here
     write_json(args.results / "summary.json", content)
     reports = [path for name in names if (path := args.results / name / "report" / "report.html").exists()]
     for path in reports:

@@ -13,7 +13,7 @@ from test_heritage import base, moved
 from mother.cli.commands import main
 from mother.collection.baseline import Judged
 from mother.collection.claims import Claim
-from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, UNSUPPORTED, Audit, Verdict
+from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRMED, Audit, Verdict
 from mother.report.findings import to_junit, to_sarif
 
 KINDS = {"contradicted": "error", "unreadable": "warning", "undecided": "note", "undeclared": "note"}
@@ -196,9 +196,9 @@ def verdict(kind: str, model: str = "m", says: str = "p", **facts: object) -> Ve
         ([verdict(CONTRADICTED)], {}, {}, "1 contradiction"),
         ([verdict(CONTRADICTED)] * 2, {}, {}, "2 contradictions"),
         ([verdict(ABSENT)], {}, {}, "1 undecided claim"),
-        ([verdict(ABSENT), verdict(UNSUPPORTED)], {}, {}, "2 undecided claims"),
+        ([verdict(ABSENT), verdict(NOT_CONFIRMED)], {}, {}, "2 undecided claims"),
         ([], {"a": "b", "c": "d"}, {}, "2 models that declare nothing"),
-        ([verdict(UNSUPPORTED, unread="damaged")], {}, {"x": "y"}, "2 unreadable"),
+        ([verdict(NOT_CONFIRMED, unread="damaged")], {}, {"x": "y"}, "2 unreadable"),
     ],
 )
 def test_findings_in_words(

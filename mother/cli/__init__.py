@@ -3,3 +3,7 @@
 The only place that parses flags and prints.
 May import everything; only scripts import it.
 """
+
+from mother.cli.signals import stoppable_while_starting
+
+stoppable_while_starting()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+from mother.cli.signals import stoppable, words_of
 from mother.cli.streams import steady_streams
 from mother.errors import InputError, escaped
 
@@ -28,7 +29,7 @@ def run(main: Callable[[Any], object], arguments: type, words: Sequence[str] | N
     words = list(sys.argv[1:] if words is None else words)
     # Threads of torch that wait must sleep: those that spin take the core of the one they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with steady_streams():
+    with steady_streams(), stoppable():
         _run(main, arguments, words, name)
 
 
@@ -47,6 +48,7 @@ def _run(main: Callable[[Any], object], arguments: type, words: list[str], name:
         place = escaped(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "a result"
         print(f"error: {place}: {error.strerror or error}. Check path and space.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, and the next run goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        code, said = words_of(stopped)
+        print(f"\n{said}", file=sys.stderr)
+        sys.exit(code)

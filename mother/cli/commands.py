@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mother.cli.arguments import run
 from mother.cli.flags import Add, Audit, Explain, Recover
-from mother.cli.locks import alone_in
+from mother.cli.locks import alone_in, reading
 from mother.cli.streams import write_as_json
 from mother.errors import InputError, escaped
 
@@ -169,13 +169,15 @@ def add(args: Add) -> None:
 def explain(args: Explain) -> None:
     """Print the evidence on two models."""
     from mother.cli.progress import progress
+    from mother.collection.state import read_state
     from mother.collection.workspace import reopen
     from mother.io.runtime import choose_device
     from mother.report.explain import explain as evidence_on
     from mother.report.explain import explain_text
 
-    recovered = reopen(args.to, choose_device("cpu")[0], progress=progress)
-    found = evidence_on(recovered, args.one, args.other)
+    read_state(args.to)  # raises where there is no result
+    with reading(args.to) as folder:  # it may be one that must not be changed
+        found = evidence_on(reopen(folder, choose_device("cpu")[0], progress=progress), args.one, args.other)
     if args.json:
         write_as_json(found)
     else:
@@ -201,9 +203,9 @@ def main(default: str | None = None, name: str = "mother") -> None:
     elif "--version" in words:
         command = "recover"
     else:
-        print(__doc__)
+        print(__doc__ or "")  # python -OO keeps no docstrings
         for known, (_, arguments) in COMMANDS.items():
-            print(f"  mother {known:8} {(arguments.__doc__ or '').splitlines()[0]}")
+            print(f"  mother {known:8} {(arguments.__doc__ or '').partition(chr(10))[0]}")
         print("\n  mother COMMAND --help, mother --version")
         sys.exit(0 if not words or words[0] in ("-h", "--help") else 2)
     function, arguments = COMMANDS[command]

@@ -1,16 +1,25 @@
 """One run at a time in a folder of results: a second one waits, so that nothing is lost and nothing mixed."""
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mother.io.files import TEMPORARY
 
 LOCK = ".lock"
+# Where results are written in a folder. Nothing else in it is looked at: it may hold other folders of results.
+PLACES = ("map", "map/figures", "figures", "models", "measurements", "measurements/*", "measurements/*/models")
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other run writes into this folder. Raises OSError where the folder cannot be written to."""
+    """Wait until no other run writes into this folder. Raises OSError where the folder cannot be written to.
+
+    What killed runs have left half-written is removed.
+    """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -21,6 +30,41 @@ def alone_in(folder: Path) -> Iterator[None]:
         print(f"waiting: another run writes into {folder}/", file=sys.stderr)
         lock.acquire()
     try:
+        remove_leftovers(folder, alone=True)
         yield
     finally:
         lock.release()
+
+
+def remove_leftovers(folder: Path, alone: bool) -> None:
+    """Remove the temporary files of killed runs: all of them for one who is `alone`, else those of dead processes."""
+    for place in [folder, *(path for pattern in PLACES for path in folder.glob(pattern))]:
+        with suppress(OSError):  # it is no folder, or not to be changed: then they do no harm
+            for name in os.listdir(place):
+                match = TEMPORARY.fullmatch(name)
+                if match is not None and (alone or not _is_alive(int(match["process"]))):
+                    (place / name).unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Path]:
+    """A folder that shows a result, for one who only reads: what is written there never reaches the result."""
+    with TemporaryDirectory() as there:
+        for pattern in ("*.json", "models/*", "measurements/*/*"):
+            for path in folder.glob(pattern):
+                if path.name.startswith("."):  # marks and locks, which would be touched through a link
+                    continue
+                link = Path(there) / path.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.absolute())
+        yield Path(there)

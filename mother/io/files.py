@@ -13,6 +13,9 @@ from typing import IO, Any
 
 KEPT_TAG = ".mother-kept"  # marks a folder of what was measured: it holds no models, whatever its files are called
 
+# The names of temporary files, which a killed run leaves behind.
+TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)\.[0-9]+\.tmp", re.DOTALL)
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary binary file beside `path`, then move it into place."""
