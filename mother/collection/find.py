@@ -38,9 +38,14 @@ class Source:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Source":
-        """What `to_json` gave."""
+        """What `to_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
         claims = tuple(Claim.from_json(claim) for claim in content["claims"])
-        return cls(content["id"], content["location"], content["base"], claims)
+        found = cls(content["id"], content["location"], content["base"], claims)
+        if not isinstance(found.id, str) or not isinstance(found.location, str):
+            raise ValueError("a model has no id or no location")
+        if found.base is not None and not isinstance(found.base, str):
+            raise ValueError(f"the base of {found.id} is no text")
+        return found
 
 
 @dataclass

@@ -15,7 +15,7 @@ from mother.collection.gaps import Gaps
 from mother.errors import CheckpointError, InputError, ManifestError
 from mother.evidence.keys import sketch_key
 from mother.graph.model_graph import ModelGraph, read_model_graph
-from mother.io.files import write_json
+from mother.io.files import sha256, write_json
 from mother.io.open import open_all
 from mother.io.runtime import code_digest, versions
 
@@ -55,12 +55,19 @@ def read_state(folder: Path) -> State:
         keys = {source.id: one["sketch"] for source, one in zip(sources, content["sources"])}
         if any(key is not None and not (isinstance(key, str) and key.isalnum()) for key in keys.values()):
             raise ValueError("a sketch has an odd name")
+        if not sources or len(keys) < len(sources):
+            raise ValueError("it names no model, or one twice")
+        if not (isinstance(content["error"], float) and 0 < content["error"] < 1):
+            raise ValueError("its error level is none")
+        if type(content["sketch"]) is not int or content["sketch"] < 1024:
+            raise ValueError("its size of a sketch is none")
         gaps = Gaps.from_json(content["gaps"])
-        return State(sources, keys, float(content["error"]), int(content["sketch"]), gaps)
+        return State(sources, keys, content["error"], content["sketch"], gaps)
     except FileNotFoundError:
         raise InputError(f"{folder} holds no result. Run `python recover.py MODEL ... --out {folder}` first.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
-        raise InputError(f"{folder / STATE} cannot be used ({reason}). Run `python recover.py` again.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as reason:
+        remedy = f"Run `python recover.py MODEL ... --out {folder}` again."
+        raise InputError(f"{folder / STATE} cannot be used ({reason}). {remedy}") from None
 
 
 def collection_facts(state: State, title: str) -> dict[str, Any]:
@@ -69,8 +76,9 @@ def collection_facts(state: State, title: str) -> dict[str, Any]:
 
 
 def finish_result(folder: Path, facts: dict[str, Any], files: Sequence[str]) -> None:
-    """Say that all files of a result are there."""
-    write_json(folder / RUN, {"facts": facts, "files": list(files)})
+    """Say that all files of a result are there, and what those hold that are read again."""
+    digests = {name: sha256(folder / name) for name in (GRAPH, AUDIT) if name in files}
+    write_json(folder / RUN, {"facts": facts, "files": list(files), "digests": digests})
 
 
 def begin_result(folder: Path) -> None:
@@ -89,16 +97,19 @@ def kept_result(
         kept = json.loads((folder / RUN).read_text(encoding="utf-8"))
         facts, files = kept["facts"], set(kept["files"])
         whole = all((folder / name).exists() for name in files)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole &= all(sha256(folder / name) == digest for name, digest in kept["digests"].items())
+        before = read_state(folder)  # what adding and explaining need belongs to the result
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not whole or (audited and AUDIT not in files):
+    if not whole or GRAPH not in kept["digests"] or (audited and AUDIT not in kept["digests"]):
         return None
     opened, _ = open_all((source.id, source.location, source.base) for source in sources)
     keys: dict[str, str | None] = {source.id: None for source in sources}
     try:
         keys |= {checkpoint.model: sketch_key(checkpoint, sketch) for checkpoint in opened}
         # A model that opens and still was left out is one whose weights could not be used: try again.
-        now = collection_facts(State(list(sources), keys, error, sketch, gaps), title)
-        return read_model_graph(folder / GRAPH) if json.loads(json.dumps(now)) == facts else None
+        state = State(list(sources), keys, error, sketch, gaps)
+        same = state.to_json() == before.to_json() and json.loads(json.dumps(collection_facts(state, title))) == facts
+        return read_model_graph(folder / GRAPH) if same else None
     except (CheckpointError, ManifestError):
         return None

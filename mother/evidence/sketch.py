@@ -27,7 +27,7 @@ from mother.errors import CheckpointError
 from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
-from mother.io.files import KEPT_TAG, write_atomically, write_json
+from mother.io.files import KEPT_TAG, is_sealed, sealed, write_atomically, write_json
 from mother.io.layers import Layer, canonical_name, is_backbone, layer_of, sort_key
 from mother.io.open import lacks, open_checkpoint
 from mother.io.runtime import IN_FLIGHT, STOP
@@ -144,13 +144,15 @@ def take(
     layers = [[*layer, checkpoint.layers[layer], *shapes[layer]] for layer in sorted(shapes, key=sort_key)]
     about = {"key": key, "model": checkpoint.model, "layers": layers, "facts": facts.to_json()}
     about["seconds"] = time.perf_counter() - started
-    write_json(path.with_suffix(".json"), about, indent=None)  # written last: where it is, the other is whole
+    write_json(path.with_suffix(".json"), sealed(about), indent=None)  # written last: where it is, the other is whole
     return open_sketch(path)
 
 
 def open_sketch(path: Path) -> Sketch:
     """A sketch that `take` kept. Raises OSError, ValueError, KeyError or TypeError where it is damaged."""
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if not is_sealed(about):
+        raise ValueError("it is damaged")
     opened = open_checkpoint(about["model"], path)
     layers = {Layer(block, kind): name for block, kind, name, _, _ in about["layers"]}
     shapes = {Layer(block, kind): (rows, columns) for block, kind, _, rows, columns in about["layers"]}
@@ -165,7 +167,7 @@ def kept_sketch(path: Path, key: str) -> Sketch | None:
     """The sketch at `path` where it is sound and of this key."""
     try:
         found = open_sketch(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found if found.key == key else None
 

@@ -37,8 +37,8 @@ def draw_once(stem: Path, suffixes: Sequence[str], name: str, *content: Any) -> 
     what = [name, content, sha256(Path(__file__).with_name("figures.py")), metadata.version("matplotlib")]
     digest = hashlib.sha256(json.dumps(what, default=_plain).encode()).hexdigest()[:24]
     kept: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        found = json.loads((stem.parent / DRAWN).read_text())
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads((stem.parent / DRAWN).read_text(encoding="utf-8"))
         kept = found if isinstance(found, dict) else {}
     if kept.get(stem.name) == digest and all(file.exists() for file in files):
         return files

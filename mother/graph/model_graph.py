@@ -67,7 +67,14 @@ def read_model_graph(path: Path) -> ModelGraph:
             Edge(entry["parent"], entry["child"], {k: v for k, v in entry.items() if k not in ("parent", "child")})
             for entry in content["edges"]
         )
-        lists = content["left_out"], tuple(content["notes"]), content.get("not_read", {})
-        return ModelGraph(content["name"], nodes, edges, *lists)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lists = dict(content["left_out"]), tuple(content["notes"]), dict(content.get("not_read", {}))
+        graph = ModelGraph(content["name"], nodes, edges, *lists)
+        texts = [graph.name, *nodes, *graph.left_out, *graph.left_out.values(), *graph.notes]
+        texts += [*graph.not_read, *graph.not_read.values()]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name or a reason is no text")
+        if any(end not in nodes for edge in edges for end in (edge.parent, edge.child)):
+            raise ValueError("an edge ends nowhere")
+        return graph
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(path, f"is not a Model Graph: {error}", "Run the script that writes it again.") from None

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 KEPT_TAG = ".mother-kept"  # marks a folder of what was measured: it holds no models, whatever its files are called
 
+SEAL = "seal"  # the digest in a JSON object of all else in it
 # The names of temporary files, which a killed run leaves behind.
 TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)\.[0-9]+\.tmp", re.DOTALL)
 
@@ -50,6 +51,22 @@ def json_text(value: Any, indent: int | None = 1) -> str:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write `json_text` atomically."""
     write_text(path, json_text(value, indent) + "\n")
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a digest of itself, so that damage of any kind is seen when it is read again."""
+    return content | {SEAL: _seal(content)}
+
+
+def is_sealed(content: Any) -> bool:
+    """Whether this is what `sealed` gave, unchanged."""
+    if not isinstance(content, dict):
+        return False
+    return content.get(SEAL) == _seal({key: value for key, value in content.items() if key != SEAL})
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_figure(path: Path, figure: Any, **options: Any) -> None:

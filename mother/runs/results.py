@@ -17,7 +17,7 @@ from mother.errors import InputError
 from mother.graph.collection import known_trees, read_digest
 from mother.graph.manifest import Manifest
 from mother.io.checkpoint import Checkpoint
-from mother.io.files import sha256, write_json
+from mother.io.files import is_sealed, sealed, sha256, write_json
 from mother.io.runtime import code_digest, versions
 
 COMPARED = ("model graph", "method", "undirected", "direction", "directed", "kinds", "clusters", "seconds")
@@ -66,20 +66,25 @@ def run_facts(
 
 def write_result(path: Path, run: dict[str, Any], content: dict[str, Any], files: Iterable[Path] = ()) -> None:
     """Write a JSON result with the facts of its run; `files` are the others that belong to it, written before."""
-    names = [file.relative_to(path.parent).as_posix() for file in files]
-    write_json(path, {**content, "run": run, "files": names})
+    digests = {
+        file.relative_to(path.parent).as_posix(): sha256(file) if file.suffix == ".json" else None for file in files
+    }
+    write_json(path, sealed({**content, "run": run, "files": digests}))
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """A JSON result, or None where the script that writes it has not run. Raises InputError for a damaged one."""
+    """A JSON result as it was written, or None where the script that writes it has not run.
+
+    Raises InputError for a damaged one.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be used ({error}). Run the scripts again.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} cannot be used (it is no JSON object). Run the scripts again.")
+    if not is_sealed(content):
+        raise InputError(f"{path} cannot be used (it is not as it was written). Run the scripts again.")
     return content
 
 
@@ -89,8 +94,10 @@ def is_kept(path: Path, run: dict[str, Any]) -> bool:
         found = read_result(path)
     except InputError:
         return False
-    same = found is not None and found.get("run") == json.loads(json.dumps(run))
-    return same and all((path.parent / name).exists() for name in found.get("files", ()))
+    if found is None or found["run"] != json.loads(json.dumps(run)):
+        return False
+    files = {path.parent / name: digest for name, digest in found["files"].items()}
+    return all(file.is_file() and digest in (None, sha256(file)) for file, digest in files.items())
 
 
 def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -99,11 +106,10 @@ def found_clusters(manifest: Manifest, folder: Path) -> tuple[dict[str, list[str
     Raises InputError where there are no clusters, or not those of this manifest.
     """
     path = folder / "clusters.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        labels, left_out = dict(content["clusters"]), dict(content["left_out"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be used ({error}). Run `python clustering.py` first.") from None
+    content = read_result(path)
+    if content is None:
+        raise InputError(f"{path} is missing. Run `python clustering.py` first.")
+    labels, left_out = content["clusters"], content["left_out"]
     if labels.keys() | left_out.keys() != {node.id for node in manifest.present}:
         raise InputError(f"{path} is of other models than the manifest has now. Run `python clustering.py` again.")
     clusters: dict[str, list[str]] = {}
