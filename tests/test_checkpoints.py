@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import save_model, vit_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from mother.collection.find import find_models
 from mother.errors import CheckpointError
+from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
 from mother.paper.measure import square_layers
@@ -226,3 +230,186 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="no regular file"):
         open_checkpoint("m", tmp_path)
+
+
+def vit(seed: int) -> ViTModel:
+    """A tiny model as transformers makes it."""
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=4, patch_size=2
+    )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def is_in(checkpoint: Checkpoint, model: torch.nn.Module) -> bool:
+    """Whether an opened checkpoint holds the values of a model that was loaded, whatever the names are."""
+    (found,) = (checkpoint.read(layer) for layer in checkpoint.layers if layer.kind == "value")
+    return any(torch.equal(found, value) for value in model.state_dict().values())
+
+
+SAVED = {  # name -> how it is saved; a number stands for the seed of its weights
+    "model.safetensors": 1,
+    "model.safetensors.index.json": 2,
+    "pytorch_model.bin": 3,
+    "pytorch_model.bin.index.json": 4,
+    "model.fp16.safetensors": 5,
+    "other.safetensors": 6,
+}
+
+
+def lay(folder: Path, names: Sequence[str], explicit: str | None = None) -> None:
+    """Lay different weights under these names into one folder, with a configuration of transformers."""
+    vit(0).save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    if explicit is not None:
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | {"transformers_weights": explicit}))
+    for name in names:
+        vit(SAVED[name]).save_pretrained(folder / name)
+        weights = load_file(folder / name / "model.safetensors")
+        shutil.rmtree(folder / name)
+        suffix = ".bin" if ".bin" in name else ".safetensors"
+        file = folder / (f"shard-{SAVED[name]}{suffix}" if name.endswith(".json") else name)
+        torch.save(weights, file) if suffix == ".bin" else save_file(weights, file, {"format": "pt"})
+        if name.endswith(".json"):
+            index = {"metadata": {}, "weight_map": dict.fromkeys(weights, file.name)}
+            (folder / name).write_text(json.dumps(index))
+
+
+LAID = {
+    "whole before index": (["model.safetensors", "model.safetensors.index.json"], None),
+    "index before pickles": (["model.safetensors.index.json", "pytorch_model.bin"], None),
+    "pickle before its index": (["pytorch_model.bin", "pytorch_model.bin.index.json"], None),
+    "index of pickles": (["pytorch_model.bin.index.json", "model.fp16.safetensors"], None),
+    "pickle before a variant": (["pytorch_model.bin", "model.fp16.safetensors"], None),
+    "all": (list(SAVED), None),
+    "named": (list(SAVED), "other.safetensors"),
+    "named index": (list(SAVED), "model.safetensors.index.json"),
+    "named variant": (["model.safetensors", "model.fp16.safetensors"], "model.fp16.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", LAID)
+def test_what_is_opened_is_what_transformers_loads(kind: str, tmp_path: Path) -> None:
+    lay(tmp_path, *LAID[kind])
+    loaded = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    assert is_in(open_checkpoint("m", tmp_path), loaded)
+    (source,) = find_models([str(tmp_path)])
+    assert source.location == str(tmp_path)
+
+
+def test_tensors_that_an_index_does_not_name_are_loaded_and_read(tmp_path: Path) -> None:
+    """transformers reads whole shards: an upload must not hide a tensor from us by leaving it out of its index."""
+    lay(tmp_path, ["model.safetensors.index.json"])
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    hidden = [name for name in content["weight_map"] if "value" in name or "v_proj" in name]
+    for name in hidden:
+        del content["weight_map"][name]
+    index.write_text(json.dumps(content))
+    assert hidden and is_in(open_checkpoint("m", tmp_path), ViTModel.from_pretrained(tmp_path, add_pooling_layer=False))
+
+
+def test_a_variant_is_read_where_it_is_the_only_one(tmp_path: Path) -> None:
+    weights = vit_weights(1)
+    save_file(weights, tmp_path / "model.fp16-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model.fp16-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    expected = read_all(save_model(tmp_path.parent / "whole", weights))
+    assert_same(read_all(tmp_path), expected)
+    assert_same(read_all(tmp_path / "model.safetensors.index.fp16.json"), expected)
+    assert [one.location for one in find_models([str(tmp_path)])] == [str(tmp_path)]
+    (tmp_path / "model.safetensors.index.fp8.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="2 indices of variants"):
+        open_checkpoint("m", tmp_path)
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_diffusers_takes_an_index_first(index: bool, tmp_path: Path) -> None:
+    """Its own names, also where weights for transformers lie beside them."""
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    for seed, name in enumerate(("model", "diffusion_pytorch_model", "shard")):
+        save_file(vit_weights(seed), tmp_path / f"{name}.safetensors")
+    if index:
+        content = {"weight_map": dict.fromkeys(vit_weights(2), "shard.safetensors")}
+        (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(content))
+    expected = read_all(tmp_path / ("shard.safetensors" if index else "diffusion_pytorch_model.safetensors"))
+    assert_same(read_all(tmp_path), expected)
+
+
+NAMED = {
+    "../x.safetensors": "outside its folder",
+    "/etc/x.safetensors": "outside its folder",
+    "a/b.safetensors": "outside its folder",
+    "a\0.safetensors": "outside its folder",
+    "\ud800.safetensors": "outside its folder",
+    "pytorch_model.bin": "no safetensors file",
+    "gone.safetensors": "no such file",
+    "link.safetensors": "link to .*secret.safetensors'?, outside its folder",
+    7: "outside its folder",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_weights_that_a_configuration_must_not_name(name: object, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", vit_weights(1))
+    save_file(vit_weights(2), tmp_path / "secret.safetensors")
+    os.symlink(tmp_path / "secret.safetensors", folder / "link.safetensors")
+    (folder / "config.json").write_text(json.dumps({"transformers_weights": name}))
+    with pytest.raises(CheckpointError, match=NAMED[name]) as error:
+        open_checkpoint("victim", folder)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "9" * 5000, '"\\ud800"', '{"transformers_weights": null}'])
+def test_a_configuration_that_no_loader_reads_changes_nothing(text: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", vit_weights(1))
+    (folder / "config.json").write_text(text)
+    assert len(read_all(folder)) == 10
+
+
+@pytest.mark.parametrize("there", ["nowhere", "in the other shard"])
+def test_an_index_that_names_what_its_shard_lacks(there: str, tmp_path: Path) -> None:
+    folder = shard(tmp_path / "m", vit_weights(1))
+    path = folder / "model.safetensors.index.json"
+    content = json.loads(path.read_text())
+    name = "absent.weight" if there == "nowhere" else next(iter(content["weight_map"]))
+    content["weight_map"][name] = "model-b.safetensors"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"the index names tensor {name}, which shard model-b.safetensors lacks"):
+        open_checkpoint("m", folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "9" * 5000, "[" * 100_000, '{"weight_map": {}}', '{"weight_map": {"a": []}}']
+)
+def test_a_damaged_index_says_so(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="the index (has no weight_map|names no shard)"):
+        open_checkpoint("m", tmp_path)
+
+
+def test_a_shard_that_is_a_link_out_of_its_folder(tmp_path: Path) -> None:
+    folder = shard(tmp_path / "m", vit_weights(1))
+    os.rename(folder / "model-a.safetensors", tmp_path / "outside.safetensors")
+    os.symlink("../outside.safetensors", folder / "model-a.safetensors")
+    for source in (folder, folder / "model.safetensors.index.json"):
+        with pytest.raises(CheckpointError, match="model-a.safetensors', a link to .*/outside.safetensors', out"):
+            open_checkpoint("m", source)
+
+
+def test_links_of_the_hugging_face_cache_stay_inside_it(tmp_path: Path) -> None:
+    """A folder that the user names may be a link itself, and the links from a snapshot to its blobs are usual."""
+    expected = read_all(shard(tmp_path / "plain", vit_weights(1)))
+    repository = tmp_path / "disk" / "models--org--name"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "plain").iterdir())):
+        os.rename(file, repository / "blobs" / str(number))
+        os.symlink(f"../../blobs/{number}", snapshot / file.name)
+    os.symlink(tmp_path / "disk", tmp_path / "hub")
+    for source in (snapshot, tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"):
+        assert_same(read_all(source), expected)
+    (found,) = find_models([str(tmp_path / "hub")])
+    assert_same(read_all(Path(found.location)), expected)

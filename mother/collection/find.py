@@ -14,8 +14,8 @@ from mother.collection.names import Names
 from mother.errors import InputError
 from mother.graph.manifest_io import read_manifest
 from mother.io.files import KEPT_TAG
-from mother.io.open import ADAPTER_CONFIG, PICKLES, WEIGHT_FILES
-from mother.io.places import HUB_SOURCE
+from mother.io.places import HUB_SOURCE, LocalFolder
+from mother.io.weights import ADAPTER_CONFIG, PICKLES, is_model
 
 DEPTH = 5  # budget: folders below one another that are searched
 MOST_FOLDERS = 100_000  # budget: folders that are searched at most
@@ -99,7 +99,7 @@ class _Search:
         files, folders = listed
         if KEPT_TAG in files:  # sketches of an earlier run
             return []
-        if ADAPTER_CONFIG in files or any(file in files for file in WEIGHT_FILES):
+        if ADAPTER_CONFIG in files or is_model(LocalFolder(_printable(name), folder)):
             self._note(folder, files, read_files(folder, list(files)))
             return [(name, folder), *self._inside(folder, name, folders, depth, parts=MODULES in files)]
         if PIPELINE in files:

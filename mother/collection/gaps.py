@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mother.errors import CheckpointError
-from mother.io.open import ADAPTER_CONFIG, ADAPTER_FILES, PICKLES, WEIGHT_FILES, find_weights
 from mother.io.places import LocalFolder
+from mother.io.weights import ADAPTER_CONFIG, ADAPTER_FILES, PICKLES, is_index, loaded_unasked, read_index, the_only_one
 
 # Weights in formats that are not read, by the end of their names: the longest that fits counts.
 UNREAD = {
@@ -131,17 +131,17 @@ class Gaps:
 
 def read_files(folder: Path, files: Iterable[str]) -> list[str]:
     """Which files of a model's folder hold the weights that are loaded."""
-    names = set(files)
-    if ADAPTER_CONFIG in names and not names & {*WEIGHT_FILES}:
-        return sorted(names & {*ADAPTER_FILES})
+    place = LocalFolder(folder.name, folder)
     try:
-        winner = find_weights(LocalFolder("", folder))
+        winner = loaded_unasked(place)
+        if winner is None and ADAPTER_CONFIG in files:
+            return [name for name in ADAPTER_FILES if name in files][:1]
+        winner = winner or the_only_one(place)
+        if winner is None or not is_index(winner):
+            return [winner] if winner is not None else []
+        return [winner, *set(read_index(place.model, place.open(winner)).values())]
     except CheckpointError:  # said when it is opened
         return []
-    if not winner.endswith(".index.json"):
-        return [winner]
-    stem, dot, last = winner.removesuffix(".index.json").rpartition(".")
-    return [winner, *(name for name in names if name.startswith(f"{stem}-") and name.endswith(f"{dot}{last}"))]
 
 
 def summary(not_read: Iterable[tuple[str, str]]) -> str:

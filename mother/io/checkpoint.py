@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -23,6 +23,7 @@ class Checkpoint:
     model: str
     tensors: dict[str, tuple[File, TensorInfo]]
     layers: dict[Layer, str]
+    index: File | None = field(default=None, kw_only=True)  # that named the files of the tensors
 
     def shape(self, layer: Layer) -> tuple[int, ...]:
         """Shape of a layer's weight."""
@@ -120,6 +121,11 @@ class Checkpoint:
         tensors = {name: place for name, place in self.tensors.items() if name not in dropped}
         return replace(self, tensors=tensors, layers={k: name for k, name in self.layers.items() if name in tensors})
 
+    def files(self) -> list[File]:
+        """The files that the model is read from, each once: its index, and those of its tensors."""
+        shards = sorted({file for file, _ in self.tensors.values()}, key=str)
+        return ([self.index] if self.index is not None else []) + shards
+
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
         return [file.fingerprint() for file in sorted({file for file, _ in self.tensors.values()}, key=str)]
@@ -150,6 +156,11 @@ class AdaptedCheckpoint(Checkpoint):
             whole = read[own[name]] if name in own else found.get(name)
             found[name] = self._sound(name, self.config, applied(update, parts, whole))
         return _filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
+
+    def files(self) -> list[File]:
+        """The files of the adapter, with its configuration, and those of its base."""
+        own = [self.config, *self.parts.files(), *(self.base.files() if self.base is not None else [])]
+        return list({str(file): file for file in own}.values())
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """See Checkpoint."""

@@ -5,9 +5,9 @@ A model is a folder, a safetensors or zip-format pickle file, shards with an ind
 nothing of it stays in memory: tensors are read where they stand, as byte ranges, and returned in float32.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from mother.errors import CheckpointError
@@ -17,26 +17,19 @@ from mother.io.layers import canonical_name, name_layers
 from mother.io.pickles import parse_pickle
 from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, unreadable
 from mother.io.runtime import IN_FLIGHT
-from mother.io.safetensors import TensorInfo, header_length, parse_header
-
-# In the order in which they are looked for: an index, where there is one, knows all shards; pickles come last.
-WEIGHT_FILES = tuple(
-    f"{stem}{suffix}"
-    for stem, suffix in (
-        ("model.safetensors", ".index.json"),
-        ("model.safetensors", ""),
-        ("diffusion_pytorch_model.safetensors", ".index.json"),
-        ("diffusion_pytorch_model.safetensors", ""),
-        ("pytorch_model.bin", ".index.json"),
-        ("pytorch_model.bin", ""),
-        ("diffusion_pytorch_model.bin", ""),
-    )
+from mother.io.safetensors import MAX_NAME, TensorInfo, header_length, parse_header
+from mother.io.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    PICKLES,
+    check_inside,
+    is_index,
+    loaded_unasked,
+    read_index,
+    read_text,
+    the_only_one,
 )
-
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-ADAPTER_CONFIG = "adapter_config.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-MAX_JSON = 200_000_000  # bytes of an index or a configuration
+from mother.io.weights import WEIGHT_FILES as WEIGHT_FILES  # where others look for it
 
 
 def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
@@ -60,74 +53,42 @@ def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
         raise CheckpointError(model, file, str(error), remedy) from None
 
 
-def _read_json(model: str, file: File) -> str:
-    """The text of a small file, whole."""
-    if file.size > MAX_JSON:
-        raise CheckpointError(model, file, f"it has {file.size} bytes", "Do not trust this checkpoint.")
-    try:
-        return file.head(file.size).decode("utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError(model, file, "it is not UTF-8", "Fetch or save the model again.") from None
-
-
-def _shards(model: str, index: File) -> list[str]:
-    """Names of the shard files that an index names; they must lie beside it."""
-    text = _read_json(model, index)
-    try:
-        weight_map = json.loads(text)["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(
-            model, index, "the index has no weight_map of file names", "Fetch or save the model again."
-        ) from None
-    for name in names:
-        if (
-            not isinstance(name, str)
-            or not name.isprintable()
-            or name in ("", ".", "..")
-            or any(part in name for part in ("/", "\\", "\0"))
-        ):
-            raise CheckpointError(
-                model, index, f"the index names the shard {name!r}, outside its folder", "Do not trust this checkpoint."
-            )
-    return names
-
-
-def find_weights(place: Place) -> str:
-    """Name of the weight file or index in a folder; raises CheckpointError where there is none."""
-    for name in WEIGHT_FILES:
-        if place.has(name):
-            return name
-    names, model = place.names(), place.model
-    files = [name for name in names if name.endswith(".safetensors")]
-    files = files or [name for name in names if name.endswith(PICKLES)]
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise CheckpointError(model, place, f"has {len(files)} weight files and no index", "Name one of them.")
-    found = ", ".join(names[:5]) or "nothing"
-    raise CheckpointError(
-        model, place, f"has no weights, only {found}", "Name another revision or a ':subfolder', or save it again."
-    )
-
-
 def _open_place(place: Place, base: Checkpoint | None) -> Checkpoint:
     """Open the model, or the adapter, in a folder."""
-    model = place.model
-    if place.has(ADAPTER_CONFIG) and not any(place.has(name) for name in WEIGHT_FILES):
+    model, name = place.model, loaded_unasked(place)
+    adapter = place.has(ADAPTER_CONFIG) and name is None
+    if adapter and any(place.has(file) for file in ADAPTER_FILES):
         return _open_adapter(place, base)
+    name = name or the_only_one(place)
+    if name is None and adapter:
+        raise CheckpointError(model, place, "is an adapter without adapter_model.safetensors", "Save it again.")
     if base is not None:
         raise CheckpointError(model, place, "has a base but is no adapter", "Leave out its base in the manifest.")
-    name = find_weights(place)
-    if name.endswith(".json"):
-        names = _shards(model, place.open(name))
-        for shard in names:
-            if not place.has(shard):
-                reason = f"its index names the shard {shard}, and there is no such file"
-                raise CheckpointError(model, place, reason, "Fetch or save the model again.")
-    else:
-        names = [name]
-    return _open_files(model, [place.open(name) for name in names])
+    if name is None:
+        found = ", ".join(place.names()[:5]) or "nothing"
+        raise CheckpointError(
+            model, place, f"has no weights, only {found}", "Name another revision or a ':subfolder', or save it again."
+        )
+    return _open_index(place, name) if is_index(name) else _open_files(model, [place.open(name)])
+
+
+def _open_index(place: Place, name: str) -> Checkpoint:
+    """Open shards and all of their tensors: loaders read whole shards, also what the index does not name."""
+    model, index = place.model, place.open(name)
+    shard_of = read_index(model, index)
+    shards = {}
+    for shard in sorted(set(shard_of.values())):
+        if not place.has(shard):
+            reason = f"its index names the shard {shard}, and there is no such file"
+            raise CheckpointError(model, place, reason, "Fetch or save the model again.")
+        check_inside(place, index, shard)
+        shards[shard] = place.open(shard)
+    opened = _open_files(model, list(shards.values()))
+    for tensor, shard in shard_of.items():
+        if tensor not in opened.tensors or opened.tensors[tensor][0] is not shards[shard]:
+            reason = f"the index names tensor {ascii(tensor)[1:-1][:MAX_NAME]}, which shard {shard} lacks"
+            raise CheckpointError(model, index, reason, "Fetch or save the model again.")
+    return replace(opened, index=index)
 
 
 def _open_files(model: str, files: Sequence[File]) -> Checkpoint:
@@ -143,13 +104,10 @@ def _open_files(model: str, files: Sequence[File]) -> Checkpoint:
 def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
     """An adapter on its base, or alone."""
     model = place.model
-    name = next((name for name in ADAPTER_FILES if place.has(name)), None)
-    if name is None:
-        raise CheckpointError(model, place, "is an adapter without adapter_model.safetensors", "Save it again.")
-    parts = _open_files(model, [place.open(name)])
+    parts = _open_files(model, [place.open(next(name for name in ADAPTER_FILES if place.has(name)))])
     infos = {name: info for name, (_, info) in parts.tensors.items()}
     config = place.open(ADAPTER_CONFIG)
-    adapter = parse_adapter(model, place, _read_json(model, config), infos)
+    adapter = parse_adapter(model, place, read_text(model, config), infos)
     file = next(iter(parts.tensors.values()))[0]
     if base is None:
         if any("magnitude" in update.parts for update in adapter.updates.values()):
@@ -211,9 +169,8 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
     path = Path(location)
     try:
         if path.is_file():
-            if path.name.endswith(".index.json"):
-                names = _shards(model, LocalFile.open(model, path))
-                return _open_files(model, [LocalFile.open(model, path.parent / name) for name in names])
+            if is_index(path.name):
+                return _open_index(LocalFolder(model, path.parent), path.name)
             if path.suffix not in (".safetensors", *PICKLES):
                 raise CheckpointError(
                     model, path, "is neither a safetensors file nor a pickle", "Save the model with save_pretrained."

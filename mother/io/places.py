@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
 
 from mother.errors import CheckpointError
@@ -164,7 +164,8 @@ class LocalFolder:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        return (self.path / name).exists()
+        path = self.path / name
+        return path.exists() and not path.is_dir()
 
     def open(self, name: str) -> LocalFile:
         """Open a file; raises CheckpointError."""
@@ -173,6 +174,27 @@ class LocalFolder:
     def names(self) -> list[str]:
         """Names of its files and folders."""
         return sorted(entry.name for entry in self.path.iterdir())
+
+
+def leads_out(folder: Path, inside: PurePath, links: dict[str, bool] | None = None) -> str | None:
+    """Where a path inside a folder leads if a link on its way leads out of that folder; else None.
+
+    The Hugging Face cache is made of links from the snapshots of a repository to its blobs: these stay inside. What
+    `links` says of places is not asked again.
+    """
+    links, place, linked = {} if links is None else links, str(folder), None
+    for part in inside.parts:
+        around, place = place, f"{place}/{part}"
+        if place not in links:
+            links[place] = os.path.islink(place)
+        if links[place] and linked is None:
+            linked = Path(os.path.realpath(around))
+    if linked is None:
+        return None
+    target, roots = Path(os.path.realpath(place)), [Path(os.path.realpath(folder))]
+    # The repository of the cache that the link lies in.
+    roots += [one for one in (linked, *linked.parents) if one.name.startswith("models--")][:1]
+    return None if any(target.is_relative_to(root) for root in roots) else str(target)
 
 
 HUB_SOURCE = re.compile(
