@@ -11,17 +11,21 @@ from typing import Any
 from mother.errors import ManifestError
 from mother.graph.manifest import MANIFEST_FORMAT, NAME, NAME_REMEDY, NODE_KINDS, READ, Manifest, Node
 from mother.io.files import write_text
-from mother.io.places import HUB_SOURCE
+from mother.io.places import HUB_SOURCE, leads_out
+
+SHOWN = 300  # characters of a value that an error shows
 
 
-def _check_source(path: Path, node: Node, source: str) -> None:
-    """Refuse a source that is neither a Hub repository nor a path inside the manifest's folder."""
+def _check_source(path: Path, node: Node, source: str, links: dict[str, bool]) -> None:
+    """Refuse a source that is neither a Hub repository nor a path inside the manifest's folder, links followed."""
     if source.startswith("hf://"):
         # ".." would pass for a name of dots, and would leave the repository's folder.
         if HUB_SOURCE.fullmatch(source) and ".." not in source:
             return
         raise ManifestError(
-            path, f"node {node.id!r} has the source {source!r}", "Write hf://owner/name[@revision][:subfolder]."
+            path,
+            f"node {node.id!r} has the source {source!r:.{SHOWN}}",
+            "Write hf://owner/name[@revision][:subfolder].",
         )
     pure = PurePosixPath(source)
     if pure.is_absolute() or ".." in pure.parts or "\\" in source or "\0" in source or not pure.parts:
@@ -29,6 +33,14 @@ def _check_source(path: Path, node: Node, source: str) -> None:
             path,
             f"node {node.id!r} has the source {source!r}, which is outside the manifest's folder",
             "Give a path relative to the manifest, without '..', or hf://owner/name.",
+        )
+    target = leads_out(path.parent, pure, links)
+    if target is not None:
+        raise ManifestError(
+            path,
+            f"node {node.id!r} has the source {source!r}, a link to {ascii(target)[1:-1][:SHOWN]}, "
+            "which is outside the manifest's folder",
+            "Move the manifest above both, or name the model itself on the command line.",
         )
 
 
@@ -48,7 +60,7 @@ def _node(path: Path, position: int, entry: Any) -> Node:
         value = entry.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ManifestError(
-                path, f"node {entry['id']!r} has {key} = {value!r}", "Write null where it is not known."
+                path, f"node {entry['id']!r} has {key} = {ascii(value)[:100]}", "Write null where it is not known."
             )
     tree = entry.get("tree")
     # A tree's name becomes part of the names of its results.
@@ -123,13 +135,14 @@ def check_nodes(path: Path, nodes: tuple[Node, ...]) -> None:
     if not nodes:
         raise ManifestError(path, "there is no node in it", "List at least one model.")
     parents: dict[str, tuple[str, ...]] = {}
+    links: dict[str, bool] = {}  # which places are links, each asked once
     for node in nodes:
         if node.id in parents:
             raise ManifestError(path, f"two nodes have the id {node.id!r}", "Give every node an id of its own.")
         _check_parents(path, node)
-        _check_source(path, node, node.source)
+        _check_source(path, node, node.source, links)
         if node.base is not None:
-            _check_source(path, node, node.base)
+            _check_source(path, node, node.base, links)
         parents[node.id] = node.all_parents
     for node in nodes:
         for parent in node.all_parents:
@@ -142,7 +155,8 @@ def check_nodes(path: Path, nodes: tuple[Node, ...]) -> None:
     try:
         TopologicalSorter(parents).prepare()
     except CycleError as error:
-        cycle = " <- ".join(reversed(error.args[1]))
+        around = error.args[1][::-1]
+        cycle = " <- ".join([*around[:5], "...", around[-1]] if len(around) > 7 else around)
         raise ManifestError(path, f"the parents form a cycle: {cycle}", "Mend one of them.") from None
 
 
@@ -150,7 +164,12 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read and check a manifest; raises ManifestError with the reason and the remedy."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would wait for somebody to write
+            raise ManifestError(path, "cannot be read: it is no regular file", "Give the path of a manifest.")
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except ManifestError:
+        raise
     except FileNotFoundError:
         raise ManifestError(path, "there is no such file", "Give the path of a manifest.") from None
     except OSError as error:
@@ -166,6 +185,11 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ManifestError(path, "has no list of nodes", 'Write "nodes": [...].')
     nodes = tuple(_node(path, position, entry) for position, entry in enumerate(entries))
     check_nodes(path, nodes)
+    if "\\ud" in text.lower():  # half of a character, which no result could be written with
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeError:
+            raise ManifestError(path, "holds text that is not Unicode", "Mend the file.") from None
     name = content.get("name", path.stem)
     # The name becomes a folder under results/.
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
