@@ -35,6 +35,9 @@ class File(Protocol):
     def fingerprint(self) -> tuple[str, int, int, str]:
         """What changes whenever the file does."""
 
+    def digest(self) -> str | None:
+        """SHA-256 of its bytes, or None where that would have to be asked for."""
+
     def remembered(self, make: Callable[[], Any]) -> Any:
         """JSON that `make()` finds in the file, kept where finding it is slow."""
 
@@ -85,14 +88,7 @@ class LocalFile:
         parts = []
         try:
             with open(self.path, "rb", buffering=0) as stream:
-                status = os.fstat(stream.fileno())
-                if self.state not in (None, (status.st_size, status.st_mtime_ns, status.st_ino)):
-                    raise CheckpointError(
-                        self.model,
-                        self.path,
-                        "the file has changed while it was read",
-                        "Run again to read the new one.",
-                    )
+                self._check(os.fstat(stream.fileno()))
                 for (start, end), given in zip_longest(spans, into):
                     buffer, filled = memoryview(bytearray(end - start)) if given is None else given, 0
                     stream.seek(start)
@@ -102,6 +98,33 @@ class LocalFile:
         except OSError as error:
             raise unreadable(self.model, self.path, error) from None
         return parts
+
+    def _is(self, status: os.stat_result) -> bool:
+        return self.state in (None, (status.st_size, status.st_mtime_ns, status.st_ino))
+
+    def _check(self, status: os.stat_result) -> None:
+        if not self._is(status):
+            raise CheckpointError(
+                self.model, self.path, "the file has changed while it was read", "Run again to read the new one."
+            )
+
+    def unchanged(self) -> bool:
+        """Whether it is still the file that was opened."""
+        try:
+            return self._is(os.stat(self.path))
+        except OSError:
+            return False
+
+    def digest(self) -> str:
+        """SHA-256 of the file that was opened, which is read whole. Raises CheckpointError."""
+        try:
+            with open(self.path, "rb", buffering=0) as stream:
+                self._check(os.fstat(stream.fileno()))
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+                self._check(os.fstat(stream.fileno()))
+        except OSError as error:
+            raise unreadable(self.model, self.path, error) from None
+        return found
 
     def expect(self, start: int, end: int) -> None:
         """Let the system bring these bytes from the disk while something else is done, where it can."""

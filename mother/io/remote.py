@@ -70,6 +70,10 @@ class RemoteFile:
         """Name, size and etag at a commit: nothing has to be read to know that a file is the same."""
         return (f"hf://{self.repository.repo}@{self.repository.commit}/{self.path}", self.size, 0, self.etag)
 
+    def digest(self) -> str | None:
+        """SHA-256 where the Hub has told it: the etag of a file in its large storage is that; no request is made."""
+        return self.etag if re.fullmatch("[0-9a-f]{64}", self.etag) else None
+
     def _resolve(self) -> str:
         """Ask where the bytes are. Raises CheckpointError where the file is not what it was."""
         model, source = self.repository.model, str(self)
