@@ -1,10 +1,15 @@
 """Pickled checkpoints: the same values as torch reads, and not a line of an attacker's code."""
 
+import inspect
 import io
 import os
 import pickle
 import pickletools
+import re
+import subprocess
+import sys
 import time
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import vit_weights
+from conftest import ROOT, vit_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoints import assert_same, read_all
@@ -220,6 +225,125 @@ def test_bombs_do_nothing_and_take_no_time(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="refused|damaged|no dictionary|no tensors|missing"):
         open_checkpoint("victim", tmp_path)
     assert time.monotonic() - started < 1 and not unpickler._rebuild_tensor.__defaults__
+
+
+PRIME = (1 << 61) - 1  # Python takes numbers modulo this one as their hash
+MANY = 1 << 18
+
+
+def text(content: bytes) -> bytes:
+    return b"X" + len(content).to_bytes(4, "little") + content
+
+
+def megabyte(name: str) -> bytes:
+    """A pickle of about a megabyte that asks for more time or memory than it has bytes."""
+    one, long = b"\x80\x04", text(b"k" * MANY)
+    return {
+        "a bytearray of a terabyte": one + b"\x96" + (1 << 40).to_bytes(8, "little"),
+        "bytes of a terabyte": one + b"\x8e" + (1 << 40).to_bytes(8, "little") + b".",
+        "a text of a terabyte": one + b"\x8d" + (1 << 40).to_bytes(8, "little") + b".",
+        "a number of two gigabytes": one + b"\x8b" + b"\xff\xff\xff\x7f" + b"\1" * MANY + b".",
+        "a frame of a terabyte": one + b"\x95" + (1 << 40).to_bytes(8, "little") + b"}.",
+        "frames without end": one + (b"\x95" + bytes(8)) * (MANY // 4) + b"}.",
+        "marks": b"(" * 4 * MANY + b".",
+        "dictionaries": b"}" * 4 * MANY + b".",
+        "one dictionary again and again": b"}" + b"2" * 4 * MANY + b".",
+        "tuples of tuples": b")" + b"2\x86" * 2 * MANY + b".",
+        "sizes of sizes": b"ctorch\nSize\nq\0" + b"h\0" * MANY + b")" + b"\x85R" * MANY + b".",
+        "a long size again and again": b"ctorch\nSize\nq\0("
+        + b"K\1" * MANY
+        + b"tq\1"
+        + b"0h\0h\1\x85R" * (MANY // 4)
+        + b".",
+        "a long call again and again": b"ctorch\ndevice\nq\0("
+        + b"K\1" * MANY
+        + b"tq\1"
+        + b"0h\0h\1R" * (MANY // 4)
+        + b".",
+        "numbers of one hash": b"}(" + b"".join(b"L%dL\nN" % (k * PRIME) for k in range(MANY // 6)) + b"u.",
+        "floats of one hash": b"}(" + b"".join(b"F%d.0\nN" % (k * PRIME) for k in range(MANY // 6)) + b"u.",
+        "places of one hash": b"N" + b"".join(b"p%d\n" % (k * PRIME) for k in range(MANY // 6)) + b".",
+        "long texts that are equal": one + long + b"q\0" + long + b"q\1}(" + b"h\0Nh\1N" * (MANY // 12) + b"u.",
+        "a long name of a storage": long
+        + b"q\0ctorch\nFloatStorage\nq\1}("
+        + b"N(X\x07\0\0\0storageh\1h\0NNtQ" * (MANY // 20)
+        + b"u.",
+        "a long name of a function": b"c" + b"m" * MANY + b"\n" + b"n" * MANY + b"\n.",
+    }[name]
+
+
+READ = """
+import resource, sys, time
+from pathlib import Path
+from mother.io.pickles import parse_pickle
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+for name in sys.argv[1:]:
+    content, started = Path(name).read_bytes(), time.process_time()
+    try:
+        said = len(parse_pickle(lambda start, end: content[start:end], len(content)))
+    except ValueError as error:
+        said = error
+    print(time.process_time() - started, said, sep="|")
+"""
+
+
+def test_a_megabyte_takes_no_more_than_it_justifies(tmp_path: Path) -> None:
+    """About half a second and a gigabyte; in a process of its own, where no types are checked."""
+    names = re.findall(r'^        "([^"]+)":', inspect.getsource(megabyte), re.MULTILINE)
+    assert len(names) > 15
+    for name in names:
+        (tmp_path / name).write_bytes(archive(megabyte(name)))
+        assert (tmp_path / name).stat().st_size < 1_300_000
+    command = [sys.executable, "-c", READ, *(str(tmp_path / name) for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        seconds, _, said = line.partition("|")
+        assert re.search("refused|damaged|no dictionary|no tensors", said) and len(said) < 500, name
+        assert float(seconds) < 3, name
+
+
+def test_too_many_operations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = saved({f"layer {k}": torch.zeros(1) for k in range(20)})
+    assert len(parse(pickled)) == 20
+    monkeypatch.setattr(unpickler, "MOST_OPERATIONS", 200)
+    with pytest.raises(ValueError, match="more than 200 operations"):
+        parse(pickled)
+
+
+@pytest.mark.parametrize("second", ["archive/data.pkl", "archive/DATA.PKL", "archive/data/0", "archive/Data/0"])
+def test_members_of_one_name_are_refused(second: str, tmp_path: Path) -> None:
+    """Each reader takes another one, and torch does not look at their case."""
+    whole = saved({"w": torch.zeros(2, 2)})
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as before, zipfile.ZipFile(buffer, "w") as after:
+        for name in before.namelist():
+            after.writestr("archive/" + name.partition("/")[2], before.read(name))
+        with warnings.catch_warnings(action="ignore"):  # of the library that writes it
+            after.writestr(second, after.read("archive/data/0"))
+    with pytest.raises(ValueError, match=f"two members {second}"):
+        parse(buffer.getvalue())
+
+
+def test_an_archive_with_two_directories_is_refused() -> None:
+    """Python finds the last one, torch the one that the end names."""
+    benign, hidden = saved({"w": torch.zeros(2, 2)}), saved({"w": torch.ones(2, 2)})
+    end = benign[-22:]
+    assert end[:4] == b"PK\x05\x06"
+    with pytest.raises(ValueError, match="directory is not where its end says"):
+        parse(hidden + benign)
+    with pytest.raises(ValueError, match="comment"):
+        parse(benign[:-2] + b"\1\0x")
+
+
+def test_a_pickle_of_training_is_read_beside_its_numbers(tmp_path: Path) -> None:
+    """Keys that are numbers, as optimizers have, are no names of tensors, and do no harm."""
+    weights = vit_weights(1)
+    state = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, 1: 2, 0.5: "x", None: None}
+    torch.save({"model": weights, "optimizer": state, "shape": torch.Size([2, 3])}, tmp_path / "last.ckpt")
+    torch.save({0: torch.zeros(2, 2)}, tmp_path / "numbered.ckpt")
+    assert len(read_all(tmp_path / "last.ckpt")) == 10
+    with pytest.raises(CheckpointError, match="of a tensor is not usable"):
+        open_checkpoint("m", tmp_path / "numbered.ckpt")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])

@@ -19,6 +19,7 @@ from mother.io.unpickler import StoredTensor, TensorUnpickler
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
 MAX_MEMBERS = 200_000
+MAX_DIRECTORY = 1 << 24  # bytes of the archive's directory; torch writes about seventy for a tensor
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put the weights
 Read = Callable[[int, int], bytes]
 
@@ -31,6 +32,7 @@ class _Window(io.RawIOBase):
     def __init__(self, read: Read, size: int):
         self.fetch, self.size, self.position = read, size, 0
         self.blocks: dict[int, bytes] = {}
+        self.most = MAX_DIRECTORY  # bytes of one look
 
     def seekable(self) -> bool:
         return True
@@ -48,7 +50,7 @@ class _Window(io.RawIOBase):
     def read(self, count: int = -1) -> bytes:
         end = self.size if count is None or count < 0 else min(self.size, self.position + count)
         start = min(self.position, end)
-        if end - start > MAX_PICKLE:
+        if end - start > self.most:
             raise ValueError(f"the archive's directory or pickle has {end - start} bytes")
         first, last = start // self.BLOCK, -(-end // self.BLOCK)
         missing = [block for block in range(first, last) if block not in self.blocks]
@@ -76,6 +78,57 @@ def _data_start(read: Read, member: zipfile.ZipInfo, size: int) -> int:
     return member.header_offset + 30 + name + extra
 
 
+def _check_directory(window: _Window, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The members of an archive; raises ValueError where torch would find other ones.
+
+    Python looks for the directory just before the end of the file, torch where the end says. Of two members of one name
+    each takes another one, and torch does not look at their case.
+    """
+    at = window.size - 22
+    window.seek(at)
+    end = window.read(22)
+    if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
+        raise ValueError("the archive has a comment or is damaged at its end, as torch never writes it")
+    offset = int.from_bytes(end[16:20], "little")
+    window.seek(max(0, at - 20))
+    locator = window.read(20)
+    if locator[:4] == b"PK\x06\x07":
+        window.seek(int.from_bytes(locator[8:16], "little"))
+        offset = int.from_bytes(window.read(56)[48:], "little")
+    if offset != archive.start_dir:
+        raise ValueError("the archive's directory is not where its end says")
+    members = archive.infolist()
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"the archive has {len(members)} members")
+    seen: set[str] = set()
+    for member in members:
+        name = member.filename.lower()
+        if name in seen:
+            raise ValueError(f"the archive has two members {ascii(member.filename)[1:-1][:MAX_NAME]}")
+        seen.add(name)
+    return members
+
+
+def _read_pickle(window: _Window) -> tuple[bytes, str, dict[str, zipfile.ZipInfo]]:
+    """The pickle of an archive, the folder that it lies in, and all members by their names. Raises ValueError."""
+    with zipfile.ZipFile(window) as archive:
+        members = {member.filename: member for member in _check_directory(window, archive)}
+        pickles = [name for name in members if name.lower().endswith("/data.pkl") or name == "data.pkl"]
+        if len(pickles) != 1 or not pickles[0].endswith("data.pkl"):
+            raise ValueError(f"the archive has {len(pickles)} pickles, not one")
+        stem = pickles[0].removesuffix("data.pkl")
+        order = members.get(f"{stem}byteorder")
+        if any(one.compress_type != zipfile.ZIP_STORED for one in (members[pickles[0]], order) if one is not None):
+            raise ValueError("the pickle is compressed, as torch never writes it")
+        window.most = MAX_PICKLE
+        if order is not None and order.file_size < 100:
+            if archive.read(order) != b"little":
+                raise ValueError("the tensors are stored in big-endian order")
+        if members[pickles[0]].file_size > MAX_PICKLE:
+            raise ValueError(f"the pickle has {members[pickles[0]].file_size} bytes")
+        return archive.read(pickles[0]), stem, members
+
+
 def parse_pickle(read: Read, size: int) -> dict[str, TensorInfo]:
     """Names, types, shapes and byte ranges of the tensors of a zip-format pickle; raises ValueError with the reason.
 
@@ -85,29 +138,13 @@ def parse_pickle(read: Read, size: int) -> dict[str, TensorInfo]:
     if window.read(4) != b"PK\x03\x04":
         raise ValueError("this is no zip archive, as torch has written since 1.6")
     try:
-        with zipfile.ZipFile(window) as archive:
-            members = {member.filename: member for member in archive.infolist()}
-            if len(members) > MAX_MEMBERS:
-                raise ValueError(f"the archive has {len(members)} members")
-            pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise ValueError(f"the archive has {len(pickles)} pickles, not one")
-            stem = pickles[0].removesuffix("data.pkl")
-            order = members.get(f"{stem}byteorder")
-            if any(one.compress_type != zipfile.ZIP_STORED for one in (members[pickles[0]], order) if one is not None):
-                raise ValueError("the pickle is compressed, as torch never writes it")
-            if order is not None and order.file_size < 100:
-                if archive.read(order) != b"little":
-                    raise ValueError("the tensors are stored in big-endian order")
-            if members[pickles[0]].file_size > MAX_PICKLE:
-                raise ValueError(f"the pickle has {members[pickles[0]].file_size} bytes")
-            content = archive.read(pickles[0])
+        content, stem, members = _read_pickle(window)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"the archive is damaged: {error}") from None
     try:
-        found = TensorUnpickler(io.BytesIO(content)).load()
+        found = TensorUnpickler(content).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f"the pickle is refused: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the pickle is refused: {' '.join(str(error).split())[:MAX_NAME]}") from None
     except Exception as error:  # noqa: BLE001  A hostile pickle raises nearly anything.
         raise ValueError(f"the pickle is damaged ({type(error).__name__})") from None
     return _tensors(_state_dict(found), stem, members, read, size)
