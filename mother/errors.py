@@ -9,6 +9,14 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def shown(value: object, most: int = 100) -> str:
+    """A value from a file as part of a message: in ASCII, and short whatever it is."""
+    try:
+        return ascii(value)[:most]
+    except (RecursionError, ValueError):  # nested more deeply, or a number longer, than Python prints
+        return f"a {type(value).__name__}"
+
+
 class InputError(ValueError):
     """Something that the user gave cannot be used; the message says what, where and what to do, in one line."""
 

@@ -1,11 +1,16 @@
 """PEFT adapters: what they add to their base is what PEFT adds, and keeps its rank."""
 
 import json
+import re
+import time
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
@@ -14,6 +19,7 @@ from mother.errors import CheckpointError
 from mother.heritage.trace import trace
 from mother.heritage.typed_graph import build_graph
 from mother.io.open import open_checkpoint
+from mother.io.patterns import Patterns
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -117,6 +123,9 @@ def test_an_adapter_keeps_its_rank_and_its_arrow(dtype: torch.dtype, tmp_path: P
 
 
 GOOD = {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2)}
+NESTED: list = []
+for _ in range(900):
+    NESTED = [NESTED]
 REFUSED = {
     "ia3": ({"peft_type": "IA3"}, None, "adapter of type 'IA3'"),
     "no config": ({}, None, "damaged"),
@@ -130,12 +139,19 @@ REFUSED = {
         "DoRA adapter",
     ),
     "empty": ({}, {"other.weight": (2, 4)}, "no LoRA update"),
-    "endless pattern": ({"rank_pattern": {"(a*)*b": 2}}, GOOD, "too involved"),
+    "pattern that looks around": ({"rank_pattern": {"(?=a)m": 2}}, GOOD, "too involved"),
+    "pattern that looks back": ({"rank_pattern": {r"(m)\1": 2}}, GOOD, "too involved"),
+    "pattern of many groups": ({"rank_pattern": {"(" * 150 + ")" * 150: 2}}, GOOD, "too involved"),
+    "long pattern": ({"rank_pattern": {"m" * 301: 2}}, GOOD, "too involved"),
+    "many patterns": ({"rank_pattern": {f"a{k}": 2 for k in range(1001)}}, GOOD, "1001 patterns"),
+    "pattern of many states": ({"rank_pattern": {"((m{999}){999}){999}": 2}}, GOOD, "too involved"),
     "no pattern": ({"alpha_pattern": {"(": 2}}, GOOD, "is none"),
     "pattern without a number": ({"alpha_pattern": {"m": "x"}}, GOOD, "no number"),
     "patterns in a list": ({"rank_pattern": ["m"]}, GOOD, "no table"),
-    "optional for ever": ({"alpha_pattern": {"a?" * 30 + "a" * 30 + "b": 2}}, GOOD, "too involved"),
-    "either for ever": ({"alpha_pattern": {"(a|a)" * 30 + "b": 2}}, GOOD, "too involved"),
+    "half a character": ({"alpha_pattern": {"\ud800[": 2}}, GOOD, "ud800.*is none"),
+    "a kind of lists": ({"peft_type": NESTED}, GOOD, "adapter of type .*not LoRA"),
+    "a beginning of lists": ({"init_lora_weights": NESTED, "r": 3}, GOOD, "says 3"),
+    "a long rank": ({"r": "9" * 4000}, GOOD, "rank 2, adapter_config.json says 9{20} "),
     "infinite scale": ({"lora_alpha": 1e999}, GOOD, "has the scale inf"),
     "scale that is none": ({"lora_alpha": float("nan")}, GOOD, "has the scale nan"),
     "endless scale": ({"alpha_pattern": {"m": 10**400}}, GOOD, "has the scale inf"),
@@ -160,6 +176,76 @@ def test_other_adapters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=words) as error:
         open_checkpoint("victim", tmp_path)
     assert "model victim" in str(error.value)
+
+
+PATTERNS = [
+    "q_proj",
+    "layers.0.q_proj",
+    "self_attn.q_proj",
+    "model.layers.0.self_attn.q_proj",
+    ".*q_proj",
+    r".*\.q_proj",
+    "(q|k)_proj",
+    "(?:q|k)_proj",
+    r"layers\.[0-1]\..*",
+    r"layers\.\d+\.self_attn\.(q|k)_proj",
+    r".*\.layers\.(0|2)\..*_proj",
+    "^model.layers.0.self_attn.q_proj",
+    "^layers.0.self_attn.q_proj",
+    "q_proj$",
+    "[qk]_proj",
+    "[^q]_proj",
+    "q?_?proj",
+    "(a*)*q_proj",
+    "[a-z_.0-9]{3,40}",
+    "l.{5}.1.+",
+    "",
+]
+MODULES = [f"model.layers.{k}.self_attn.{name}_proj" for k in (0, 1, 10) for name in ("q", "k", "up", "")]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_match_as_those_of_peft(pattern: str) -> None:
+    for module in [*MODULES, "q_proj", "layers.0.q_proj", "xq_proj", "a.b.", ""]:
+        assert Patterns().matches(pattern, module) == (get_pattern_key([pattern], module) == pattern), module
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text("ab.q(|)*+?[]{}1,\\^$-_d", max_size=9), st.text("ab.q1-", min_size=1, max_size=7))
+def test_any_pattern_matches_as_in_peft_or_is_refused(pattern: str, module: str) -> None:
+    try:
+        found = Patterns().matches(pattern, module)
+    except ValueError:
+        return
+    assert found == bool(re.match(rf"(.*\.)?({pattern})$", module))
+
+
+ENDLESS = {
+    "nested": {"(a*)*b": 1},
+    "optional": {"a?" * 60 + "a" * 60 + "b": 1},
+    "either": {"(a|a)" * 50 + "b": 1},
+    "three stars": {".*.*.*.*.*x": 1},
+    "many": {f"{'.*a' * 20}{k}": 1 for k in range(900)},
+    "many that are plain": {f"a.a{k}": 1 for k in range(1000)},
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_patterns_cannot_keep_us_busy(kind: str, tmp_path: Path) -> None:
+    """Many modules, whose names are long, and patterns that leave much open."""
+    module = "a." * 40 + "a" * 80
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": ENDLESS[kind], "alpha_pattern": ENDLESS[kind]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    shapes = {
+        f"{module}{k}.lora_{part}.weight": shape for k in range(80) for part, shape in (("A", (1, 4)), ("B", (4, 1)))
+    }
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "adapter_model.safetensors")
+    started = time.process_time()
+    try:
+        assert len(open_checkpoint("m", tmp_path).layers) == 80
+    except CheckpointError as error:
+        assert "its patterns take too long to be matched" in str(error)  # noqa: PT017
+    assert time.process_time() - started < 20  # of which the checks of types in the tests take most
 
 
 def test_a_base_that_is_another_one(tmp_path: Path) -> None:

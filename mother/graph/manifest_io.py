@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mother.errors import ManifestError
+from mother.errors import ManifestError, shown
 from mother.graph.manifest import MANIFEST_FORMAT, NAME, NAME_REMEDY, NODE_KINDS, READ, Manifest, Node
 from mother.io.files import write_text
 from mother.io.places import HUB_SOURCE, leads_out
@@ -53,26 +53,24 @@ def _node(path: Path, position: int, entry: Any) -> Node:
             raise ManifestError(path, f"node number {position} has no {key}", f'Give "{key}" as a non-empty string.')
         if not entry[key].isprintable():
             raise ManifestError(
-                path, f"node number {position} has the {key} {ascii(entry[key])[:100]}", "Use printable characters."
+                path, f"node number {position} has the {key} {shown(entry[key])}", "Use printable characters."
             )
     types = {"parent": str, "tree": int | str, "task": str, "rank": int, "recipe": dict}
     for key, kind in types.items():
         value = entry.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ManifestError(
-                path, f"node {entry['id']!r} has {key} = {ascii(value)[:100]}", "Write null where it is not known."
+                path, f"node {entry['id']!r} has {key} = {shown(value)}", "Write null where it is not known."
             )
     tree = entry.get("tree")
     # A tree's name becomes part of the names of its results.
     if isinstance(tree, str) and not re.fullmatch(NAME, tree):
-        raise ManifestError(path, f"node {entry['id']!r} has the tree {ascii(tree)[:100]}", NAME_REMEDY)
+        raise ManifestError(path, f"node {entry['id']!r} has the tree {shown(tree)}", NAME_REMEDY)
     if isinstance(tree, int) and not 0 <= tree < 1 << 31:
         raise ManifestError(path, f"node {entry['id']!r} has the tree number {tree}", "Count trees from 0.")
     base = entry.get("base")
     if base is not None and not (isinstance(base, str) and base.strip() and base.isprintable()):
-        raise ManifestError(
-            path, f"node {entry['id']!r} has base = {ascii(base)[:100]}", "Give a source, or leave it out."
-        )
+        raise ManifestError(path, f"node {entry['id']!r} has base = {shown(base)}", "Give a source, or leave it out.")
     return Node(entry["id"], entry["source"], *(entry.get(key) for key in types), *_heritage(path, entry), base)
 
 
@@ -90,7 +88,7 @@ def _heritage(path: Path, entry: dict[str, Any]) -> tuple[str | None, tuple[str,
     }
     for key, (good, remedy) in expected.items():
         if not good:
-            raise ManifestError(path, f"node {entry['id']!r} has {key} = {ascii(entry[key])[:100]}", remedy)
+            raise ManifestError(path, f"node {entry['id']!r} has {key} = {shown(entry[key])}", remedy)
     try:
         weights = None if coefficients is None else tuple(map(float, coefficients))
     except OverflowError:  # an integer of hundreds of digits
@@ -193,14 +191,15 @@ def read_manifest(path: str | Path) -> Manifest:
     name = content.get("name", path.stem)
     # The name becomes a folder under results/.
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
-        raise ManifestError(path, f"has the name {ascii(name)[:100]}", NAME_REMEDY)
+        raise ManifestError(path, f"has the name {shown(name)}", NAME_REMEDY)
     names = {node.tree for node in nodes if node.tree is not None}
     if len({str(tree) for tree in names}) < len(names):
         raise ManifestError(path, "has a tree whose number is another tree's name", "Use numbers or names, not both.")
     read = content.get("read", "all")
     if read not in READ:
-        raise ManifestError(path, f"has read = {ascii(read)[:100]}", f"Choose from {', '.join(READ)}.")
-    return Manifest(name, nodes, path.parent, str(content.get("description", "")), read)
+        raise ManifestError(path, f"has read = {shown(read)}", f"Choose from {', '.join(READ)}.")
+    description = content.get("description", "")
+    return Manifest(name, nodes, path.parent, description if isinstance(description, str) else shown(description), read)
 
 
 def _entry(node: Node) -> dict[str, Any]:

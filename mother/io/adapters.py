@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, shown
 from mother.io.layers import canonical_name
-from mother.io.safetensors import MAX_NAME, TensorInfo
+from mother.io.patterns import Patterns, read_patterns
+from mother.io.safetensors import TensorInfo
 
 _PART = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\."
@@ -23,7 +24,6 @@ _PART = re.compile(
     r"(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
 )
 
-MOST_PATTERNS = 1000
 MOST_ENTRIES = 1 << 31  # of a single update
 
 # Ways to begin that change the base, too: what is saved is not all that was trained.
@@ -51,34 +51,6 @@ class Adapter:
     whole: dict[str, str] = field(default_factory=dict)  # name in the base -> raw name in the adapter
 
 
-def _pattern(patterns: Any, module: str, usual: int | float) -> int | float:
-    """A value that the configuration gives for modules by pattern, as PEFT reads it; else the usual one.
-
-    Raises ValueError for what is no such table. The patterns are an adapter's own: those that could keep a matcher
-    busy for ever are refused.
-    """
-    if patterns is None:
-        return usual
-    if not isinstance(patterns, dict):
-        raise ValueError("rank_pattern or alpha_pattern is no table")
-    if len(patterns) > MOST_PATTERNS:
-        raise ValueError(f"there are {len(patterns)} patterns")
-    for pattern, value in patterns.items():
-        involved = (
-            len(re.findall(r"[*+{?]", pattern)) > 3 or pattern.count("(") > 2 or re.search(r"[)\]][*+{?]", pattern)
-        )
-        if len(pattern) > MAX_NAME or involved:
-            raise ValueError(f"the pattern {ascii(pattern)[:100]} is too involved")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"the pattern {ascii(pattern)[:100]} has no number")
-        try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return value
-        except re.error:
-            raise ValueError(f"the pattern {ascii(pattern)[:100]} is none") from None
-    return usual
-
-
 @dataclass(frozen=True)
 class _Config:
     """What an adapter's configuration says: usual rank and alpha, those of some modules, and switches."""
@@ -86,6 +58,9 @@ class _Config:
     rank: int
     alpha: float
     content: dict[str, Any]
+    ranks: dict[str, int | float]  # by pattern
+    alphas: dict[str, int | float]
+    patterns: Patterns
 
 
 # refuse(reason, remedy) -> the error to raise
@@ -101,13 +76,18 @@ def _read_config(config: str, refuse: _Refuse) -> _Config:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError):
         raise refuse("adapter_config.json is damaged: it gives no peft_type or r", "Save the adapter again.") from None
     if kind != "LORA":
-        raise refuse(f"is an adapter of type {kind!r:.100}, not LoRA")
-    if str(content.get("init_lora_weights")).lower().startswith(CHANGED_BASE):
-        raise refuse(f"began as {content['init_lora_weights']!r:.100}, which changed its base, too")
+        raise refuse(f"is an adapter of type {shown(kind)}, not LoRA")
+    began = content.get("init_lora_weights")
+    if isinstance(began, str) and began.lower().startswith(CHANGED_BASE):
+        raise refuse(f"began as {shown(began)}, which changed its base, too")
     for key in IGNORED:
         if content.get(key):
             raise refuse(f"uses {key}, which is not supported")
-    return _Config(rank, alpha, content)
+    try:
+        ranks, alphas = (read_patterns(content.get(key), key) for key in ("rank_pattern", "alpha_pattern"))
+    except ValueError as error:
+        raise refuse(f"adapter_config.json is damaged: {error}", "Save the adapter again.") from None
+    return _Config(rank, alpha, content, ranks, alphas, Patterns())
 
 
 def _group_parts(tensors: Iterable[str], refuse: _Refuse) -> tuple[dict[str, dict[str, str]], set[str], dict[str, str]]:
@@ -158,12 +138,12 @@ def _check_parts(
 def _scale(module: str, inner: int, config: _Config, refuse: _Refuse) -> float:
     """alpha / r, or alpha / sqrt(r) for rsLoRA, as PEFT finds them for this module."""
     try:
-        r = _pattern(config.content.get("rank_pattern"), module, config.rank)
-        a = _pattern(config.content.get("alpha_pattern"), module, config.alpha)
+        r = config.patterns.value(config.ranks, module, config.rank)
+        a = config.patterns.value(config.alphas, module, config.alpha)
     except ValueError as error:
         raise refuse(f"adapter_config.json is damaged: {error}", "Save the adapter again.") from None
     if inner != r:
-        raise refuse(f"{module} has rank {inner}, adapter_config.json says {r}", "Save the adapter again.")
+        raise refuse(f"{module} has rank {inner}, adapter_config.json says {shown(r, 20)}", "Save the adapter again.")
     try:
         scale = float(a) / (r**0.5 if config.content.get("use_rslora") else r)
     except OverflowError:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mother.errors import shown
+
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 MAX_DIMENSIONS = 64
 MAX_ENTRIES = 1 << 62  # of a tensor; also of its dimensions that are not 0: torch multiplies those, too
@@ -106,11 +108,11 @@ def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
         raise ValueError(f"the entry of tensor {name} is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise ValueError(f"tensor {name} has the unknown type {dtype!r:.100}")
+        raise ValueError(f"tensor {name} has the unknown type {shown(dtype)}")
     if not isinstance(shape, list) or not is_shape(shape):
-        raise ValueError(f"tensor {name} has the shape {shape!r:.100}")
+        raise ValueError(f"tensor {name} has the shape {shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise ValueError(f"tensor {name} has the offsets {offsets!r:.100}")
+        raise ValueError(f"tensor {name} has the offsets {shown(offsets)}")
     start, end = base + offsets[0], base + offsets[1]
     if end > file_size:
         raise ValueError(f"the file is truncated: tensor {name} ends at byte {end}, the file at {file_size}")

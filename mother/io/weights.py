@@ -9,7 +9,7 @@ import re
 from pathlib import PurePath
 from typing import Any
 
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, shown
 from mother.io.places import File, LocalFolder, Place, leads_out
 
 # In the order in which they are looked for. transformers takes a whole file before an index, diffusers an index before
@@ -70,7 +70,7 @@ def check_inside(place: Place, said: object, name: str) -> None:
     """Refuse a file that `said` names and that is a link out of the folder of both."""
     target = leads_out(place.path, PurePath(name)) if isinstance(place, LocalFolder) else None
     if target is not None:
-        reason = f"it names {ascii(name)[:300]}, a link to {ascii(target)[:300]}, outside its folder"
+        reason = f"it names {shown(name, 300)}, a link to {shown(target, 300)}, outside its folder"
         raise CheckpointError(place.model, said, reason, "Put the file itself there, if you trust it.")
 
 
@@ -86,7 +86,7 @@ def read_index(model: str, index: File) -> dict[str, str]:
         ) from None
     for name in names:
         if not is_plain(name):
-            reason = f"the index names the shard {ascii(name)[:300]}, outside its folder"
+            reason = f"the index names the shard {shown(name, 300)}, outside its folder"
             raise CheckpointError(model, index, reason, "Do not trust this checkpoint.")
     if not names:
         raise CheckpointError(model, index, "the index names no shard", "Fetch or save the model again.")
@@ -114,13 +114,13 @@ def _explicit(place: Place, config: dict[str, Any]) -> str | None:
         return None
     file = place.open(CONFIG)
     if not is_plain(name):
-        reason = f"{EXPLICIT} is {ascii(name)[:300]}, outside its folder"
+        reason = f"{EXPLICIT} is {shown(name, 300)}, outside its folder"
         raise CheckpointError(place.model, file, reason, "Do not trust this checkpoint.")
     if not name.endswith((".safetensors", ".safetensors.index.json")):
-        reason = f"{EXPLICIT} is {ascii(name)[:300]}, which is no safetensors file"
+        reason = f"{EXPLICIT} is {shown(name, 300)}, which is no safetensors file"
         raise CheckpointError(place.model, file, reason, "Name the weights that are loaded.")
     if not place.has(name):
-        reason = f"{EXPLICIT} is {ascii(name)[:300]}, and there is no such file"
+        reason = f"{EXPLICIT} is {shown(name, 300)}, and there is no such file"
         raise CheckpointError(place.model, file, reason, "Fetch or save the model again.")
     check_inside(place, file, name)
     return name
