@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, save_model, vit_weights
+import torch
+from conftest import ROOT, run_here, save_model, vit_weights
+from test_heritage import base, moved
 
+from mother.cli.commands import main
 from mother.collection.find import find_models
-from mother.errors import ManifestError
+from mother.errors import CheckpointError, ManifestError
 from mother.graph.manifest_io import read_manifest
+from mother.graph.model_graph import ModelGraph, read_model_graph
+from mother.io.open import open_checkpoint
 
 
 def manifest(folder: Path, nodes: list, **more: object) -> Path:
@@ -109,3 +114,110 @@ def test_damaged_manifests(text: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ManifestError, match="no regular file"):
         read_manifest(tmp_path / "pipe.json")
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """recover.py in this process: all that it says."""
+    ended, out, err = run_here("recover.py", arguments, lambda: main(default="recover", name="recover.py"))
+    assert ended == code, out[-2000:] + err[-2000:]
+    return out + err
+
+
+def recovered(folder: Path) -> tuple[ModelGraph, str]:
+    """What recover.py finds among two good models, of which one is the other's child, and others beside them."""
+    root = base(0)
+    save_model(folder / "root", root)
+    save_model(folder / "tuned", moved(root, 1))
+    said = run(folder, "--out", folder.parent / "out")
+    graph = read_model_graph(folder.parent / "out" / "model_graph.json")
+    assert {"root", "tuned"} <= set(graph.nodes) and ("root", "tuned") in {
+        (one.parent, one.child) for one in graph.edges
+    }
+    return graph, said
+
+
+def huge(folder: Path, dtype: str, width: int) -> None:
+    """A sparse file with one tensor that no machine can hold."""
+    shape, size = [10_000_000_000, 5], 10_000_000_000 * 5 * width
+    header = json.dumps({"layers.0.mlp.up_proj.weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}})
+    folder.mkdir(parents=True)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + size)
+
+
+def odd(kind: str, folder: Path) -> None:
+    """A model with something odd about it."""
+    weights = moved(base(0), 3)
+    if kind == "a huge tensor":
+        huge(folder, "F32", 4)
+    elif kind == "a huge tensor of half precision":
+        huge(folder, "BF16", 2)
+    elif kind.startswith("a pickle"):
+        folder.mkdir(parents=True)
+        more = {"a pickle with a scalar": torch.tensor(2.5), "a pickle with nothing": torch.zeros(0, 4)}[kind]
+        torch.save(weights | {"logit_scale": more}, folder / "pytorch_model.bin")
+    elif kind == "an adapter whose file is gone":
+        save_model(folder, weights)
+        (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    elif kind == "an adapter without anything":
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    elif kind == "an empty file":
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+    else:
+        more = {
+            "a scalar": {"logit_scale": torch.tensor(2.5)},
+            "a scalar in half precision": {"logit_scale": torch.tensor(2.5).half()},
+            "a whole number": {"num_batches_tracked": torch.tensor(7)},
+            "a scalar that is NaN": {"logit_scale": torch.tensor(torch.nan)},
+            "no rows": {"layers.9.mlp.up_proj.weight": torch.zeros(0, 8)},
+            "no columns": {"layers.9.mlp.up_proj.weight": torch.zeros(8, 0)},
+            "a stale adapter_config.json": {},
+            "a scalar alone": {},
+        }[kind]
+        save_model(folder, more | ({"x.weight": torch.tensor(1.0)} if kind == "a scalar alone" else weights))
+        if kind == "a stale adapter_config.json":
+            (folder / "adapter_config.json").write_text("{}")
+
+
+ODD = {  # kind -> why it is left out; "" where it is read
+    "a scalar": "",
+    "a scalar in half precision": "",
+    "a whole number": "",
+    "a scalar that is NaN": "tensor logit_scale holds NaN",
+    "no rows": "",
+    "no columns": "",
+    "a scalar alone": "has no weight matrix",
+    "a pickle with a scalar": "",
+    "a pickle with nothing": "",
+    "a huge tensor": "needs 200.0 GB of memory, and this process can have at most",
+    "a huge tensor of half precision": "needs 200.0 GB of memory",
+    "a stale adapter_config.json": "",
+    "an adapter whose file is gone": "",
+    "an adapter without anything": "is an adapter without adapter_model.safetensors",
+    "an empty file": "truncated: it has 0 bytes",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_model_is_read_or_left_out_with_its_reason(kind: str, tmp_path: Path) -> None:
+    odd(kind, tmp_path / "models" / "odd")
+    graph, said = recovered(tmp_path / "models")
+    if ODD[kind]:
+        assert set(graph.left_out) == {"odd"} and ODD[kind] in graph.left_out["odd"] and ODD[kind] in said
+    else:
+        assert not graph.left_out and any("odd" in (edge.parent, edge.child) for edge in graph.edges)
+
+
+def test_a_tensor_for_which_memory_is_short_may_be_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint("m", save_model(tmp_path / "m", vit_weights(1)))
+    monkeypatch.setattr("mother.io.checkpoint.SURE", 100)
+    name = next(iter(checkpoint.layers.values()))
+    assert checkpoint.read_tensor(name).ndim == 2
+    monkeypatch.setattr("mother.io.checkpoint.free_memory", lambda: 200)
+    with pytest.raises(CheckpointError, match="can now have 0.0 GB") as error:
+        checkpoint.read_tensor(name)
+    assert error.value.transient

@@ -11,9 +11,27 @@ from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, applied
 from mother.io.layers import ATTENTION, Layer
 from mother.io.places import File
+from mother.io.runtime import free_memory
 from mother.io.safetensors import DTYPES, TensorInfo
 
 LARGEST = float(np.finfo(np.float32).max) / 4  # differences of two weights, and their ranges, stay finite
+
+
+SURE = 1 << 30  # bytes of a tensor for which nobody asks how much memory is free
+
+
+def check_sizes(
+    model: str, tensors: Mapping[str, tuple[File, TensorInfo]], room: int, what: str, transient: bool = False
+) -> None:
+    """Raise CheckpointError where one tensor, in float32, needs more than `room` bytes: it cannot be read.
+
+    `what` says what `room` is: the memory that this process so and so.
+    """
+    for name, (file, info) in tensors.items():
+        needed = 4 * math.prod(info.shape)
+        if needed > room and info.dtype in DTYPES:
+            reason = f"tensor {name} needs {needed / 1e9:.1f} GB of memory, and this process {what} {room / 1e9:.1f} GB"
+            raise CheckpointError(model, file, reason, "Run on a machine with more memory.", transient)
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,9 @@ class Checkpoint:
                     "Give the model in F64, F32, F16 or BF16.",
                 )
             by_file.setdefault(file, []).append(name)
+        large = {name: self.tensors[name] for name in names if 4 * math.prod(self.tensors[name][1].shape) > SURE}
+        if large:
+            check_sizes(self.model, large, free_memory(), "can now have", transient=True)
         found = {}
         for file, wanted in by_file.items():
             infos = [self.tensors[name][1] for name in wanted]

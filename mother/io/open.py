@@ -12,11 +12,11 @@ from pathlib import Path
 
 from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, update_shape
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint, check_sizes
 from mother.io.layers import canonical_name, name_layers
 from mother.io.pickles import parse_pickle
 from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, unreadable
-from mother.io.runtime import IN_FLIGHT
+from mother.io.runtime import IN_FLIGHT, memory
 from mother.io.safetensors import MAX_NAME, TensorInfo, header_length, parse_header
 from mother.io.weights import (
     ADAPTER_CONFIG,
@@ -98,6 +98,7 @@ def _open_files(model: str, files: Sequence[File]) -> Checkpoint:
             if name in tensors:
                 raise CheckpointError(model, file, f"tensor {name} stands in two shards", "Fetch or save it again.")
             tensors[name] = (file, info)
+    check_sizes(model, tensors, memory(), "can have at most")
     return Checkpoint(model, tensors, name_layers(tensors))
 
 
@@ -119,6 +120,7 @@ def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
             name: (file, TensorInfo("F32", update_shape(adapter.updates[module], infos), 0, 0))
             for name, module in update_of.items()
         }
+        check_sizes(model, tensors, memory(), "can have at most")
         adapter = Adapter(adapter.updates)  # heads that came with it are no updates
         return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, None, update_of)
     found = names_in_base(list(adapter.updates), list(base.tensors))

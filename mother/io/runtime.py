@@ -1,8 +1,12 @@
 """What a run needs of its machine: the device, the versions of libraries, and whether it was asked to stop."""
 
 import hashlib
+import os
 import platform
+import re
+import resource
 import threading
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +38,25 @@ def choose_device(device: str = "auto") -> tuple["torch.device", str]:
     if torch.cuda.is_available():
         return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
     return torch.device("cpu"), f"auto: no CUDA device; {torch.get_num_threads()} threads"
+
+
+@cache
+def memory() -> int:
+    """Bytes of memory that this process may have at most: the machine's, or those of a limit that is set for it."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]  # no limit is -1
+    with suppress(OSError, ValueError):  # of a container; "max" where it has none
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
+
+
+def free_memory() -> int:
+    """Bytes that can be had at this moment, counting what the system keeps of files and would give up."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return min(memory(), 1024 * int(found[1]) if found else memory())
 
 
 @cache
