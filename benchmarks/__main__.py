@@ -33,6 +33,7 @@ NAMES = (
     "calibrate",
     "ablation",
     "kill",
+    "fuzz",
 )
 HEAD = "# Results of the benchmarks\n\nWritten by `python -m benchmarks`: of each benchmark its last run.\n"
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import ROOT, run_here, save_model, vit_weights
 from test_heritage import base, moved
 
+from benchmarks import fuzz
 from mother.cli.commands import main
 from mother.collection.find import find_models
 from mother.errors import CheckpointError, ManifestError
@@ -221,3 +223,38 @@ def test_a_tensor_for_which_memory_is_short_may_be_read_later(tmp_path: Path, mo
     with pytest.raises(CheckpointError, match="can now have 0.0 GB") as error:
         checkpoint.read_tensor(name)
     assert error.value.transient
+
+
+FOUND = sorted((ROOT / "tests" / "hostile").iterdir())
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
+def test_what_fuzzing_found_stays_mended(path: Path) -> None:
+    """`benchmarks/fuzz.py` wrote them, and still would."""
+    assert fuzz.attempt(path.name.partition("-")[0], path.read_bytes()) == ""
+
+
+def test_fuzzing_finds_what_is_broken_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fault, a process that ends and one that hangs are findings; what can be mended is none."""
+
+    def attempt(folder: Path, content: bytes) -> None:
+        if content[:1] == b"n" or content == fuzz.valid()["card"]:
+            raise CheckpointError("m", "x", "it is broken", "Mend it.")
+        if len(content) % 3 == 0:
+            os._exit(1)
+        time.sleep(60 if len(content) % 3 == 1 else 0)
+        raise KeyError(content)
+
+    sound = {"card": fuzz.valid()["card"]}
+    monkeypatch.setattr(fuzz, "HOSTILE", tmp_path / "hostile")
+    monkeypatch.setattr(fuzz, "SECONDS", 0.2)
+    monkeypatch.setattr(fuzz, "TRY", {"card": attempt})
+    monkeypatch.setattr(fuzz, "valid", lambda: sound)
+    with pytest.raises(SystemExit) as ended:
+        fuzz.main(fuzz.Args(seconds=4))
+    said = capsys.readouterr().out
+    assert ended.value.code == 1 and "KeyError in test_hostile.py" in said
+    assert "the process ended" in said and "more than 0 s" in said
+    assert 3 <= len(list((tmp_path / "hostile").glob("card-*"))) <= 4

@@ -61,13 +61,22 @@ def read_state(folder: Path) -> State:
             raise ValueError("its error level is none")
         if type(content["sketch"]) is not int or content["sketch"] < 1024:
             raise ValueError("its size of a sketch is none")
+        if not all(map(_is_sound, sources)):
+            raise ValueError("a value is of a wrong type")
         gaps = Gaps.from_json(content["gaps"])
         return State(sources, keys, content["error"], content["sketch"], gaps)
     except FileNotFoundError:
         raise InputError(f"{folder} holds no result. Run `python recover.py MODEL ... --out {folder}` first.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as reason:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
         remedy = f"Run `python recover.py MODEL ... --out {folder}` again."
         raise InputError(f"{folder / STATE} cannot be used ({reason}). {remedy}") from None
+
+
+def _is_sound(source: Source) -> bool:
+    """Whether the values of a source that was kept are of their types."""
+    values = [value for claim in source.claims for value in vars(claim).values()]
+    texts = isinstance(source.id, str) and isinstance(source.location, str) and isinstance(source.base, str | None)
+    return texts and all(isinstance(value, str | int | None) for value in values)
 
 
 def collection_facts(state: State, title: str) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def kept_sketch(path: Path, key: str) -> Sketch | None:
     """The sketch at `path` where it is sound and of this key."""
     try:
         found = open_sketch(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return found if found.key == key else None
 
