@@ -248,6 +248,17 @@ def test_patterns_cannot_keep_us_busy(kind: str, tmp_path: Path) -> None:
     assert time.process_time() - started < 20  # of which the checks of types in the tests take most
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[" * 100_000, '{"r": 9' + "9" * 5000, '{"peft_type": "\\ud800", "r": 1}']
+)
+def test_a_damaged_configuration_of_an_adapter(text: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(text)
+    save_file({name: torch.zeros(shape) for name, shape in GOOD.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"damaged|of type '\\ud800'") as error:
+        open_checkpoint("victim", tmp_path)
+    assert str(error.value).isprintable()
+
+
 def test_a_base_that_is_another_one(tmp_path: Path) -> None:
     base = vit()
     targets = attention(base, "query")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_model, vit_weights
+from hub_server import HubServer, use
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
@@ -32,7 +33,7 @@ def shard(folder: Path, weights: dict[str, torch.Tensor], names: tuple[str, str]
     return folder
 
 
-def read_all(source: Path) -> dict[Layer, torch.Tensor]:
+def read_all(source: Path | str) -> dict[Layer, torch.Tensor]:
     checkpoint = open_checkpoint("m", source)
     return {layer: checkpoint.read(layer) for layer in checkpoint.layers}
 
@@ -413,3 +414,16 @@ def test_links_of_the_hugging_face_cache_stay_inside_it(tmp_path: Path) -> None:
         assert_same(read_all(source), expected)
     (found,) = find_models([str(tmp_path / "hub")])
     assert_same(read_all(Path(found.location)), expected)
+
+
+def test_a_repository_is_read_as_transformers_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "hub" / "org" / "m", vit_weights(1))
+    save_file(vit_weights(2), folder / "other.safetensors")
+    expected = {name: read_all(folder / name) for name in ("model.safetensors", "other.safetensors")}
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path, timeout=2)
+        assert_same(read_all("hf://org/m"), expected["model.safetensors"])
+    (folder / "config.json").write_text(json.dumps({"transformers_weights": "other.safetensors"}))
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path, timeout=2)
+        assert_same(read_all("hf://org/m"), expected["other.safetensors"])

@@ -1,6 +1,7 @@
 """Headers of safetensors files: the reference implementation's files are read, hostile ones refused."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,27 @@ def test_values_equal_those_of_the_reference_implementation(dtype: torch.dtype, 
     checkpoint = open_checkpoint("m", file)
     for layer, name in checkpoint.layers.items():
         assert torch.equal(checkpoint.read(layer), load_file(file)[name].float())
+
+
+LARGE = {
+    "many tensors": b"{"
+    + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % k for k in range(20_000))
+    + b"}",
+    "one key again and again": b'{"a":1' + b',"a":1' * 160_000 + b"}",
+    "many empty entries": b'{"a":[' + b"[]," * 300_000 + b"0]}",
+    "a deep shape": b'{"a":{"dtype":"F32","data_offsets":[0,0],"shape":' + b"[" * 500 + b"]" * 500 + b"}}",
+    "a deep type": b'{"a":{"shape":[],"data_offsets":[0,0],"dtype":' + b"[" * 900 + b"]" * 900 + b"}}",
+    "deeper than Python goes": b'{"a":' * 150_000,
+    "a long number": b'{"a":{"dtype":"F32","data_offsets":[0,0],"shape":[' + b"9" * 1_000_000 + b"]}}",
+    "a long name": b'{"' + b"a" * 1_000_000 + b'":{}}',
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_megabyte_of_header_takes_seconds_at_most(kind: str) -> None:
+    started = time.process_time()
+    try:
+        assert len(parse(build(LARGE[kind], b""))) == 20_000
+    except ValueError as error:
+        assert kind != "many tensors" and len(str(error)) < 1000
+    assert time.process_time() - started < 10  # of which the checks of types in the tests take most
