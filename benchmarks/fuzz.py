@@ -31,7 +31,7 @@ from safetensors.torch import save, save_file
 
 from mother.cli.tables import format_table
 from mother.collection.claims import Claim, front_matter, read_claims
-from mother.collection.find import Source, find_models
+from mother.collection.find import Source, search
 from mother.collection.state import (
     GRAPH,
     RUN,
@@ -121,7 +121,7 @@ def _try_card(folder: Path, content: bytes) -> None:
 def _try_manifest(folder: Path, content: bytes) -> None:
     (folder / "m.json").write_bytes(content)
     json.dumps([node.source for node in read_manifest(folder / "m.json").nodes], ensure_ascii=False).encode()
-    find_models([str(folder / "m.json")])
+    search([str(folder / "m.json")])
 
 
 def _try_state(folder: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from hub_server import HubServer, use
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from mother.collection.find import find_models
+from mother.collection.find import search
 from mother.errors import CheckpointError
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
@@ -295,7 +295,7 @@ def test_what_is_opened_is_what_transformers_loads(kind: str, tmp_path: Path) ->
     lay(tmp_path, *LAID[kind])
     loaded = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False)
     assert is_in(open_checkpoint("m", tmp_path), loaded)
-    (source,) = find_models([str(tmp_path)])
+    (source,) = search([str(tmp_path)]).sources
     assert source.location == str(tmp_path)
 
 
@@ -319,7 +319,7 @@ def test_a_variant_is_read_where_it_is_the_only_one(tmp_path: Path) -> None:
     expected = read_all(save_model(tmp_path.parent / "whole", weights))
     assert_same(read_all(tmp_path), expected)
     assert_same(read_all(tmp_path / "model.safetensors.index.fp16.json"), expected)
-    assert [one.location for one in find_models([str(tmp_path)])] == [str(tmp_path)]
+    assert [one.location for one in search([str(tmp_path)]).sources] == [str(tmp_path)]
     (tmp_path / "model.safetensors.index.fp8.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="2 indices of variants"):
         open_checkpoint("m", tmp_path)
@@ -412,7 +412,7 @@ def test_links_of_the_hugging_face_cache_stay_inside_it(tmp_path: Path) -> None:
     os.symlink(tmp_path / "disk", tmp_path / "hub")
     for source in (snapshot, tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"):
         assert_same(read_all(source), expected)
-    (found,) = find_models([str(tmp_path / "hub")])
+    (found,) = search([str(tmp_path / "hub")]).sources
     assert_same(read_all(Path(found.location)), expected)
 
 

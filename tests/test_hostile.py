@@ -14,7 +14,7 @@ from test_heritage import base, moved
 
 from benchmarks import fuzz
 from mother.cli.commands import main
-from mother.collection.find import find_models
+from mother.collection.find import search
 from mother.errors import CheckpointError, ManifestError
 from mother.graph.manifest_io import read_manifest
 from mother.graph.model_graph import ModelGraph, read_model_graph
@@ -34,11 +34,11 @@ def node(name: str, **more: object) -> dict:
 MANY = 100_000
 READ = """
 import sys, time
-from mother.collection.find import find_models
+from mother.collection.find import search
 from mother.errors import ManifestError
 started = time.process_time()
 try:
-    found = len(find_models(sys.argv[1:]))
+    found = len(search(sys.argv[1:]).sources)
 except ManifestError as error:
     found = str(error)
 print(time.process_time() - started, found)
@@ -69,14 +69,14 @@ def test_a_source_that_is_a_link_out_of_the_manifest(key: str, tmp_path: Path) -
     os.symlink("../../secret", tmp_path / "m" / "models" / "a")
     path = manifest(tmp_path / "m", [{"id": "n", "source": "models", key: "models/a/model.safetensors"}])
     with pytest.raises(ManifestError, match=r"models/a/model.safetensors', a link to .*/secret/model.safetensors"):
-        find_models([str(path)])
+        search([str(path)])
     path = manifest(tmp_path, [{"id": "n", "source": "m/models/a"}])  # above both: the link stays inside
-    assert [one.id for one in find_models([str(path)])] == ["n"]
+    assert [one.id for one in search([str(path)]).sources] == ["n"]
     os.symlink(tmp_path / "m", tmp_path / "named")  # a link that the user names
     (tmp_path / "m" / "models" / "a").unlink()
     save_model(tmp_path / "m" / "models" / "a", vit_weights(1))
     manifest(tmp_path / "m", [{"id": "n", "source": "models/a"}])
-    assert [one.id for one in find_models([str(tmp_path / "named" / "many.json")])] == ["n"]
+    assert [one.id for one in search([str(tmp_path / "named" / "many.json")]).sources] == ["n"]
 
 
 def test_a_manifest_over_a_cache_of_the_hub(tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_a_manifest_over_a_cache_of_the_hub(tmp_path: Path) -> None:
     os.rename(tmp_path / "m" / "model.safetensors", repository / "blobs" / "1")
     os.symlink("../../blobs/1", repository / "snapshots" / "abc" / "model.safetensors")
     path = manifest(repository / "snapshots" / "abc", [{"id": "n", "source": "model.safetensors"}])
-    assert [one.id for one in find_models([str(path)])] == ["n"]
+    assert [one.id for one in search([str(path)]).sources] == ["n"]
     os.symlink("/etc/passwd", repository / "snapshots" / "abc" / "other")
     path = manifest(repository / "snapshots" / "abc", [{"id": "n", "source": "other"}])
     with pytest.raises(ManifestError, match="a link to /etc/passwd"):
-        find_models([str(path)])
+        search([str(path)])
 
 
 HALF = "\ud800"

@@ -73,8 +73,9 @@ def all_weights(checkpoint: Checkpoint) -> int:
     outside = 0
     for name, (_, info) in checkpoint.tensors.items():
         layer = layer_of(name) or Layer("", canonical_name(name))
-        if len(info.shape) >= 2 and is_backbone(layer):
-            outside += int(np.prod(info.shape))
+        rows, columns = info.shape[0] if info.shape else 0, int(np.prod(info.shape[1:]))
+        if len(info.shape) >= 2 and min(rows, columns) >= 2 and is_backbone(layer):
+            outside += rows * columns
     return outside
 
 
