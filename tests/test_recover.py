@@ -1,5 +1,6 @@
 """recover.py as a user runs it: any models in, every kind of result out; adding, explaining, stopping, bad input."""
 
+import hashlib
 import json
 import os
 import resource
@@ -207,6 +208,19 @@ def test_from_python(done: tuple[Path, Path, str], tmp_path: Path) -> None:
     assert len(kept) == 1 and all((tmp_path / "kept" / name).exists() for name in FILES)
     with pytest.raises(InputError, match="no such file"):
         recover(tmp_path / "absent")
+
+
+def test_a_result_names_the_bytes_that_it_is_of(tmp_path: Path) -> None:
+    """Size and SHA-256 of every file that was read, of models that are added as well; a base counts for its adapter."""
+    places = {name: save_model(tmp_path / name, moved(base(0), seed)) for seed, name in enumerate("abc")}
+    run(places["a"], places["b"], "--out", tmp_path / "out")
+    run("add", places["c"], "--to", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "files.json").read_text())
+    for name, place in places.items():
+        path = place / "model.safetensors"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found[name] == [{"file": str(path), "size": path.stat().st_size, "sha256": digest}]
+    assert "files.json" in json.loads((tmp_path / "out" / "run.json").read_text())["files"]
 
 
 def test_audit_and_its_exit_codes(tmp_path: Path) -> None:

@@ -106,11 +106,12 @@ def kept_result(
         kept = json.loads((folder / RUN).read_text(encoding="utf-8"))
         facts, files = kept["facts"], set(kept["files"])
         whole = all((folder / name).exists() for name in files)
-        whole &= all(sha256(folder / name) == digest for name, digest in kept["digests"].items())
+        digests = {name: digest for name, digest in kept["digests"].items() if name in (GRAPH, AUDIT)}
+        whole &= all(sha256(folder / name) == digest for name, digest in digests.items())
         before = read_state(folder)  # what adding and explaining need belongs to the result
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not whole or GRAPH not in kept["digests"] or (audited and AUDIT not in kept["digests"]):
+    if not whole or GRAPH not in digests or (audited and AUDIT not in digests):
         return None
     opened, _ = open_all((source.id, source.location, source.base) for source in sources)
     keys: dict[str, str | None] = {source.id: None for source in sources}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from mother.errors import CheckpointError
 from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
+from mother.io.digests import digests
 from mother.io.files import KEPT_TAG, is_sealed, sealed, write_atomically, write_json
 from mother.io.layers import Layer, canonical_name, is_backbone, layer_of, sort_key
 from mother.io.open import lacks, open_checkpoint
@@ -46,6 +48,7 @@ class Sketch:
     kept: Checkpoint  # of the parts
     key: str  # equal for equal files and versions
     seconds: float  # that reading the model took, of one of those that were read at once
+    files: list[dict[str, Any]] = field(default_factory=list)  # that it was read from: name, size and SHA-256
 
     def scale(self, layer: Layer) -> float:
         """Entries of a matrix over those of its part: what a sum of squares over the part is multiplied with."""
@@ -144,7 +147,7 @@ def take(
     write_atomically(path, lambda file: file.write(save(parts | tables)))
     layers = [[*layer, checkpoint.layers[layer], *shapes[layer]] for layer in sorted(shapes, key=sort_key)]
     about = {"key": key, "model": checkpoint.model, "layers": layers, "facts": facts.to_json()}
-    about["seconds"] = time.perf_counter() - started
+    about |= {"files": digests(checkpoint), "seconds": time.perf_counter() - started}
     write_json(path.with_suffix(".json"), sealed(about), indent=None)  # written last: where it is, the other is whole
     return open_sketch(path)
 
@@ -161,7 +164,9 @@ def open_sketch(path: Path) -> Sketch:
         raise ValueError("a part is missing")
     tables = [opened.read_tensor(f"table {number}") for number in range(len(about["facts"]["tables"]))]
     facts = Facts.from_json(about["facts"], tables)
-    return Sketch(about["model"], facts, shapes, replace(opened, layers=layers), about["key"], about["seconds"])
+    return Sketch(
+        about["model"], facts, shapes, replace(opened, layers=layers), about["key"], about["seconds"], about["files"]
+    )
 
 
 def kept_sketch(path: Path, key: str) -> Sketch | None:

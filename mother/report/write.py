@@ -13,6 +13,7 @@ from mother.report.findings import JUNIT, SARIF, write_findings
 from mother.report.html import to_html
 
 TITLE = "Model Graph"
+FILES = "files.json"  # that each model was read from: name, size, SHA-256
 
 
 def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE) -> None:
@@ -37,6 +38,7 @@ def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = N
     else:  # verdicts on what was here before would stand beside a graph that they are not of
         for name in audited:
             (folder / name).unlink(missing_ok=True)
+    write_json(folder / FILES, {one.model: one.files for group in recovered.groups for one in group.sketches})
     graph.write(folder / GRAPH)
-    files = [*texts, *(picture.name for picture in pictures), GRAPH, *(audited if verdicts is not None else [])]
+    files = [*texts, FILES, *(picture.name for picture in pictures), GRAPH, *(audited if verdicts is not None else [])]
     finish_result(folder, collection_facts(recovered.state, title), files)
