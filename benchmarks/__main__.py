@@ -29,6 +29,7 @@ NAMES = (
     "speed",
     "growth",
     "unrelated",
+    "audit",
     "precision",
     "calibrate",
     "ablation",
