@@ -30,7 +30,7 @@ import tyro
 from safetensors.torch import save, save_file
 
 from mother.cli.tables import format_table
-from mother.collection.claims import Claim, front_matter, read_claims
+from mother.collection.claims import Claim, front_matter, place_of, read_claims
 from mother.collection.find import Source, search
 from mother.collection.gaps import Gaps
 from mother.collection.state import (
@@ -113,7 +113,7 @@ def _try_beside(name: str, weights: str, tensors: dict[str, torch.Tensor]) -> Ca
 def _try_card(folder: Path, content: bytes) -> None:
     (folder / "README.md").write_bytes(content)
     (folder / "config.json").write_bytes(content)
-    read_claims("m", str(folder))
+    read_claims(place_of("m", str(folder)))
     try:
         front_matter(content.decode("utf-8", errors="replace"))
     except ValueError:  # what read_claims turns into a claim that was not read

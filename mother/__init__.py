@@ -47,10 +47,9 @@ def recover(
     names = [models] if isinstance(models, str | PathLike) else list(models)
     if not names:
         raise InputError("name models: paths, or owner/name.")
-    found = search([os.fspath(name) for name in names])
+    found = with_claims(search([os.fspath(name) for name in names]))
     folder = Path(out) if out is not None else None
-    sources = with_claims(found.sources)
-    recovered = recover_sources(sources, folder, choose_device(device)[0], error, sketch, gaps=found.gaps)
+    recovered = recover_sources(found.sources, folder, choose_device(device)[0], error, sketch, gaps=found.gaps)
     if folder is not None:
         write_outputs(recovered, folder)
     graph = recovered.graph.to_networkx()

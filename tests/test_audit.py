@@ -92,6 +92,9 @@ TURNED = {name: weight.T.contiguous() if weight.ndim == 2 else weight for name, 
 def test_what_cannot_be_compared_is_not_accused(parent: Weights, child: Weights, words: str, tmp_path: Path) -> None:
     (one,) = verdicts(tmp_path, {"parent": parent, "child": child}, {"child": "parent"}).values()
     assert words in one["verdict"] + one["reason"] and one["verdict"] != "contradicted"
+    if words == "not comparable":
+        explained = run_here("mother", ("explain", "parent", "child", "--to", tmp_path / "out"), main)
+        assert explained[0] == 0 and "They cannot be compared" in explained[1]
 
 
 def test_layers_at_other_places_are_not_unrelated(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mother.collection.audit import ABSENT, AGREES, NOT_CONFIRMED, Audit, audit
-from mother.collection.claims import Claim, front_matter, read_claims
+from mother.collection.claims import Claim, front_matter, place_of, read_claims
 from mother.collection.names import Match, Names
 from mother.collection.verdicts import FINDINGS, exit_code
 from mother.graph.model_graph import Edge, ModelGraph
@@ -22,7 +22,7 @@ def card(folder: Path, text: str, **files: object) -> Path:
 
 
 def said(folder: Path) -> list[tuple[str, str, str | None]]:
-    return [(claim.file, claim.parent, claim.relation) for claim in read_claims("m", str(folder))]
+    return [(claim.file, claim.parent, claim.relation) for claim in read_claims(place_of("m", str(folder)))]
 
 
 def test_all_places_are_read(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_cards_that_say_nothing(text: str, tmp_path: Path) -> None:
 def test_cards_that_cannot_be_read_are_said(text: str, words: str, tmp_path: Path) -> None:
     """A card that is made unreadable must not pass for one that claims nothing."""
     started = time.monotonic()
-    (claim,) = read_claims("child", str(card(tmp_path / "m", text)))
+    (claim,) = read_claims(place_of("child", str(card(tmp_path / "m", text))))
     assert claim.unread is not None and words in claim.unread and time.monotonic() - started < 5
     found = audit(GRAPH, {"child": (claim,)}, Names([]))
     assert found.verdicts[0].verdict == NOT_CONFIRMED and "could not be read" in found.verdicts[0].reason
@@ -230,14 +230,14 @@ def test_the_line_of_a_claim_in_a_card(text: str, lines: list[int], tmp_path: Pa
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "README.md").write_bytes(text.encode())
-    assert [claim.line for claim in read_claims("m", str(folder))] == lines
+    assert [claim.line for claim in read_claims(place_of("m", str(folder)))] == lines
 
 
 def test_the_line_of_a_claim_in_a_configuration(tmp_path: Path) -> None:
     text = '{"x": {"_name_or_path": "no"},\n "y": "_name_or_path", "z": ["}", "\\"{"],\n "\\u005fname_or_path"\n : "a"}'
     adapter = '{\n\n"base_model_name_or_path": "b"}'
     folder = card(tmp_path / "m", "", config=text, adapter_config=adapter)
-    assert [(claim.file, claim.line) for claim in read_claims("m", str(folder))] == [
+    assert [(claim.file, claim.line) for claim in read_claims(place_of("m", str(folder)))] == [
         ("adapter_config.json", 3),
         ("config.json", 3),
     ]

@@ -114,11 +114,11 @@ def test_adapters_find_their_base_among_the_models(tmp_path: Path) -> None:
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     for said in ("../base", str(tmp_path / "base"), "base"):
         (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": said}))
-        base, found = with_claims(sorted(search([str(tmp_path)]).sources, key=lambda one: one.id, reverse=True))
+        found, base = with_claims(search([str(tmp_path)])).sources
         assert base.base is None and found.base == base.location
         assert found.claims == (Claim("adapter_config.json", said, None, found.claims[0].path, line=1),)
         assert Source.from_json(json.loads(json.dumps(found.to_json()))).to_json() == found.to_json()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
-    assert with_claims(search([str(tmp_path)]).sources)[0].base is not None  # its owner is not known here
+    assert with_claims(search([str(tmp_path)])).sources[0].base is not None  # its owner is not known here
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
-    assert all(one.base is None for one in with_claims(search([str(tmp_path)]).sources))
+    assert all(one.base is None for one in with_claims(search([str(tmp_path)])).sources)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_here, save_model
+from hub_server import HubServer, use
 from test_heritage import base, moved
 
 from mother.cli.commands import main
@@ -79,6 +80,21 @@ def test_gaps_are_said_in_terminal_json_and_report(tmp_path: Path) -> None:
     save_model(tmp_path / "late" / "b", moved(ROOT, 3))
     (tmp_path / "late" / "b.onnx").touch()
     assert "2 .onnx" in run("add", tmp_path / "late", "--to", out)
+
+
+def test_what_a_repository_holds_beside_its_weights_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = save_model(tmp_path / "hub" / "acme" / "tiny", ROOT)
+    (repository / "onnx").mkdir()
+    for name in ("tiny.Q4.gguf", "onnx/model.onnx", "pytorch_model.bin", "README.md"):
+        (repository / name).write_bytes(b"x")
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path)
+        text = run("acme/tiny", "--out", tmp_path / "out")
+    assert "note: acme/tiny: there is no such path here, so it is looked up on the Hub" in text
+    written = json.loads((tmp_path / "out" / "model_graph.json").read_text())
+    listed = {path.removeprefix("hf://acme/tiny/") for path in written["not_read"]}
+    assert {"tiny.Q4.gguf", "onnx/model.onnx", "pytorch_model.bin"} <= listed
+    assert "model.safetensors" not in listed and "README.md" not in listed
 
 
 def test_head_line(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, parent in {"tuned": "root", "other": f"root{HOSTILE}", "lora": "other", HOSTILE: SCRIPT}.items():
         (folder / "models" / name / "README.md").write_text(f"---\nbase_model: {json.dumps(parent)}\n---\n")
     recovered = recover_sources(
-        with_claims(search([str(folder / "models")]).sources), folder / "out", torch.device("cpu")
+        with_claims(search([str(folder / "models")])).sources, folder / "out", torch.device("cpu")
     )
     write_outputs(recovered, folder / "out", audit_of(recovered), f"Models {SCRIPT}")
     return folder / "out" / "report.html"

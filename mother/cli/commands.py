@@ -57,7 +57,7 @@ def _report(folder: Path, judged: "Judged | None") -> int:
         if not facts.get("hidden"):
             sizes[facts["group"]] += 1 + len(facts.get("aliases", ()))
     for group, size in sizes.items():
-        print(f"  {size} of {group}")
+        print(f"  {size} {'models' if size > 1 else 'model'} with {group}")
     lines = graph_text(graph).splitlines()
     print("\n" + "\n".join(lines[:LISTED]))
     if len(lines) > LISTED:
@@ -115,10 +115,10 @@ def recover(args: Recover) -> None:
     from mother.collection.state import kept_result
 
     rules = audit_rules(args)  # before hours of reading
-    found = search(_names(args), args.strict)
-    sources = with_claims(found.sources)
+    found = with_claims(search(_names(args), args.strict))
+    sources = found.sources
     with _said(args), alone_in(args.out):
-        print(f"{len(sources)} model{'s' if len(sources) > 1 else ''}")
+        print(f"found: {len(sources)} model{'s' if len(sources) > 1 else ''}")
         for note in found.notes:
             print(f"note: {note}")
         what = sources, found.gaps, args.error, args.sketch, _title(args.out), args.audit
@@ -153,8 +153,7 @@ def add(args: Add) -> None:
     with _said(args), alone_in(args.to):
         known = read_state(args.to).sources
         there = {source.location: source.id for source in known}
-        found = search(args.models, args.strict)
-        found.sources = with_claims(found.sources, known)
+        found = with_claims(search(args.models, args.strict), known)
         for source in found.sources:
             if source.location in there:
                 print(f"{there[source.location]} is in {args.to} already, and is looked at again")

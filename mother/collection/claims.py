@@ -190,14 +190,16 @@ def _as_claim(file: str, parent: Any, place: Place, relation: Any = None, line: 
     return Claim(file, parent, known, path, line=line)
 
 
-def read_claims(model: str, location: str) -> tuple[Claim, ...]:
-    """All that a model says of its origin, each parent once; nothing where it says nothing or cannot be read."""
+def place_of(model: str, location: str) -> Place | None:
+    """The same, and None where it cannot be opened: what opens the weights says why."""
     try:
-        place = open_place(model, location)
+        return open_place(model, location)
     except CheckpointError:
-        place = None
-    if place is None:
-        return ()
+        return None
+
+
+def read_claims(place: Place) -> tuple[Claim, ...]:
+    """All that a model says of its origin, each parent once; nothing where it says nothing."""
     claims: list[Claim | None] = []
     try:
         card, lines = _front_matter(_read_text(place, CARD) or "")

@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mother.errors import CheckpointError
-from mother.io.places import LocalFolder
+from mother.io.places import Place
 from mother.io.weights import ADAPTER_CONFIG, ADAPTER_FILES, PICKLES, is_index, loaded_unasked, read_index, the_only_one
 
 # Weights in formats that are not read, by the end of their names: the longest that fits counts.
@@ -129,11 +128,11 @@ class Gaps:
         return cls(*(dict(content[name]) for name in ("not_read", "plain", "unusable")))
 
 
-def read_files(folder: Path, files: Iterable[str]) -> list[str]:
+def read_files(place: Place, files: Iterable[str]) -> list[str]:
     """Which files of a model's folder hold the weights that are loaded."""
-    place = LocalFolder(folder.name, folder)
     try:
         winner = loaded_unasked(place)
+        files = list(files)
         if winner is None and ADAPTER_CONFIG in files:
             return [name for name in ADAPTER_FILES if name in files][:1]
         winner = winner or the_only_one(place)

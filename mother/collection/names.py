@@ -6,6 +6,7 @@ folder is not: such a model may be the one that is meant, and the answer says th
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,33 +54,42 @@ class Names:
 
     def __init__(self, places: Iterable[tuple[str, str]]):
         """`places` are (id, location) of each model."""
-        self.known = [_known(model, location) for model, location in places]
+        self.by_path: dict[str, list[_Known]] = defaultdict(list)
+        self.by_repo: dict[str, list[_Known]] = defaultdict(list)
+        self.by_name: dict[str, list[_Known]] = defaultdict(list)  # folders whose owner is unknown, by their own name
+        for model, location in places:
+            one = _known(model, location)
+            if one.path is not None:
+                self.by_path[one.path].append(one)
+            if one.repo is not None:
+                self.by_repo[one.repo].append(one)
+            elif one.parts:
+                self.by_name[one.parts[-1]].append(one)
 
     def find(self, claim: Claim, of: str) -> Match | None:
         """The model that a claim of the model `of` means, never that one itself; None where none here is meant.
 
         A configuration's path is one of somebody's machine: it must agree with all of its parts.
         """
-        others = [one for one in self.known if one.model != of]
         said = _ADDRESS.sub("", claim.parent.strip()).strip("/")
-        for one in others:
-            if one.path is not None and claim.path is not None and one.path == claim.path:
+        exact = self.by_path.get(claim.path or "", []) + self.by_repo.get(said, [])
+        for one in exact:
+            if one.model != of:
                 return Match(one.model, True)
-            if one.repo is not None and one.repo == said:
-                return Match(one.model, True)
-        local = [one for one in others if one.repo is None and one.parts]
         parts = tuple(part for part in said.split("/") if part not in ("", ".", ".."))
         if not parts:
             return None
+        local = [one for one in self.by_name.get(parts[-1], ()) if one.model != of]
         whole = [one for one in local if one.parts[-len(parts) :] == parts]
         if len(whole) == 1:
             return Match(whole[0].model, False)
         if whole or claim.file == CONFIG or len(parts) != 2:
             return None
         # owner/name, and a folder called so that nobody says the owner of.
-        named = [one for one in local if one.parts[-1] == parts[-1] and not self._has_owner(one)]
+        named = [one for one in local if not self._has_owner(one)]
         return Match(named[0].model, False) if len(named) == 1 else None
 
-    def _has_owner(self, one: _Known) -> bool:
+    @staticmethod
+    def _has_owner(one: _Known) -> bool:
         """Whether the id itself names an owner: two folders of one name have those above in front."""
         return "/" in one.model

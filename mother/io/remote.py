@@ -290,6 +290,9 @@ class RemoteFolder:
 
     def names(self) -> list[str]:
         """See LocalFolder."""
+        return sorted({name.split("/")[0] for name in self.below()})
+
+    def below(self) -> list[str]:
+        """Paths of all files in it and in its folders."""
         start = self._path("")
-        inside = [name.removeprefix(start) for name in self.repository.files if name.startswith(start)]
-        return sorted({name.split("/")[0] for name in inside})
+        return sorted(name.removeprefix(start) for name in self.repository.files if name.startswith(start))

@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 import torch
 
-from mother.collection.workspace import Group, Recovered
+from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import InputError
 from mother.evidence.edges import DECISIVE, decay_direction, is_lora, pooled_newness
 from mother.evidence.facts import common_grid, mantissa
@@ -158,6 +158,11 @@ def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
     if graph.nodes[nodes[0]]["tree"] != graph.nodes[nodes[1]]["tree"]:
         found = pair_evidence(group, *nodes)
         z = found["relatedness"]
+        if found["compared"] < ALIKE:
+            summary = (
+                f"They cannot be compared: only {found['compared']:.0%} of their weights have equal names and shapes."
+            )
+            return result | {"related": None, "summary": summary, "evidence": found}
         summary = (
             f"No sign that they are related: z = {z:.1f} where independent initialisation gives 0 with deviation 1."
         )
@@ -230,7 +235,7 @@ def explain_text(found: dict[str, Any], most: int = 12) -> str:
             f"relatedness   z = {evidence['relatedness']:.1f}  "
             "(0 with deviation 1 for models initialised independently)",
         ]
-        compared = f"{100 * evidence['compared']:.0f} % of the entries"
+        compared = f"{100 * evidence['compared']:.0f} % of the weights"
         lines.append(f"distance      {distance}  (0: equal; about 1.4: unrelated), on {compared}")
     if evidence and "newness" in evidence:
         changed = f"{evidence['layers_changed']} of {evidence['layers_compared']} matrices differ"
