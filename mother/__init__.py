@@ -36,8 +36,10 @@ def recover(
 
     Raises mother.errors.InputError where nothing can be used; models that cannot be used are left out.
     """
+    from contextlib import nullcontext
     from pathlib import Path
 
+    from mother.cli.locks import alone_in
     from mother.collection.find import search, with_claims
     from mother.collection.workspace import recover_sources
     from mother.errors import InputError
@@ -49,9 +51,11 @@ def recover(
         raise InputError("name models: paths, or owner/name.")
     found = with_claims(search([os.fspath(name) for name in names]))
     folder = Path(out) if out is not None else None
-    recovered = recover_sources(found.sources, folder, choose_device(device)[0], error, sketch, gaps=found.gaps)
-    if folder is not None:
-        write_outputs(recovered, folder)
+    chosen = choose_device(device)[0]
+    with alone_in(folder) if folder is not None else nullcontext():
+        recovered = recover_sources(found.sources, folder, chosen, error, sketch, gaps=found.gaps)
+        if folder is not None:
+            write_outputs(recovered, folder)
     graph = recovered.graph.to_networkx()
     graph.graph["left_out"] = dict(recovered.graph.left_out)
     graph.graph["not_read"] = dict(recovered.graph.not_read)
