@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mother.evidence.dora import row_scaled_rank
 from mother.evidence.grids import find_grid, grid_step, quantization_noise
-from mother.evidence.merges import common_ratio, explained_share, find_merge, scattered_equality
+from mother.evidence.merges import common_ratio, depends_on, explained_share, find_merge, scattered_equality
 from mother.numeric.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
 from mother.numeric.spectra import (
     leading_triples,
@@ -259,3 +259,35 @@ def test_dora_has_the_rank_of_its_update(dtype: str) -> None:
     assert row_scaled_rank(parent, child) == 4
     assert row_scaled_rank(parent, cast(parent + 0.1 * weights(19, 64, 96), dtype)) is None
     assert row_scaled_rank(parent, parent) is None
+
+
+def test_dependent_differences_end_no_search() -> None:
+    """Gram matrices that are exactly singular: copies among neighbours, neighbours in one line, nothing at all."""
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((3, 40))
+    for rows in (
+        [drawn[0], drawn[0], drawn[1]],
+        [drawn[0], 2 * drawn[0], 4 * drawn[0]],
+        [drawn[0], -drawn[0], np.zeros(40)],
+        [np.ones(40), np.ones(40), np.ones(40)],
+        [drawn[0], drawn[1], drawn[0] + drawn[1], drawn[0] - drawn[1]],
+    ):
+        vectors = np.array([*rows, drawn[2]])
+        gram = (vectors @ vectors.T)[None]
+        for scale in (1e-30, 1.0, 1e30):
+            merge = find_merge(gram * scale, float(gram[0, -1, -1] * scale), 23)
+            assert merge is None or all(np.isfinite(merge.coefficients))
+            for neighbour in range(len(rows)):
+                assert depends_on(gram * scale, float(gram[0, -1, -1] * scale), 23, neighbour) in (True, False)
+
+
+def test_models_on_one_line_depend_on_one_another() -> None:
+    """As seen from W: neighbours at W + d and W - 2 d lie on a line with it; one beside the line does not matter."""
+    rng = np.random.default_rng(1)
+    d, aside, weight = rng.standard_normal((3, 500))
+    vectors = np.array([d, -2 * d, aside, 100 * weight])
+    gram = (vectors @ vectors.T)[None]
+    size = float(gram[0, -1, -1])
+    assert depends_on(gram, size, 23, 0) and depends_on(gram, size, 23, 1) and not depends_on(gram, size, 23, 2)
+    merge = find_merge(gram, size, 23)
+    assert merge is not None and np.allclose(merge.coefficients, (2 / 3, 1 / 3))

@@ -38,9 +38,13 @@ def _affine_fit(gram: Float[np.ndarray, "sets k k"]) -> tuple[Float[np.ndarray, 
     k = gram.shape[1]
     scale = np.trace(gram, axis1=1, axis2=2)[:, None, None]
     ridge = np.where(scale > 0, scale, 1) * np.eye(k) * 1e-14
-    solved = np.linalg.solve(gram + ridge, np.ones((len(gram), k, 1)))[..., 0]
-    coefficients = solved / solved.sum(axis=1, keepdims=True)
-    return coefficients, np.einsum("si,sij,sj->s", coefficients, gram, coefficients).clip(0)
+    try:
+        solved = np.linalg.solve(gram + ridge, np.ones((len(gram), k, 1)))[..., 0]
+    except np.linalg.LinAlgError:  # of dependent differences the ridge may be lost in rounding
+        solved = np.linalg.pinv(gram + ridge, hermitian=True).sum(axis=2)
+    with np.errstate(divide="ignore", invalid="ignore"):  # no sum of 1: no combination, and no number is below NaN
+        coefficients = solved / solved.sum(axis=1, keepdims=True)
+        return coefficients, np.einsum("si,sij,sj->s", coefficients, gram, coefficients).clip(0)
 
 
 def find_merge(gram: Float[np.ndarray, "layers k1 k1"], size: float, bits: int) -> Merge | None:
