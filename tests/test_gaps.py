@@ -176,9 +176,9 @@ def test_shards_are_read_with_their_index(tmp_path: Path) -> None:
     ("name", "size", "reason", "end"),
     [
         ("a.PTH.TAR", 1, "a nested checkpoint", ".pth.tar"),
-        ("weights", 1 << 20, "a type that is not known", "no suffix"),
-        ("weights", 10, None, "no suffix"),
-        ("LICENSE", 1 << 20, None, "no suffix"),
+        ("weights", 1 << 20, "a type that is not known", "without a suffix"),
+        ("weights", 10, None, "without a suffix"),
+        ("LICENSE", 1 << 20, None, "without a suffix"),
         ("tokenizer.json", 1 << 24, None, ".json"),
         ("events.out.tfevents.1700000000.host", 1 << 20, None, ".host"),
         ("scheduler.bin", 1, "the state of a training", ".bin"),

@@ -66,7 +66,7 @@ def test_odd_names_reach_neither_terminal_nor_result(tmp_path: Path) -> None:
     models = collection(tmp_path / os.fsdecode(b"all\xff\n\x1b"))
     out = tmp_path / os.fsdecode(b"out\xfe\x1b")
     text = run(models, "--out", out, "--audit", "--fail-on", "undecided,unreadable", code=4)
-    assert "left out: 1 models" in text and "10 models" in text and "\\u202e" in text
+    assert "left out: 1 model" in text and "10 models" in text and "\\u202e" in text
     for name in ("model_graph.json", "audit.json", "audit.sarif", "run.json", "collection.json"):
         content = (out / name).read_text(encoding="utf-8")
         json.loads(content)

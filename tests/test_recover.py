@@ -123,7 +123,7 @@ def test_a_mixed_folder(done: tuple[Path, Path, str]) -> None:
         name for key, facts in graph.nodes.items() for name in (key, *facts.get("aliases", ())) if facts.get("aliases")
     }
     assert copies == {"root", "copy"} and "copy = root" in text
-    assert set(graph.left_out) == {"broken"} and "left out: 1 models" in text and "model broken" in text
+    assert set(graph.left_out) == {"broken"} and "left out: 1 model" in text and "model broken" in text
     assert not any("stranger" in edge for edge in found) and {"linked", "single file"} <= {
         end for edge in found for end in edge
     }
@@ -297,7 +297,7 @@ def test_a_broken_one_among_twenty(tmp_path: Path) -> None:
     broken["encoder.layer.1.attention.attention.query.weight"][0, 0] = float("inf")
     save_model(tmp_path / "all" / "broken", broken)
     text = run(tmp_path / "all", "--out", tmp_path / "out")
-    assert "left out: 1 models" in text and "infinity" in text and "layer.1.attention.attention.query" in text
+    assert "left out: 1 model" in text and "infinity" in text and "layer.1.attention.attention.query" in text
     assert len(read_model_graph(tmp_path / "out" / "model_graph.json").nodes) == 19
 
 

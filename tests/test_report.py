@@ -195,7 +195,14 @@ def thousand() -> dict:
         "heat": [],
         "heat_low": -4,
     }
-    return data | {"heat_high": 0, "audit": None, "left_out": [], "layers": [f"{row}.query" for row in range(72)]}
+    return data | {
+        "heat_high": 0,
+        "audit": None,
+        "left_out": [],
+        "not_read": [],
+        "notes": [],
+        "layers": [f"{row}.query" for row in range(72)],
+    }
 
 
 @pytest.mark.slow

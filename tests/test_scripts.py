@@ -174,7 +174,7 @@ def test_a_deleted_model_comes_back_to_the_same_table(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "m2", tmp_path / "away")
     (tmp_path / "m2" / "model.safetensors").unlink()
     text = full_ft(manifest, results)
-    assert "left out: 1 models" in text and "model m2: has no weights" in text
+    assert "left out: 1 model" in text and "model m2: has no weights" in text
     assert read_model_graph(results / "family" / "model_graph.json").left_out.keys() == {"m2"}
     shutil.rmtree(tmp_path / "m2")
     shutil.copytree(tmp_path / "away", tmp_path / "m2")
@@ -220,7 +220,7 @@ def test_twins_and_a_single_model_with_lora(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "m1")
     for script, flag in (("MoTHer_LoRA.py", "--model-graphs"), ("clustering.py", "--model-graph")):
         text = run(script, flag, tmp_path / "family.json", "--results", tmp_path / "results")
-        assert "left out: 1 models" in text
+        assert "left out: 1 model" in text
     graph = read_model_graph(tmp_path / "results" / "family" / "model_graph.json")
     assert set(graph.nodes) == {"m0"} and graph.edges == ()
     where = ("--model-graph", tmp_path / "family.json", "--results", tmp_path / "results")
@@ -272,10 +272,10 @@ def test_found_clusters_account_for_every_model(tmp_path: Path) -> None:
     where = ("--results", tmp_path / "results")
     run("clustering.py", "--clusters", 1, "--model-graph", tmp_path / "family.json", *where)
     text = run("MoTHer_LoRA.py", "--model-graphs", tmp_path / "family.json", "--clusters", "ward", *where)
-    assert "left out: 1 models" in text and "model m4: the file is truncated" in text
+    assert "left out: 1 model" in text and "model m4: the file is truncated" in text
     assert json.loads((tmp_path / "results/family/accuracy.json").read_text())["left_out"].keys() == {"m4"}
     text = run("summarize.py", "--model-graphs", "family", *where)
-    assert "left out: 1 models" in text and re.search(r"family +all +[01]\.\d{3} +[01]\.\d{3}", text)
+    assert "left out: 1 model" in text and re.search(r"family +all +[01]\.\d{3} +[01]\.\d{3}", text)
     assert not re.search(r"family +- ", text)  # models without a cluster make no row of their own
     content = json.loads((tmp_path / "family.json").read_text())
     del content["nodes"][0], content["nodes"][0]["parent"]
@@ -293,7 +293,7 @@ def test_constant_direction_layers_end_no_run(tmp_path: Path) -> None:
         weights[f"encoder.layer.{block}.attention.output.dense.weight"].fill_(1)
     save_model(tmp_path / "m2", weights)
     text = full_ft(tmp_path / "family.json", tmp_path / "results")
-    assert "left out: 1 models" in text and "model m2: all entries of layer 0.output are equal" in text
+    assert "left out: 1 model" in text and "model m2: all entries of layer 0.output are equal" in text
 
 
 def test_models_without_the_direction_layer(tmp_path: Path) -> None:

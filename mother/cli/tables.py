@@ -33,7 +33,7 @@ def report_next(command: str) -> None:
 def report_left_out(left_out: dict[str, str], notes: Iterable[str] = ()) -> None:
     """Say which models have no place in the result and why, and what else a reader should know."""
     if left_out:
-        print(f"left out: {len(left_out)} models")
+        print(f"left out: {len(left_out)} {'model' if len(left_out) == 1 else 'models'}")
         for reason in left_out.values():
             print(f"  {reason}")
     for note in notes:

@@ -65,6 +65,9 @@ def is_state(name: str) -> bool:
     return name.lower().startswith(STATE)
 
 
+BARE = "without a suffix"
+
+
 def suffix(name: str) -> str:
     """The end of a file's name by which its format is known: the longest that UNREAD has, or the last."""
     lower = name.lower()
@@ -72,7 +75,7 @@ def suffix(name: str) -> str:
     if known:
         return max(known, key=len)
     stem, dot, last = lower.rpartition(".")
-    return f".{last}" if dot and len(last) <= 12 else "no suffix"
+    return f".{last}" if dot and len(last) <= 12 else BARE
 
 
 def reason_of(name: str, size: int) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 from mother.collection.audit import Audit
 from mother.collection.workspace import Group, Recovered
 from mother.graph.exports import describe, first_parents, roots
+from mother.graph.text import head_line
 from mother.report.explain import pair_evidence, wrong_if
 
 MOST_SHOWN = 1200  # models of a group whose distances are shown as one picture
@@ -79,11 +80,7 @@ def report_data(recovered: Recovered, audit: Audit | None, title: str) -> dict[s
         entry["wrong_if"] = wrong_if(named, evidence, edge.parent, edge.child)
         edges.append(entry)
     order = tree_order(recovered)
-    hidden = sum(bool(facts.get("hidden")) for facts in graph.nodes.values())
-    copies = sum(len(facts.get("aliases", ())) for facts in graph.nodes.values())
-    trees = len({facts["tree"] for facts in graph.nodes.values()})
-    counts = f"{len(graph.nodes) - hidden + copies} models in {trees} trees; {len(recovered.groups)} architectures"
-    counts += f"; {copies} copies; {hidden} hidden ancestors; {len(graph.left_out)} left out"
+    counts = head_line(graph) + (f"; {len(graph.left_out)} left out" if graph.left_out else "")
     return {
         "title": title,
         "counts": counts,
