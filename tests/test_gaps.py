@@ -124,8 +124,13 @@ def test_patterns_that_the_shell_left(tmp_path: Path) -> None:
     found = search([str(tmp_path / "runs" / "x*" / "final")])
     assert [source.id for source in found.sources] == ["x1/final", "x2/final"]
     assert len(search([str(tmp_path / "**" / "final")]).sources) == 3
+    (tmp_path / "runs" / "README.md").write_text("notes")
+    found = search([str(tmp_path / "runs" / "*")])
+    assert len(found.sources) == 3 and found.gaps.plain == {".md": 1} and not found.gaps.unusable
     with pytest.raises(InputError, match="no such file"):
         search([str(tmp_path / "z*")])
+    with pytest.raises(InputError, match="holds no weights"):
+        search([str(tmp_path / "runs" / "README.md")])
 
 
 def test_names_from_a_file_and_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mother.collection.claims import Claim, place_of, read_claims
-from mother.collection.gaps import Gaps, read_files, summary
+from mother.collection.gaps import Gaps, holds_no_weights, read_files, summary
 from mother.collection.names import Names
 from mother.collection.walk import Search, printable
 from mother.errors import InputError
@@ -76,6 +76,9 @@ def _find_one(argument: str, search: Search, notes: list[str]) -> list[Source]:
             )
             for node in manifest.present
         ]
+    if path.is_file() and holds_no_weights(path.name, path.stat().st_size):  # a pattern fits such files, too
+        search.gaps.note(printable(str(path)), path.name, 0)
+        return []
     if path.is_file():
         name = path.name.removesuffix(".index.json")
         return [Source(printable(Path(name).stem if name == path.name else path.parent.name), str(path))]
@@ -142,7 +145,8 @@ def search(arguments: Iterable[str], strict: bool = False) -> Found:
             found.setdefault(key, source)
     if not found:
         reasons = " ".join(list(looking.gaps.unusable.values())[:3])
-        raise InputError(f"none of the {len(names)} arguments names a model. {reasons}")
+        reasons = reasons or f"{names[0] if names else 'No argument'} holds no weights."
+        raise InputError(f"none of the {len(names)} arguments names a model. {printable(reasons)}")
     return Found(_told_apart(list(found.values())), looking.gaps, notes)
 
 

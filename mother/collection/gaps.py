@@ -92,6 +92,11 @@ def reason_of(name: str, size: int) -> str | None:
     return "a type that is not known"
 
 
+def holds_no_weights(name: str, size: int) -> bool:
+    """Whether a file is one of those that go with models, such as a card or a picture."""
+    return not name.endswith((".safetensors", ".index.json", *PICKLES)) and reason_of(name, size) is None
+
+
 @dataclass
 class Gaps:
     """Files and folders that were found and are not read, with the reason; and how many hold no weights, by suffix."""
