@@ -12,8 +12,8 @@ from scipy import stats
 from test_heritage import base, moved
 
 from mother.cli.commands import main
-from mother.collection.exclusion import ROUNDED
-from mother.evidence.exclusion import inheritance, radial_share, rounding_shape, update_share
+from mother.collection.exclusion import LEADING, ROUNDED
+from mother.evidence.exclusion import inheritance, leading_energy, radial_share, rounding_shape, update_share
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.io.open import open_checkpoint
 
@@ -132,9 +132,52 @@ def test_honest_merges_and_roundings_are_not_accused(tmp_path: Path) -> None:
     assert len(found) == 17 and {one["verdict"] for one in found.values()} <= {"agrees", "not confirmed"}
 
 
+def turned(weights: Weights, rotation: torch.Tensor) -> Weights:
+    """The residual stream in another basis: inputs of what reads from it, outputs of what writes to it."""
+    writes = ("output.dense", "patch_embeddings")
+    return {
+        name: weight
+        if weight.ndim != 2
+        else (rotation.T @ weight if any(one in name for one in writes) else weight @ rotation)
+        for name, weight in weights.items()
+    }
+
+
+def test_inheritance_that_the_matrices_do_not_show_is_no_lie(tmp_path: Path) -> None:
+    """A rotated model that was trained a little, units in another order, and a model that took the embedding only."""
+    rotation = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(3)))[0]
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(4))
+    table = {"embeddings.word_embeddings.weight": torch.randn(100, 32, generator=torch.Generator().manual_seed(6))}
+    models = {
+        "root": ROOT | table,
+        "rotated": moved(turned(ROOT, rotation), 2, size=0.02),
+        "reordered": turned(ROOT, torch.eye(32)[order]),
+        "embedding": base(12) | table,
+        "liar": base(13),
+    }
+    claims = dict.fromkeys(("rotated", "reordered", "embedding", "liar"), "root")
+    found = verdicts(tmp_path, models, claims, code=3)
+    assert found["liar < root"]["verdict"] == "contradicted"
+    for name, words in {"rotated": "rotation", "reordered": "rotation", "embedding": "embeddings or heads"}.items():
+        one = found[f"{name} < root"]
+        assert one["verdict"] == "not confirmed" and words in one["reason"], one
+
+
+def test_a_mean_of_a_run_is_not_accused(tmp_path: Path) -> None:
+    """The mean of the last steps is like a parent of the last one: between them is noise, and no learning."""
+    generator = torch.Generator().manual_seed(9)
+    mean = moved(moved(ROOT, 1), 51, size=0.2, rank=1)
+    raw = {name: w + 0.01 * torch.randn(w.shape, generator=generator) for name, w in mean.items()}
+    models = {"root": ROOT, "raw": raw, "mean": mean, "other": moved(moved(ROOT, 2), 52, size=0.2, rank=1)}
+    tuned = moved(moved(mean, 3), 53, size=0.2, rank=1)
+    found = verdicts(tmp_path, models | {"tuned": tuned}, {"mean": "raw", "tuned": "raw", "raw": "root"})
+    assert all(one["verdict"] != "contradicted" for one in found.values())
+
+
 def test_lies_are_caught(tmp_path: Path) -> None:
     """An unrelated parent, a sibling, a child; true claims beside them agree."""
-    kids = [*children(3), moved(ROOT, 8, rank=2)]
+    # What is learned has leading directions, far above those of noise.
+    kids = [*(moved(kid, 50 + at, size=0.2, rank=1) for at, kid in enumerate(children(3))), moved(ROOT, 8, rank=2)]
     models = {"root": ROOT, "stranger": base(9)} | dict(zip("abcd", kids)) | {"grand": moved(kids[3], 9, rank=2)}
     claims = {"stranger": "root", "a": "b", "d": "grand", "b": "root", "grand": "root"}
     found = verdicts(tmp_path, models, claims, code=3)
@@ -180,6 +223,16 @@ def test_shares_of_an_update(tmp_path: Path) -> None:
         0.0, 0.3, 3.0
     )
     assert update_share(end, root, root) is None  # nothing changed
+
+
+def test_leading_directions_tell_learning_from_noise(tmp_path: Path) -> None:
+    """Noise of any shape stays at the edge of Marchenko and Pastur; one strong direction of n takes all of it."""
+    generator = torch.Generator().manual_seed(5)
+    noise = {name: w + 0.01 * torch.randn(w.shape, generator=generator) for name, w in ROOT.items()}
+    root, noisy, learned = sketches(tmp_path, root=ROOT, noisy=noise, learned=moved(ROOT, 1, rank=1))
+    assert 0.7 < leading_energy(root, noisy) < 1.3 < LEADING
+    assert leading_energy(root, learned) == pytest.approx(32 / 4, rel=0.05)  # square: (1 + 1)^2
+    assert leading_energy(root, root) == 0
 
 
 def test_inheritance_and_decay(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mother.evidence.direction import directions_added, newness
 from mother.evidence.dora import row_scaled_rank
 from mother.evidence.grids import find_grid, grid_step, quantization_noise
 from mother.evidence.merges import common_ratio, depends_on, explained_share, find_merge, scattered_equality
@@ -291,3 +292,10 @@ def test_models_on_one_line_depend_on_one_another() -> None:
     assert depends_on(gram, size, 23, 0) and depends_on(gram, size, 23, 1) and not depends_on(gram, size, 23, 2)
     merge = find_merge(gram, size, 23)
     assert merge is not None and np.allclose(merge.coefficients, (2 / 3, 1 / 3))
+
+
+def test_directions_of_a_difference_of_low_rank_are_numbers() -> None:
+    """A permuted matrix differs from itself by one of lower rank: the directions that it lacks add nothing."""
+    projection, s = torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    added = directions_added(projection, s)
+    assert added.tolist() == [[0.5, 0.0, 0.0]] and torch.isfinite(newness(added, s)).all()

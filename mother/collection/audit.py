@@ -15,6 +15,7 @@ from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRM
 from mother.collection.workspace import Recovered
 from mother.graph.model_graph import ModelGraph
 
+SURE_EDGE = 0.75  # by eye: probability of each edge of a way that agrees, as that of an arrow that counts as known
 UNMIXED = ("finetune", "adapter", "quantized")  # relations of one parent
 MORE = "more models of the family (other children of the parent, snapshots of the training) may tell"
 
@@ -62,6 +63,10 @@ def _judge_way(graph: nx.DiGraph, way: list[str], claim: Claim) -> tuple[str, st
     for edge in zip(way, way[1:]):
         if graph.edges[edge].get("direction") == "unknown":
             words = f"{between}{' and '.join(edge)} are parent and child, but which is which is not sure"
+            return NOT_CONFIRMED, f"{words} ({_line(graph, *edge)}); {MORE}"
+    for edge in zip(way, way[1:]):
+        if graph.edges[edge].get("adjacency", 1.0) < SURE_EDGE:
+            words = f"{between}{' and '.join(edge)} may be parent and child"
             return NOT_CONFIRMED, f"{words} ({_line(graph, *edge)}); {MORE}"
     kind = graph.edges[way[-2], way[-1]].get("kind")
     if claim.relation and kind and len(way) == 2 and kind not in RELATIONS[claim.relation]:

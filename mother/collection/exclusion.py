@@ -8,13 +8,30 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import networkx as nx
+from torch import Tensor
 
 from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import CheckpointError
 from mother.evidence.edges import DECISIVE, is_lora
-from mother.evidence.exclusion import FEW, alike_elsewhere, inheritance, radial_share, rounding_shape, update_share
+from mother.evidence.exclusion import (
+    FEW,
+    FEWEST_UNITS,
+    alike_elsewhere,
+    alike_in_another_basis,
+    alike_tables,
+    common_layers,
+    inheritance,
+    leading_energy,
+    radial_share,
+    rounding_shape,
+    update_share,
+)
 from mother.evidence.facts import mantissa
 from mother.evidence.merges import depends_on
+from mother.evidence.sketch import Sketch
+from mother.io.checkpoint import Checkpoint
+from mother.io.layers import Layer
+from mother.io.open import open_checkpoint
 
 LEAST_COSINE = 0.1  # by eye: what a model that was trained from another keeps of it at the very least
 DEVIATIONS = 6.0  # by which the cosine must lie below that
@@ -25,9 +42,11 @@ ERRORS = 3.0  # standard errors
 SURE_ARROW = 0.9  # by eye: probability of an arrow that other evidence must then support
 RADIAL = 0.05  # by eye: share of an update that only scales, above which newness points anywhere
 DRIFT = 0.2  # by eye: share of an update that neighbours hold, too, from which they drift together
+LEADING = 3.2  # by eye: energy of the first direction over that of noise, from which something was learned
 NEAR = 6  # budget: nearest models that are asked whether they drift the same way
 KEPT = 0.3  # by eye: how far from all of an update a descendant may hold
-ROUNDED = (0.57, 0.63)  # by eye: around what rounding leaves, see `rounding_shape`
+SAMPLED = 6  # budget: matrices that are looked at in another basis
+ROUNDED = (0.585, 0.62)  # by eye: around what rounding leaves, see `rounding_shape`
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,8 @@ class Exclusion:
             alias: key for key, facts in self.graph.nodes.items() for alias in (key, *facts.get("aliases", ()))
         }
         self.groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
+        self.sources = {source.id: source for source in recovered.sources}
+        self.opened: dict[str, Checkpoint] = {}
         self.sketches = {sketch.model: sketch for group in recovered.groups for sketch in group.sketches}
 
     @cached_property
@@ -73,12 +94,32 @@ class Exclusion:
                 return Excluded(False, f"they are hardly alike (z = {shared.z:.1f}), which may be chance")
             if alike_elsewhere(one, other):
                 return Excluded(False, "not comparable: some of their layers are alike at other places")
+            if alike_tables(one.facts, other.facts):
+                return Excluded(False, "only their embeddings or heads are alike")
+            if self._rotated(one, other):
+                return Excluded(False, "not comparable: their matrices are alike up to a rotation or another order")
         except CheckpointError as error:
             return Excluded(False, f"what was kept of them cannot be read: {error.reason}")
         reason = f"their weights are unrelated: {compared:.0%} of them compared, z = {shared.z:.1f}"
         return Excluded(
             True, f"{reason}, where a tenth of the parent's weights would give {LEAST_COSINE * shared.unit:.0f}"
         )
+
+    def _rotated(self, one: Sketch, other: Sketch) -> bool:
+        """Whether most of some matrices are alike in another basis; whole ones are read again from the models."""
+        large = [layer for layer in common_layers((one, other)) if min(one.shapes[layer]) >= FEWEST_UNITS]
+        chosen = large[:: max(1, len(large) // SAMPLED)]
+        alike = [alike_in_another_basis(self._whole(one, layer), self._whole(other, layer)) for layer in chosen]
+        return sum(alike) > len(alike) / 2
+
+    def _whole(self, sketch: Sketch, layer: Layer) -> Tensor:
+        """A matrix of which the sketch may hold a part. Raises CheckpointError."""
+        if sketch.scale(layer) == 1:
+            return sketch.read(layer)
+        if sketch.model not in self.opened:
+            source = self.sources[sketch.model]
+            self.opened[sketch.model] = open_checkpoint(source.id, source.location, source.base)
+        return self.opened[sketch.model].read(layer).reshape(sketch.shapes[layer])
 
     def elsewhere(self, child: str, parent: str, least: float = LEAST_SHARE) -> Excluded | None:
         """Whether the claimed parent was made from a relative of the child, and the child holds nothing of it.
@@ -92,16 +133,19 @@ class Exclusion:
         except nx.NetworkXNoPath:
             return None
         for newer, older in zip(way, way[1:]):
-            made = self._made_from(newer, older, exact=not least) if self.graph.has_edge(older, newer) else None
-            if made is None:
+            if not self.graph.has_edge(older, newer) or not self.arrow_is_sure(older, newer, exact=not least):
                 continue
             # What was made from `newer` holds all that it added; what only drifts the same way, more or less of it.
             kept = self._share(parent, older, newer)
             if newer != parent and (kept is None or not kept.is_near(1.0, KEPT, ERRORS)):
                 continue
             through = f" ({parent} comes through {newer})" if newer != parent else ""
-            if older == child:
+            made = f"{newer} was made from {older}"
+            # A mean of models that does not say so is like a parent of each. Only what is exact counts then.
+            if older == child and (least > LEAST_SHARE or self.arrow_is_sure(older, newer, exact=True)):
                 return Excluded(True, f"{made}{through}")
+            if older == child:
+                continue
             held = self._share(child, older, newer) if least else None
             if held is not None and held.is_near(0.0, least, ERRORS):
                 return Excluded(
@@ -117,15 +161,6 @@ class Exclusion:
             return update_share(*found)
         except CheckpointError:
             return None
-
-    def _made_from(self, newer: str, older: str, exact: bool) -> str | None:
-        """In words that `newer` is surely no parent of its neighbour, which it came from or which has another."""
-        if self.arrow_is_sure(older, newer, exact):
-            return f"{newer} was made from {older}"
-        others = [one for one in self.graph.predecessors(older) if one != newer]
-        if len(others) != 1 or newer not in self.groups or not self.arrow_is_sure(others[0], older, exact):
-            return None
-        return None if self._mixed(self.groups[older], older, newer) else f"{older} was made from {others[0]}"
 
     @lru_cache(maxsize=None)  # noqa: B019  an object lives for one audit
     def arrow_is_sure(self, older: str, newer: str, exact: bool = False) -> bool:
@@ -153,19 +188,13 @@ class Exclusion:
             if relation.kind in ("cast", "quantize"):
                 shape = rounding_shape(one, other, relation.kind == "cast")
                 return shape is not None and ROUNDED[0] < shape < ROUNDED[1]
-            # Of models on one line each is a combination of the others: which one was mixed is not exact.
-            # A matrix of zeros that was trained looks like a pruned one, reversed: of that nothing else is left.
-            return relation.kind == "prune" and p is not None and self._keeps_some(group, p)
+            # Of models on one line each is a combination of the others: which one was mixed is not exact. And what
+            # looks like pruning, reversed, is a matrix of zeros that was trained, or a model that grew back.
+            return False
         if p is not None and is_lora(heritage.second_pass, p):
             rounding = float(heritage.second_pass.arrays["rounding"][:, p].sum()) * (1 if i < j else -1)
             return True if rounding >= DECISIVE else None
         return None
-
-    @staticmethod
-    def _keeps_some(group: Group, p: int) -> bool:
-        arrays = group.heritage.second_pass.arrays
-        changed = arrays["energy"][:, p] > 0
-        return bool((arrays["equal"][changed, p] > 0.05 * arrays["entries"][changed, p]).all())
 
     def _trained_arrow(self, group: Group, older: str, newer: str) -> bool:
         """Whether newness can be trusted: no decay that turns it, no merge, no neighbour that drifts the same way.
@@ -174,6 +203,8 @@ class Exclusion:
         children share part of their updates. So without a neighbour to compare with nothing is sure.
         """
         if self.graph.edges[older, newer].get("arrow", 0.0) < SURE_ARROW:
+            return False
+        if leading_energy(self.sketches[older], self.sketches[newer]) < LEADING:
             return False
         if radial_share(self.sketches[older], self.sketches[newer]) > RADIAL or self._mixed(group, older, newer):
             return False

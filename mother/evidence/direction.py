@@ -24,8 +24,9 @@ def directions_added(projection: Float[Tensor, "pairs k"], s: Float[Tensor, "pai
     a = u' W_first v / s and b = u' W_second v / s = a + 1 it is min(|b|, 1) - min(|a|, 1). Clipping silences directions
     that both models have much of, such as those that weight decay shrinks.
     """
-    a = projection / s.clamp(min=1e-300)
-    return (a + 1).abs().clamp(max=1) - a.abs().clamp(max=1)
+    there = s > 0  # a difference of low rank has fewer directions than are asked for
+    a = projection / torch.where(there, s, 1)
+    return torch.where(there, (a + 1).abs().clamp(max=1) - a.abs().clamp(max=1), 0)
 
 
 def newness(added: Float[Tensor, "pairs k"], s: Float[Tensor, "pairs k"]) -> Float[Tensor, "pairs"]:

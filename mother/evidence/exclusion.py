@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mother.evidence.facts import Facts
 from mother.evidence.relatedness import cosine_and_deviation
 from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer
@@ -20,8 +21,8 @@ RUN = 32  # entries that every quantizer gives one scale, and enough to tell a b
 FEW = 3.0  # effective number of layers below which a standard error over layers says nothing
 ELSEWHERE = 0.3  # by eye: cosine of two matrices at different places that no independent ones come to
 LARGE = 1024  # by eye: entries of a matrix that is looked for at other places
-SAMPLED = 6  # budget: matrices whose singular values are compared
-SAME_SPECTRUM = 1e-3  # relative difference of singular values: of one matrix in another order only rounding is left
+SAME_SPECTRUM = 0.01  # by eye: relative difference of singular values; those of independent runs differ more
+FEWEST_UNITS, MOST_UNITS = 32, 512  # by eye; budget: rows or columns whose inner products are compared
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,9 @@ def inheritance(one: Sketch, other: Sketch) -> Inheritance:
 
 
 def alike_elsewhere(one: Sketch, other: Sketch) -> bool:
-    """Whether a matrix of one model resembles one of the other at another place, or its transpose, or has its spectrum.
+    """Whether a matrix of one model resembles one of the other at another place, or its transpose.
 
-    So do models whose layers were dropped, doubled or renamed, whose matrices are stored the other way round, or whose
-    hidden units are in another order.
+    So do models whose layers were dropped, doubled or renamed, or whose matrices are stored the other way round.
     """
     # Equal shapes keep equal parts. Small matrices resemble one another by chance.
     places: dict[tuple[int, int], list[Tensor]] = {}
@@ -87,13 +87,42 @@ def alike_elsewhere(one: Sketch, other: Sketch) -> bool:
             rivals = stacked.get(shape if turned is own else shape[::-1])
             if rivals is not None and float((rivals @ _unit(turned)).abs().max()) > ELSEWHERE:
                 return True
-    whole = [layer for layer in common_layers((one, other)) if one.scale(layer) == 1]
-    sampled = whole[:: max(1, len(whole) // SAMPLED)]
-    same = 0
-    for layer in sampled:
-        first, second = torch.linalg.svdvals(one.read(layer)), torch.linalg.svdvals(other.read(layer))
-        same += float((first - second).norm()) < SAME_SPECTRUM * float(first.norm())
-    return same > len(sampled) / 2
+    return False
+
+
+def alike_tables(first: Facts, second: Facts) -> bool:
+    """Whether embeddings or heads of two models resemble one another: they may be all that was inherited.
+
+    Tables of positions do not count: those that are computed are equal in unrelated models.
+    """
+    for key in first.tables.keys() & second.tables.keys():
+        one, other = first.tables[key], second.tables[key]
+        rows = min(len(one), len(other))
+        if "pos" not in key[0] and rows * one.shape[1] >= LARGE:
+            if abs(float(_unit(one[:rows]) @ _unit(other[:rows]))) > ELSEWHERE:
+                return True
+    return False
+
+
+def alike_in_another_basis(one: Float[Tensor, "rows columns"], other: Float[Tensor, "rows columns"]) -> bool:
+    """Whether two whole matrices are one up to a rotation, or another order, of their inputs or their outputs.
+
+    Inner products of rows do not change when the inputs are rotated, nor those of columns with the outputs. Between
+    the units of independent models they are unrelated. Singular values change with neither.
+    """
+    if max(one.shape) <= MOST_UNITS:
+        first, second = torch.linalg.svdvals(one), torch.linalg.svdvals(other)
+        if float((first - second).norm()) < SAME_SPECTRUM * float(first.norm()):
+            return True
+    for first, second in ((one, other), (one.T, other.T)):
+        few = first[:MOST_UNITS], second[:MOST_UNITS]
+        if len(few[0]) < FEWEST_UNITS:
+            continue
+        apart = ~torch.eye(len(few[0]), dtype=torch.bool)
+        products = [(rows @ rows.T)[apart][None] for rows in few]
+        if float(_unit(products[0]) @ _unit(products[1])) > ELSEWHERE:
+            return True
+    return False
 
 
 def _unit(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "entries"]:
@@ -139,6 +168,23 @@ def radial_share(start: Sketch, end: Sketch) -> float:
             radial += start.scale(layer) * float((update * origin).sum()) ** 2 / size
             whole += start.scale(layer) * float(update.square().sum())
     return radial / whole if whole else 0.0
+
+
+def leading_energy(start: Sketch, end: Sketch) -> float:
+    """Energy of the first direction of an update over the most that noise of that size has; the median over matrices.
+
+    The largest squared singular value of n x m noise is (1 + sqrt(n / m))^2 times the mean of all n (Marchenko and
+    Pastur). Training pushes a few directions far above it; what steps at random leave, as between the end of a run and
+    the mean of its snapshots, stays near. 0 where nothing differs.
+    """
+    found = []
+    for layer in common_layers((start, end)):
+        update = end.read(layer) - start.read(layer)
+        if update.any():
+            squares = torch.linalg.svdvals(update).double().square()
+            n, m = sorted(update.shape)
+            found.append(float(squares[0] / squares.sum()) * n / (1 + (n / m) ** 0.5) ** 2)
+    return float(np.median(found)) if found else 0.0
 
 
 def rounding_shape(start: Sketch, end: Sketch, binary: bool) -> float | None:
