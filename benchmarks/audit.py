@@ -34,6 +34,7 @@ from mother.graph.text import format_table
 GROWN = Path(__file__).parent.parent / ".cache" / "audit"
 MOST_FALSE, LEAST_CAUGHT = 1 / 1000, 0.95
 LIES = ("unrelated", "sibling", "child")  # that an audit must catch
+UNSAID = tuple(f"{lie}, no relation said" for lie in LIES)  # a mean of models could truly say as much
 UNDECIDABLE = ("of another architecture", "sibling, its parent absent")  # lies that weights say nothing about
 
 
@@ -148,14 +149,17 @@ def claims_of(
         for lie, named in rivals.items():
             others = [one for one in named if one not in collection.copies and len(parents) < 2]
             if others:
-                found.append((lie, model, str(draw.choice(others)), "finetune"))
+                named_parent = str(draw.choice(others))
+                found.append((lie, model, named_parent, "finetune"))
+                if lie in LIES:
+                    found.append((f"{lie}, no relation said", model, named_parent, None))
     return found
 
 
 def main(args: Args) -> None:
     """Print false contradictions by kind of true claim, and how many lies of each kind are caught."""
     draw = np.random.default_rng(args.seed)
-    true, lies, said, missed = Counter(), Counter(), [], []
+    true, lies, said = Counter(), Counter(), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         collections = [grown(split) for split in SPLITS]
@@ -176,17 +180,14 @@ def main(args: Args) -> None:
                     print(f"{collection.name}: {error}")
                     continue
                 for (kind, model, parent, _), (verdict, reason) in zip(claims, found):
-                    lie = kind in LIES + UNDECIDABLE
+                    lie = kind in LIES + UNSAID + UNDECIDABLE
                     (lies if lie else true)[kind, verdict] += 1
-                    if lie:
-                        missed += [f"{collection.name}: {model} claims {parent} ({kind}): {reason}"] * (
-                            verdict != CONTRADICTED and args.verbose
-                        )
+                    if kind in LIES:
                         lies[f"{kind}, {collection.name.rstrip('0123456789_')}", verdict] += 1
-                    elif verdict == CONTRADICTED:
+                    if lie and verdict != CONTRADICTED and args.verbose:
+                        print(f"{collection.name}: {model} claims {parent} ({kind}): {reason}")
+                    if not lie and verdict == CONTRADICTED:
                         said.append(f"{collection.name}: {model} ({kind}) truly from {parent}: {reason}")
-    for line in missed:
-        print(line)
     report(true, lies, said)
 
 
