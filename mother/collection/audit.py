@@ -51,9 +51,12 @@ def _judge(
     if nx.has_path(graph, child, above):
         way = nx.shortest_path(graph, child, above)
         arrow = min(graph.edges[edge].get("arrow", 1.0) for edge in zip(way, way[1:]))
-        return NOT_CONFIRMED, f"{model} rather came first (arrow {arrow:.2f}), but no test excludes the claim; {MORE}"
+        return (
+            NOT_CONFIRMED,
+            f"the graph has {model} above it (arrow {arrow:.2f}), but no test excludes the claim; {MORE}",
+        )
     own = next(iter(graph.predecessors(child)), None)
-    instead = f"it looks more like a child of {own} ({_line(graph, own, child)})" if own is not None else "no edge here"
+    instead = f"the graph has it below {own} ({_line(graph, own, child)})" if own is not None else "no edge here"
     return NOT_CONFIRMED, f"they are related; {instead}, but no test excludes the claim; {MORE}"
 
 
