@@ -100,7 +100,8 @@ class Exclusion:
                 return Excluded(False, "not comparable: their matrices are alike up to a rotation or another order")
         except CheckpointError as error:
             return Excluded(False, f"what was kept of them cannot be read: {error.reason}")
-        reason = f"their weights are unrelated: {compared:.0%} of them compared, z = {shared.z:.1f}"
+        share = f"{compared:.0%} of them, embeddings and heads aside"
+        reason = f"their weights are unrelated: {share}, give z = {shared.z:.1f}"
         return Excluded(
             True, f"{reason}, where a tenth of the parent's weights would give {LEAST_COSINE * shared.unit:.0f}"
         )
