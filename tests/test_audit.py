@@ -12,8 +12,16 @@ from scipy import stats
 from test_heritage import base, moved
 
 from mother.cli.commands import main
-from mother.collection.exclusion import LEADING, ROUNDED
-from mother.evidence.exclusion import inheritance, leading_energy, radial_share, rounding_shape, update_share
+from mother.collection.exclusion import LEADING, ROUNDED, STEPS
+from mother.evidence.exclusion import (
+    inheritance,
+    leading_energy,
+    pruned_by_size,
+    radial_share,
+    rounding_shape,
+    step_error,
+    update_share,
+)
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.io.open import open_checkpoint
 
@@ -223,6 +231,30 @@ def test_shares_of_an_update(tmp_path: Path) -> None:
         0.0, 0.3, 3.0
     )
     assert update_share(end, root, root) is None  # nothing changed
+
+
+def test_pruning_by_size_leaves_the_smallest_kept_next_to_the_largest_gone(tmp_path: Path) -> None:
+    def pruned(weight: torch.Tensor) -> torch.Tensor:
+        return torch.where(weight.abs() > weight.abs().median(), weight, 0)
+
+    small = {name: pruned(w) if w.ndim == 2 else w for name, w in ROOT.items()}
+    generator = torch.Generator().manual_seed(7)
+    grown = {
+        name: torch.where(w == 0, 1e-3 * torch.randn(w.shape, generator=generator), w) for name, w in small.items()
+    }
+    every_other = {name: w * (torch.arange(w.shape[-1]) % 2) if w.ndim == 2 else w for name, w in ROOT.items()}
+    root, less, regrown, other = sketches(tmp_path, root=ROOT, less=small, regrown=grown, other=every_other)
+    assert pruned_by_size(root, less) and not pruned_by_size(regrown, less)
+    assert not pruned_by_size(root, other) and not pruned_by_size(root, root)
+
+
+def test_errors_of_a_grid_fill_its_step(tmp_path: Path) -> None:
+    """Against the deviation of a uniform number, 1 / sqrt(12); a model that was trained from the grid is nearer."""
+    step = {name: w.abs().amax(1, keepdim=True) / 7 if w.ndim == 2 else 1 for name, w in ROOT.items()}
+    grid = {name: (w / step[name]).round() * step[name] if w.ndim == 2 else w for name, w in ROOT.items()}
+    root, four, tuned = sketches(tmp_path, root=ROOT, four=grid, tuned=moved(grid, 1, size=0.01))
+    assert STEPS[0] < step_error(root, four) < STEPS[1] and step_error(tuned, four) < 0.15
+    assert step_error(root, root) is None
 
 
 def test_leading_directions_tell_learning_from_noise(tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from mother.evidence.exclusion import (
     common_layers,
     inheritance,
     leading_energy,
+    pruned_by_size,
     radial_share,
     rounding_shape,
+    step_error,
     update_share,
 )
 from mother.evidence.facts import mantissa
@@ -46,6 +48,7 @@ LEADING = 3.2  # by eye: energy of the first direction over that of noise, from 
 NEAR = 6  # budget: nearest models that are asked whether they drift the same way
 KEPT = 0.3  # by eye: how far from all of an update a descendant may hold
 SAMPLED = 6  # budget: matrices that are looked at in another basis
+STEPS = (0.26, 0.3)  # by eye: around .289, see `step_error`
 ROUNDED = (0.585, 0.62)  # by eye: around what rounding leaves, see `rounding_shape`
 
 
@@ -188,10 +191,13 @@ class Exclusion:
         if relation is not None:
             if relation.kind in ("cast", "quantize"):
                 shape = rounding_shape(one, other, relation.kind == "cast")
-                return shape is not None and ROUNDED[0] < shape < ROUNDED[1]
-            # Of models on one line each is a combination of the others: which one was mixed is not exact. And what
-            # looks like pruning, reversed, is a matrix of zeros that was trained, or a model that grew back.
-            return False
+                if shape is not None and ROUNDED[0] < shape < ROUNDED[1]:
+                    return True
+                error = step_error(one, other) if relation.kind == "quantize" else None
+                return error is not None and STEPS[0] < error < STEPS[1]
+            # Of models on one line each is a combination of the others: which one was mixed is not exact. Other prunes
+            # than by size look, reversed, like zeros that were trained.
+            return relation.kind == "prune" and pruned_by_size(one, other)
         if p is not None and is_lora(heritage.second_pass, p):
             rounding = float(heritage.second_pass.arrays["rounding"][:, p].sum()) * (1 if i < j else -1)
             return True if rounding >= DECISIVE else None

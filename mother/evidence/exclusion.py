@@ -20,6 +20,7 @@ from mother.io.layers import Layer
 RUN = 32  # entries that every quantizer gives one scale, and enough to tell a box from a bell
 FEW = 3.0  # effective number of layers below which a standard error over layers says nothing
 ELSEWHERE = 0.3  # by eye: cosine of two matrices at different places that no independent ones come to
+ADJACENT = 0.95  # by eye: of the smallest entry kept, what the largest one pruned comes to among thousands
 LARGE = 1024  # by eye: entries of a matrix that is looked for at other places
 SAME_SPECTRUM = 0.01  # by eye: relative difference of singular values; those of independent runs differ more
 FEWEST_UNITS, MOST_UNITS = 32, 512  # by eye; budget: rows or columns whose inner products are compared
@@ -207,3 +208,38 @@ def rounding_shape(start: Sketch, end: Sketch, binary: bool) -> float | None:
         found.append((runs.square().mean(dim=1).sqrt() / largest)[largest > 0])
     shapes = torch.cat(found) if found else torch.zeros(0)
     return float(shapes.mean()) if len(shapes) >= RUN else None
+
+
+def pruned_by_size(start: Sketch, end: Sketch) -> bool:
+    """Whether zeros took the place of the smallest entries of each matrix that changed, right up to the smallest kept.
+
+    Pruning by magnitude leaves the two adjacent. Entries that were trained from zero stop short of the others, or pass
+    them.
+    """
+    adjacent = []
+    for layer in common_layers((start, end)):
+        one, other = start.read(layer), end.read(layer)
+        gone, kept = one[(other == 0) & (one != 0)].abs(), one[other != 0].abs()
+        if len(gone) and len(kept):
+            adjacent.append(ADJACENT * float(kept.min()) <= float(gone.max()) <= float(kept.min()))
+    return len(adjacent) >= FEW and all(adjacent)
+
+
+def step_error(start: Sketch, end: Sketch) -> float | None:
+    """Root mean square of a difference in steps of the grid that `end` lies on: .289 where rounding to it left it.
+
+    The step is the smallest gap between values of RUN neighbours, as it is where there are few levels. Training from a
+    model on a grid leaves less, or more. None without a gap.
+    """
+    found = []
+    for layer in common_layers((start, end)):
+        one, other = start.read(layer), end.read(layer)
+        if other.shape[1] % RUN or torch.equal(one, other):
+            continue
+        runs, residual = other.double().reshape(-1, RUN), (other - one).double().reshape(-1, RUN)
+        gaps = runs.sort(dim=1).values.diff(dim=1)
+        gaps = torch.where(gaps > 1e-4 * runs.abs().amax(dim=1, keepdim=True), gaps, torch.inf).amin(dim=1)
+        there = gaps.isfinite()
+        found.append(residual[there].square().mean(dim=1).sqrt() / gaps[there])
+    steps = torch.cat(found) if found else torch.zeros(0)
+    return float(steps.median()) if len(steps) >= RUN else None
