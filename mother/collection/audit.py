@@ -27,14 +27,19 @@ def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
 
 
 def _judge(
-    graph: nx.DiGraph, model: str, parent: str, claim: Claim, several: bool, exclusion: Exclusion | None
+    graph: nx.DiGraph,
+    place: dict[str, str],
+    model: str,
+    parent: str,
+    claim: Claim,
+    several: bool,
+    exclusion: Exclusion | None,
 ) -> tuple[str, str]:
-    """Verdict and reason on a claim between two models of the graph. Copies stand for one another.
+    """Verdict and reason on a claim between two models, each of which has its `place`, a node of the graph.
 
     `several`: the model claims several parents, or that it is a merge.
     """
-    node = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
-    child, above = node[model], node[parent]
+    child, above = place[model], place[parent]
     if child == above:
         return AGREES, f"{model} and {parent} have equal weights"
     if graph.nodes[child]["tree"] != graph.nodes[above]["tree"]:
@@ -47,7 +52,7 @@ def _judge(
     least = 0.0 if several else TUNED_SHARE if claim.relation in UNMIXED else LEAST_SHARE
     excluded = exclusion.elsewhere(child, above, least) if exclusion is not None else None
     if excluded is not None:
-        return CONTRADICTED, excluded.reason
+        return CONTRADICTED, excluded
     if nx.has_path(graph, child, above):
         way = nx.shortest_path(graph, child, above)
         arrow = min(graph.edges[edge].get("arrow", 1.0) for edge in zip(way, way[1:]))
@@ -89,7 +94,6 @@ def audit(
     not show; without it nothing is contradicted.
     """
     known = graph.to_networkx()
-    there = set(known) | {alias for facts in graph.nodes.values() for alias in facts.get("aliases", ())}
     place = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
     verdicts, undeclared = [], {}
     for model, said in claims.items():
@@ -106,11 +110,11 @@ def audit(
             parent = match.model if match is not None else None
             if parent in decided:
                 continue
-            if model not in there:
+            if model not in place:
                 verdicts.append(
                     Verdict(model, claim, parent, NOT_CONFIRMED, "it could not be used (see what was left out)")
                 )
-            elif parent is None or parent not in there:
+            elif parent is None or parent not in place:
                 reason = (
                     "it could not be used"
                     if parent is not None
@@ -118,7 +122,7 @@ def audit(
                 )
                 verdicts.append(Verdict(model, claim, parent, ABSENT, reason))
             else:
-                verdict, reason = _judge(known, model, parent, claim, several, exclusion)
+                verdict, reason = _judge(known, place, model, parent, claim, several, exclusion)
                 if not match.sure:
                     reason = f"{parent}, whose owner is unknown: {reason}"
                 verdicts.append(Verdict(model, claim, parent, verdict, reason))

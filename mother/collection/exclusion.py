@@ -16,6 +16,7 @@ from mother.evidence.edges import DECISIVE, is_lora
 from mother.evidence.exclusion import (
     FEW,
     FEWEST_UNITS,
+    Share,
     alike_elsewhere,
     alike_in_another_basis,
     alike_tables,
@@ -52,6 +53,9 @@ STEPS = (0.26, 0.3)  # by eye: around .289, see `step_error`
 ROUNDED = (0.585, 0.62)  # by eye: around what rounding leaves, see `rounding_shape`
 
 
+ALL = Share(1.0, 0.0, FEW)  # of its own update that a model holds
+
+
 @dataclass(frozen=True)
 class Excluded:
     """What the weights say against a claim; `sure` where they exclude it, else why they cannot."""
@@ -65,9 +69,6 @@ class Exclusion:
 
     def __init__(self, recovered: Recovered):
         self.graph = recovered.graph.to_networkx()
-        self.node = {
-            alias: key for key, facts in self.graph.nodes.items() for alias in (key, *facts.get("aliases", ()))
-        }
         self.groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
         self.sources = {source.id: source for source in recovered.sources}
         self.opened: dict[str, Checkpoint] = {}
@@ -125,8 +126,8 @@ class Exclusion:
             self.opened[sketch.model] = open_checkpoint(source.id, source.location, source.base)
         return self.opened[sketch.model].read(layer).reshape(sketch.shapes[layer])
 
-    def elsewhere(self, child: str, parent: str, least: float = LEAST_SHARE) -> Excluded | None:
-        """Whether the claimed parent was made from a relative of the child, and the child holds nothing of it.
+    def elsewhere(self, child: str, parent: str, least: float = LEAST_SHARE) -> str | None:
+        """That the claimed parent was made from a relative of the child, which holds nothing of that, in words.
 
         Models are nodes of the graph, in one tree. `least` is the share of the parent's own update that the child would
         hold; 0 where it may be a merge, which may hold very little of each parent, and is like a parent of theirs: then
@@ -137,27 +138,23 @@ class Exclusion:
         except nx.NetworkXNoPath:
             return None
         for newer, older in zip(way, way[1:]):
-            if not self.graph.has_edge(older, newer) or not self.arrow_is_sure(older, newer, exact=not least):
+            # A mean of models that does not say so is like a parent of each.
+            exact = not least or (older == child and least <= LEAST_SHARE)
+            if not self.graph.has_edge(older, newer) or not self.arrow_is_sure(older, newer, exact):
                 continue
             # What was made from `newer` holds all that it added; what only drifts the same way, more or less of it.
-            kept = self._share(parent, older, newer)
-            if newer != parent and (kept is None or not kept.is_near(1.0, KEPT, ERRORS)):
+            kept = self._share(parent, older, newer) if newer != parent else ALL
+            if kept is None or not kept.is_near(1.0, KEPT, ERRORS):
                 continue
-            through = f" ({parent} comes through {newer})" if newer != parent else ""
-            made = f"{newer} was made from {older}"
-            # A mean of models that does not say so is like a parent of each. Only what is exact counts then.
-            if older == child and (least > LEAST_SHARE or self.arrow_is_sure(older, newer, exact=True)):
-                return Excluded(True, f"{made}{through}")
+            made = f"{newer} was made from {older}" + (f" ({parent} comes through {newer})" if newer != parent else "")
             if older == child:
-                continue
+                return made
             held = self._share(child, older, newer) if least else None
             if held is not None and held.is_near(0.0, least, ERRORS):
-                return Excluded(
-                    True, f"{made}{through}, and {child} holds nothing of that update ({held.mean:+.2f} of it)"
-                )
+                return f"{made}, and {child} holds nothing of that update ({held.mean:+.2f} of it)"
         return None
 
-    def _share(self, model: str, start: str, end: str):
+    def _share(self, model: str, start: str, end: str) -> Share | None:
         found = [self.sketches.get(one) for one in (model, start, end)]
         if any(one is None for one in found):
             return None

@@ -59,27 +59,27 @@ class Sketch:
         return self.kept.read(layer)
 
 
+def _as_matrix(layer: Layer, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """(rows, everything else) of a backbone weight with two or more dimensions; None for anything else."""
+    if len(shape) < 2 or not is_backbone(layer):
+        return None
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    return (rows, columns) if min(rows, columns) >= 2 else None
+
+
 def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
-    """Backbone weights as matrices: (rows, everything else) of each weight with two or more dimensions."""
-    found = {}
-    for layer in checkpoint.layers:
-        shape = checkpoint.shape(layer)
-        if len(shape) >= 2 and is_backbone(layer):
-            rows, columns = shape[0], int(np.prod(shape[1:]))
-            if min(rows, columns) >= 2:
-                found[layer] = (rows, columns)
-    return found
+    """Backbone weights as matrices: those that are compared."""
+    shapes = {layer: _as_matrix(layer, checkpoint.shape(layer)) for layer in checkpoint.layers}
+    return {layer: shape for layer, shape in shapes.items() if shape is not None}
 
 
 def all_weights(checkpoint: Checkpoint) -> int:
-    """Entries of all tensors with two or more dimensions but embeddings and heads, of any name and type."""
-    outside = 0
-    for name, (_, info) in checkpoint.tensors.items():
-        layer = layer_of(name) or Layer("", canonical_name(name))
-        rows, columns = info.shape[0] if info.shape else 0, int(np.prod(info.shape[1:]))
-        if len(info.shape) >= 2 and min(rows, columns) >= 2 and is_backbone(layer):
-            outside += rows * columns
-    return outside
+    """Entries of all that would be matrices, of any name and type."""
+    shapes = [
+        _as_matrix(layer_of(name) or Layer("", canonical_name(name)), info.shape)
+        for name, (_, info) in checkpoint.tensors.items()
+    ]
+    return sum(rows * columns for rows, columns in filter(None, shapes))
 
 
 def wanted_names(checkpoint: Checkpoint) -> list[str]:

@@ -144,12 +144,14 @@ class Checkpoint:
 
     def files(self) -> list[File]:
         """The files that the model is read from, each once: its index, and those of its tensors."""
-        shards = sorted({file for file, _ in self.tensors.values()}, key=str)
-        return ([self.index] if self.index is not None else []) + shards
+        return ([self.index] if self.index is not None else []) + self._with_tensors()
+
+    def _with_tensors(self) -> list[File]:
+        return sorted({file for file, _ in self.tensors.values()}, key=str)
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
-        return [file.fingerprint() for file in sorted({file for file, _ in self.tensors.values()}, key=str)]
+        return [file.fingerprint() for file in self._with_tensors()]
 
 
 @dataclass(frozen=True)
