@@ -135,6 +135,7 @@ _UNETS = [
     ("v1-5", "v1-4", "scenes", 7e-4, 40),
 ]
 FAMILIES = {"mini_llama": ("families:train_llama", _LLAMAS), "mini_sd": ("families:train_unet", _UNETS)}
+ZOO = "mini_zoo"
 
 
 def plan_family(name: str, folder: Path) -> Manifest:

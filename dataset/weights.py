@@ -73,7 +73,7 @@ def cast(recipe: dict[str, Any], parent: Path, out: Path) -> dict[str, Any]:
     return {"relative_change": relative_change(parent, out)}
 
 
-def _prune_smallest(weight: torch.Tensor, share: float) -> torch.Tensor:
+def prune_smallest(weight: torch.Tensor, share: float) -> torch.Tensor:
     """Zero the given share of the entries, the smallest in magnitude."""
     flat = weight.flatten().clone()
     order = flat.abs().argsort(stable=True)
@@ -92,9 +92,7 @@ def prune(recipe: dict[str, Any], parent: Path, out: Path) -> dict[str, Any]:
     """Magnitude pruning of each block weight by itself: a `share` of it, or the `pattern` "2:4"."""
 
     def pruned(weight: torch.Tensor) -> torch.Tensor:
-        return (
-            _prune_two_of_four(weight) if recipe.get("pattern") == "2:4" else _prune_smallest(weight, recipe["share"])
-        )
+        return _prune_two_of_four(weight) if recipe.get("pattern") == "2:4" else prune_smallest(weight, recipe["share"])
 
     weights = read_weights(parent)
     _write({name: pruned(w) if is_block_weight(name, w) else w for name, w in weights.items()}, parent, out)
@@ -191,7 +189,7 @@ def _mergeable(folder: Path) -> Weights:
     return {name: t for name, t in sorted(named.items()) if not name.startswith(("classifier.", "pooler."))}
 
 
-def _slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
+def slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
     """Spherical interpolation along the arc between two tensors as vectors; a line where there is no arc."""
     lengths = first.norm() * second.norm()
     cosine = float((first * second).sum() / lengths) if lengths > 0 else 1.0
@@ -201,14 +199,14 @@ def _slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
     return (math.sin((1 - t) * angle) * first + math.sin(t * angle) * second) / math.sin(angle)
 
 
-def _ties(base: torch.Tensor, tuned: list[torch.Tensor], density: float) -> torch.Tensor:
+def ties(base: torch.Tensor, tuned: list[torch.Tensor], density: float) -> torch.Tensor:
     """Base plus the mean of the updates' large entries that agree with the elected sign."""
-    trimmed = torch.stack([_prune_smallest(tensor - base, 1 - density) for tensor in tuned])
+    trimmed = torch.stack([prune_smallest(tensor - base, 1 - density) for tensor in tuned])
     agrees = trimmed * trimmed.sum(0).sign() > 0
     return base + (trimmed * agrees).sum(0) / agrees.sum(0).clamp(min=1)
 
 
-def _dare(base: torch.Tensor, tuned: list[torch.Tensor], density: float, generator: torch.Generator) -> torch.Tensor:
+def dare(base: torch.Tensor, tuned: list[torch.Tensor], density: float, generator: torch.Generator) -> torch.Tensor:
     """Base plus the mean of the updates, each with entries dropped at random and the others scaled up."""
     kept = [torch.rand(base.shape, generator=generator, dtype=torch.float64) < density for _ in tuned]
     return base + sum((tensor - base) * mask / density for tensor, mask in zip(tuned, kept)) / len(tuned)
@@ -231,11 +229,11 @@ def merge(recipe: dict[str, Any], parents: list[Path], out: Path) -> dict[str, A
         if method == "linear":
             return sum(share * tensor for share, tensor in zip(recipe["coefficients"], tensors))
         if method == "slerp":
-            return _slerp(*tensors, recipe["t"])
+            return slerp(*tensors, recipe["t"])
         if method == "ties":
-            return _ties(base[name], tensors, recipe["density"])
+            return ties(base[name], tensors, recipe["density"])
         if method == "dare":
-            return _dare(base[name], tensors, recipe["density"], generator)
+            return dare(base[name], tensors, recipe["density"], generator)
         raise GrowError(f"there is no method {method!r} of merging.")
 
     config = json.loads((parents[0] / "config.json").read_text())
