@@ -3,9 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-# Log weights further below the best parent than this count as this far: beyond it the inverse loses its digits. Groups
-# that are bound to each other by far more than to anything else need the next.
-FLOORS = (-25.0, -15.0, -8.0)
+SUMS_TO_ONE = 1e-6  # how near to 1 the probabilities of a model's parents must sum
+NEGLIGIBLE = 60.0  # log weight by which all impossible trees together lie below the best possible one
 
 
 def minimum_spanning_arborescence(cost: Float[np.ndarray, "models models"]) -> Int[np.ndarray, "models"]:
@@ -117,10 +116,15 @@ def edge_marginals(
     """Exact probabilities of all edges and roots when P(tree) is proportional to the product of its edges' weights.
 
     `log_weight[i, j]` is the log weight of i -> j (the diagonal is ignored; -inf: impossible); any node may be the
-    one root. Returns P(i -> j), P(root = j), and the log of the sum over all trees. Directed Matrix-Tree
-    theorem (Tutte) in the single-root form of Koo, Globerson, Carreras, Collins (2007): the marginals are entries
-    of the inverse of a Laplacian whose first row holds the roots. Weights are shifted by column, which changes
-    all trees alike. Raises ValueError for NaN, +inf or a node that no tree reaches.
+    one root. Returns P(i -> j), P(root = j), and the log of the sum over all trees.
+
+    A chain that steps from each model j to its parent i at the rate w_ij has, by the Markov chain tree theorem, the
+    sum T_j over the trees with root j as its stationary distribution, and by the all-minors Matrix-Tree theorem the
+    trees with the edge i -> j sum to w_ij T_j E[time from i to j]. Both follow from the elimination of states
+    (Grassmann, Taksar, Heyman 1985), which adds, multiplies and divides positive numbers: nothing cancels, and in
+    logs nothing overflows, so weights may lie hundreds of nats apart. O(n^3).
+
+    Raises ValueError for NaN, +inf or a node that no tree reaches, ArithmeticError where a column does not sum to 1.
     """
     log_weight = np.array(log_weight, dtype=np.float64)
     n = len(log_weight)
@@ -129,32 +133,83 @@ def edge_marginals(
         raise ValueError("log weights must be below infinity")
     if n == 1:
         return np.zeros((1, 1)), np.ones(1), 0.0
+    # Shifted by column, a tree lacks the shift of its root only.
     shift = log_weight.max(axis=0)
-    if np.isneginf(shift).sum() > 1:
-        raise ValueError("more than one model has no possible parent")
-    # A model without a possible parent is the root: its root weight alone counts.
-    level = shift[np.isfinite(shift)].mean()
-    shift = np.where(np.isfinite(shift), shift, level)
-    for floor in FLOORS:
-        edges, roots, log_sum = _marginals(log_weight - shift, level - shift, floor)
-        if np.isfinite(log_sum) and np.abs(edges.sum(axis=0) + roots - 1).max() < 1e-4:
-            break
-    return edges.clip(0, 1), roots.clip(0, 1), log_sum + float(shift.sum() - level)
+    shift = np.where(np.isfinite(shift), shift, 0.0)
+    rate = _possible(log_weight - shift, shift).T
+    time, trees = _passage_times(rate, -shift, 0.0)
+    log_sum = np.logaddexp.reduce(trees - shift)
+    edges = np.exp(np.where(np.isneginf(log_weight.T), -np.inf, rate + trees[:, None] + time.T - log_sum)).T
+    roots = np.exp(trees - shift - log_sum)
+    if not np.abs(edges.sum(axis=0) + roots - 1).max() < SUMS_TO_ONE:
+        raise ArithmeticError("the probabilities of a model's parents do not sum to 1")
+    # Rounding must not make two arrows that exclude each other more than certain.
+    edges /= np.maximum(1, edges + edges.T)
+    return edges, roots.clip(0, 1), float(log_sum + shift.sum())
 
 
-def _marginals(
-    log_weight: Float[np.ndarray, "models models"], log_root: Float[np.ndarray, "models"], floor: float
-) -> tuple[Float[np.ndarray, "models models"], Float[np.ndarray, "models"], float]:
-    """Marginals of shifted log weights; what is further below the best parent than `floor` counts as that far."""
-    weight = np.exp(np.maximum(log_weight, floor) + np.where(np.isneginf(log_weight), -np.inf, 0))
-    root = np.exp(np.clip(log_root, floor, -floor))
-    laplacian = np.diag(weight.sum(axis=0)) - weight
-    laplacian[0] = root
-    try:
-        inverse = np.linalg.inv(laplacian)
-    except np.linalg.LinAlgError:
-        return weight, root, np.nan
-    first = np.arange(len(root)) == 0
-    edges = weight * np.where(first, 0, inverse.diagonal())[None, :]
-    edges -= weight * np.where(first[:, None], 0, inverse.T)
-    return edges, root * inverse[:, 0], float(np.linalg.slogdet(laplacian)[1])
+def _possible(
+    log_weight: Float[np.ndarray, "models models"], shift: Float[np.ndarray, "models"]
+) -> Float[np.ndarray, "models models"]:
+    """The shifted log weights with finite ones for impossible edges, so low that all trees with one do not count.
+
+    Raises ValueError where every tree has one.
+    """
+    n = len(log_weight)
+    off_diagonal = ~np.eye(n, dtype=bool)
+    impossible = np.isneginf(log_weight)
+    if not impossible[off_diagonal].any():
+        return np.where(off_diagonal, log_weight, 0.0)
+    spread = -log_weight[~impossible].min(initial=0) + np.ptp(shift)
+    cost = np.where(impossible, (n + 1) * (spread + 1), -log_weight)
+    parents = minimum_spanning_arborescence(cost)
+    child = np.flatnonzero(parents >= 0)
+    if impossible[parents[child], child].any():
+        raise ValueError("no tree reaches every model: more than one has no possible parent, or some only each other")
+    root = int(np.flatnonzero(parents < 0)[0])
+    best = log_weight[parents[child], child].sum() - shift[root]
+    # There are n^(n-1) trees, and none weighs more than this edge and the dearest root together.
+    low = best + shift.min() - n * np.log(n) - NEGLIGIBLE
+    return np.where(impossible, np.where(off_diagonal, low, 0.0), log_weight)
+
+
+def _log_add(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """log(exp(one) + exp(other)) of finite numbers; numpy's own takes five times as long."""
+    return np.maximum(one, other) + np.log1p(np.exp(-np.abs(one - other)))
+
+
+def _log_sum(values: np.ndarray) -> np.ndarray | np.float64:
+    """log of the sum of exp(values) over the first axis; no column may be -inf only."""
+    largest = values.max(axis=0)
+    return largest + np.log(np.exp(values - largest).sum(axis=0))
+
+
+def _passage_times(
+    rate: Float[np.ndarray, "states states"], price: Float[np.ndarray, "states"], eliminated: float
+) -> tuple[Float[np.ndarray, "states states"], Float[np.ndarray, "states"]]:
+    """[i, j] = log of the mean time from i to j, and the log sums of the trees with each root, by halves.
+
+    `rate[i, j]` is the log rate of i -> j, `price` the log of what a unit of time in a state counts, and `eliminated`
+    the log of the product of the rates out of the states that were eliminated before. For the columns of one half
+    the other half is eliminated, so that all columns together cost no more than a few eliminations.
+    """
+    n = len(rate)
+    if n == 1:
+        return np.full((1, 1), -np.inf), np.array([eliminated])
+    half = n // 2
+    time, trees = np.empty((n, n)), np.empty(n)
+    for order in (np.arange(n), np.arange(n)[::-1]):
+        keep = half if order[0] == 0 else n - half
+        chain, cost, out = rate[np.ix_(order, order)], price[order], np.empty(n)
+        for k in range(n - 1, keep - 1, -1):
+            out[k] = _log_sum(chain[k, :k])
+            into = chain[:k, k] - out[k]
+            cost[:k] = _log_add(cost[:k], into + cost[k])
+            chain[:k, :k] = _log_add(chain[:k, :k], into[:, None] + chain[k, :k])
+        some = np.empty((n, keep))
+        some[:keep], sums = _passage_times(chain[:keep, :keep], cost[:keep], eliminated + out[keep:].sum())
+        for k in range(keep, n):
+            steps = np.vstack([np.full((1, keep), cost[k]), chain[k, :k, None] + some[:k]])
+            some[k] = _log_sum(steps) - out[k]
+        time[np.ix_(order, order[:keep])], trees[order[:keep]] = some, sums
+    return time, trees

@@ -1,0 +1,42 @@
+"""No model is above its ancestors: the helper against networkx, and parents of merges that would be below them."""
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mother.graph.acyclic import descents, find_circle, require_acyclic
+from mother.heritage.trees import _acyclic_tree
+
+EDGES = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=14)
+
+
+@given(EDGES)
+def test_circles_equal_networkx(edges: list[tuple[int, int]]) -> None:
+    graph = nx.DiGraph(edges)
+    circle = find_circle(edges)
+    assert bool(circle) != nx.is_directed_acyclic_graph(graph)
+    if circle:
+        assert set(circle) <= set(edges) and [end for _, end in circle] == [
+            *(start for start, _ in circle[1:]),
+            circle[0][0],
+        ]
+        with pytest.raises(ValueError, match="above its own ancestors"):
+            require_acyclic(edges)
+    else:
+        assert descents(edges) == {(a, node) for node in graph for a in nx.ancestors(graph, node)}
+
+
+def test_a_circle_is_named() -> None:
+    with pytest.raises(ValueError, match="a -> b -> a|b -> a -> b"):
+        require_acyclic([("a", "b"), ("b", "a")])
+
+
+def test_the_tree_hangs_no_parent_of_a_merge_below_it() -> None:
+    """2 is a merge of 0 and 1; its child 3 is the likeliest parent of 1."""
+    weights = np.full((4, 4), -5.0)
+    weights[0, 2], weights[2, 3], weights[3, 1], weights[0, 1] = 100.0, 10.0, 8.0, 4.0
+    weights[2, :2] = -np.inf
+    tree = _acyclic_tree(weights, [0, 1, 2, 3], [(0, 2), (1, 2)])
+    assert tree == {2: 0, 3: 2, 1: 0} and weights[3, 1] == -np.inf
