@@ -1,70 +1,95 @@
 """What each evidence of method "map" is worth: each alone beside the distance, and each left out.
 
-    python -m benchmarks.ablation
+    python -m benchmarks.ablation                        on the mini splits and the zoo
+    python -m benchmarks.ablation --collections mini_zoo
 
-Coefficients are fitted on the other splits each time (leave one recipe out), so no row has seen its own split.
+Coefficients are fitted on the other plots and splits each time, so no figure has seen its own.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import tyro
 
 from benchmarks.traced import SPLITS, Case, cases, traced
-from mother.evidence.edges import DIRECTION, STRUCTURE, Evidence
+from mother.evidence.edges import DIRECTION, STRUCTURE
+from mother.evidence.triples import FEATURES
 from mother.graph.arborescence import minimum_spanning_arborescence
 from mother.graph.text import format_table
-from mother.heritage.calibration import fit, log_weights
+from mother.heritage.calibration import HUB_ROUNDS, Coefficients, fit, log_weights
 
-EVIDENCE = ("blocked", "between", "equality", "altered", "newness", "rounding")
+THIRD = {"angle": ("angle", "drift")} | {name: (name,) for name in FEATURES if name not in ("angle", "drift")}
+EVIDENCE = (*(name for name in STRUCTURE if name != "log_square"), *THIRD, "newness", "exact", "hub")
+
+
+@dataclass
+class Args:
+    """Leave out each evidence, and use each alone."""
+
+    collections: tuple[str, ...] = (*SPLITS, "mini_zoo")
+    """grown splits; each plot of the zoo counts as one more"""
 
 
 def masked(case: Case, kept: set[str]) -> Case:
-    """The same case with only the distance and this evidence."""
+    """The same case with only the distance and this evidence: the columns of all other are zero."""
     evidence = case.example.evidence
-    structure, direction = evidence.structure.copy(), evidence.direction.copy()
-    for at, name in enumerate(STRUCTURE):
-        if name not in kept | {"log_square"}:
-            structure[..., at] = 0
-    for at, name in enumerate(DIRECTION):
-        if name.removesuffix("_t") not in kept:
-            direction[..., at] = 0
-    exact = evidence.exact if "rounding" in kept else np.zeros_like(evidence.exact)
-    reduced = Evidence(structure, direction, exact, evidence.candidate)
+    columns = {name for item in kept & THIRD.keys() for name in THIRD[item]}
+    structure = evidence.structure * [name in kept | {"log_square"} for name in STRUCTURE]
+    between = evidence.between * [name in columns for name in FEATURES]
+    direction = evidence.direction * [name.removesuffix("_t") in kept for name in DIRECTION]
+    exact = evidence.exact * ("exact" in kept)
+    reduced = replace(evidence, structure=structure, between=between, direction=direction, exact=exact)
     return replace(case, example=replace(case.example, evidence=reduced))
 
 
-def accuracy(everything: list[Case], split: str) -> tuple[float, float]:
-    """Undirected and directed accuracy of one split with coefficients from the others."""
-    coefficients = fit([case.example for case in everything if case.split != split])
-    undirected = directed = total = 0
-    for case in everything:
-        if case.split == split:
-            weights = log_weights(case.example.evidence, coefficients, case.example.forced)
-            finite = np.where(np.isfinite(weights), weights, -1e6)
-            np.fill_diagonal(finite, 0)
-            parents = minimum_spanning_arborescence(-finite)
-            for child, parent in case.example.parents.items():
-                right = parents[child] == parent
-                directed += right
-                undirected += right or parents[parent] == child
-                total += 1
-    return undirected / total, directed / total
+def group(case: Case) -> str:
+    """What is left out at once: a plot of the zoo, or a split."""
+    return case.group.get("plot", case.split)
 
 
-def main() -> None:
+def right(case: Case, coefficients: Coefficients) -> tuple[int, int, int]:
+    """How many true edges there are, how many are found, and how many with the right arrow."""
+    weights = log_weights(case.example.evidence, coefficients, case.example.forced)
+    finite = np.where(np.isfinite(weights), weights, -1e6)
+    np.fill_diagonal(finite, 0)
+    parents = minimum_spanning_arborescence(-finite)
+    ends = case.example.parents.items()
+    directed = sum(int(parents[child] == parent) for child, parent in ends)
+    turned = sum(int(parents[child] != parent and parents[parent] == child) for child, parent in ends)
+    return len(ends), directed + turned, directed
+
+
+def accuracy(everything: list[Case], kept: set[str]) -> dict[str, np.ndarray]:
+    """By group: true edges, edges found, arrows right, with coefficients from all other groups."""
+    everything = [masked(case, kept) for case in everything]
+    counts = {}
+    for name in sorted({group(case) for case in everything}):
+        others = [case.example for case in everything if group(case) != name]
+        coefficients = fit(others, rounds=HUB_ROUNDS if "hub" in kept else 0)
+        counts[name] = sum(np.array(right(case, coefficients)) for case in everything if group(case) == name)
+    return counts
+
+
+def evidence_sets() -> dict[str, set[str]]:
+    """By title, the evidence that a row keeps beside the distance."""
+    everything = set(EVIDENCE)
+    sets = {"everything": everything, "distance only": set(), "without third models": everything - THIRD.keys()}
+    sets |= {f"without {name}": everything - {name} for name in EVIDENCE}
+    return sets | {"only third models": set(THIRD)} | {f"only {name}": {name} for name in EVIDENCE}
+
+
+def main(args: Args) -> None:
     """Print one row for each set of evidence."""
-    everything = [case for split in SPLITS for case in cases(*traced(split))]
-    rows = []
-    sets = {"everything": set(EVIDENCE), "distance only": set()}
-    sets |= {f"only {name}": {name} for name in EVIDENCE}
-    sets |= {f"without {name}": set(EVIDENCE) - {name} for name in EVIDENCE}
-    for title, kept in sets.items():
-        reduced = [masked(case, kept) for case in everything]
-        scores = [accuracy(reduced, split) for split in SPLITS]
-        rows.append([title, *(f"{undirected:.2f} / {directed:.2f}" for undirected, directed in scores)])
-    print(format_table(("evidence beside the distance", *SPLITS), rows))
-    print("undirected / directed accuracy; merges count with their first parent")
+    everything = [case for name in args.collections for case in cases(*traced(name))]
+    rows, names = [], sorted({group(case) for case in everything})
+    for title, kept in evidence_sets().items():
+        counts = accuracy(everything, kept)
+        edges, found, directed = sum(counts.values())
+        shares = (f"{counts[name][2] / counts[name][0]:.3f}" for name in names)
+        rows.append([title, *shares, f"{directed / edges:.3f}", f"{found / edges:.3f}"])
+    print(format_table(("evidence beside the distance", *names, "all", "all, undirected"), rows))
+    print("share of true edges found with the right arrow; merges count with their first parent")
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Args))

@@ -1,4 +1,4 @@
-"""Fit what evidence is worth, on some recipes, roots and architectures, and test it on those left out.
+"""Fit what evidence is worth, on some plots, splits, roots and architectures, and test it on those left out.
 
 python -m benchmarks.calibrate            # cross-validate, check against the thresholds, draw the diagram
 python -m benchmarks.calibrate --write    # fit on everything and write mother/heritage/calibration.json
@@ -14,11 +14,11 @@ import numpy as np
 import tyro
 from scipy.stats import binomtest
 
-from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
+from benchmarks.traced import SPLITS, ZOO, Case, cases, expected_calibration_error, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.graph.text import format_table
-from mother.heritage.calibration import PATH, Coefficients, fit, log_weights
+from mother.heritage.calibration import BETWEEN, PATH, Coefficients, fit, log_weights
 from mother.io.files import write_figure, write_json
 
 LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots left out
@@ -74,10 +74,10 @@ def draw(probability: np.ndarray, right: np.ndarray, error: float) -> plt.Figure
 
 
 def main(args: Args) -> None:
-    """Leave out each split, each root and each architecture in turn."""
-    everything = [case for split in SPLITS for case in cases(*traced(split))]
+    """Leave out each recipe (a split, or a plot of the zoo), each root and each architecture in turn."""
+    everything = [case for split in (*SPLITS, ZOO) for case in cases(*traced(split))]
     rows, failed, pooled = [], False, []
-    for title, key in (("recipe", "split"), ("root", "root"), ("architecture", "architecture")):
+    for title, key in (("recipe", "recipe"), ("root", "root"), ("architecture", "architecture")):
         judged = []
         for group in sorted({getattr(case, key) for case in everything}):
             rest = [case.example for case in everything if getattr(case, key) != group]
@@ -99,10 +99,12 @@ def main(args: Args) -> None:
     if args.write:
         coefficients = fit([case.example for case in everything])
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        counts = {split: sum(case.split == split for case in everything) for split in SPLITS}
+        counts = {split: sum(case.split == split for case in everything) for split in (*SPLITS, ZOO)}
         content = {
             "structure": dict(zip(STRUCTURE, coefficients.structure.round(4).tolist())),
+            "between": dict(zip(BETWEEN, coefficients.between.round(4).tolist())),
             "direction": dict(zip(DIRECTION, coefficients.direction.round(4).tolist())),
+            "hub": round(coefficients.hub, 4),
             "provenance": {
                 "script": "python -m benchmarks.calibrate --write",
                 "commit": commit,

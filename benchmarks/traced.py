@@ -2,7 +2,7 @@
 
 import pickle
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from mother.cli.progress import progress
 from mother.graph.collection import find_manifest, open_models, read_digest
 from mother.graph.manifest import Manifest
-from mother.graph.scores import present_parents
 from mother.heritage.calibration import Example
 from mother.heritage.trace import trace
 from mother.heritage.trees import Heritage
 from mother.io.runtime import code_digest
 
+ZOO = "mini_zoo"
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
 
 
@@ -29,6 +29,12 @@ class Case:
     architecture: str
     example: Example
     members: list[int]
+    group: dict[str, str] = field(default_factory=dict)  # of the zoo: architecture and plot
+
+    @property
+    def recipe(self) -> str:
+        """What its models were made by: the plot of a family of the zoo, or the split."""
+        return self.group.get("plot", self.split)
 
 
 def traced(split: str) -> tuple[Manifest, Heritage]:
@@ -46,32 +52,47 @@ def traced(split: str) -> tuple[Manifest, Heritage]:
 
 
 def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
-    """The clusters whose whole true tree is among their members."""
+    """The clusters of related models, with the true parents of all whose parent is there."""
     nodes = {node.id: node for node in manifest.nodes}
     models = heritage.first_pass.models
     place = {model: heritage.aliases.get(at, at) for at, model in enumerate(models)}
-    found, true_parents = [], present_parents(manifest)
+    found = []
     for cluster in heritage.clusters:
         at = {member: row for row, member in enumerate(cluster.members)}
         parents: dict[int, int] = {}
         for model in models:
-            child = place[model]
-            if nodes[model].kind == "copy" or child not in at:
+            child, node = place[model], nodes[model]
+            if node.kind == "copy" or child not in at:
                 continue
-            true = [place[parent] for parent in true_parents[model] if parent in place]
+            true = [place.get(parent) for parent in node.all_parents]
             if true and true[0] in at and true[0] != child:
                 parents[at[child]] = cluster.forced.get(at[child], at[true[0]])
-        if len(cluster.members) < 3 or len(parents) != len(cluster.members) - 1:
+        if len(cluster.members) < 3 or not parents or _circle(parents):
             continue
         line = models[cluster.members[0]]
         while nodes[line].all_parents:
             line = nodes[line].all_parents[0]
         has = heritage.first_pass.facts[cluster.members[0]].digests
         gated = any(str(layer) in has for layer in heritage.first_pass.layers if layer.kind == "mlp_gate")
+        recipe = nodes[line].recipe or {}
+        group = {key: str(recipe[key]) for key in ("architecture", "plot") if key in recipe}
         root = Path(nodes[line].source).name
+        architecture = group.get("architecture", "llama" if gated else "vit")
         example = Example(cluster.evidence, parents, cluster.forced)
-        found.append(Case(manifest.name, root, "llama" if gated else "vit", example, cluster.members))
+        found.append(Case(manifest.name, root, architecture, example, cluster.members, group))
     return found
+
+
+def _circle(parents: dict[int, int]) -> bool:
+    """Whether the parents close a circle: an exact relation may have been read the wrong way."""
+    for child in parents:
+        line, seen = child, set()
+        while line in parents and line not in seen:
+            seen.add(line)
+            line = parents[line]
+        if line in seen:
+            return True
+    return False
 
 
 def expected_calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mother.errors import CheckpointError
 from mother.evidence import sketch as sketches
 from mother.evidence.direction import shrunk_rows
-from mother.evidence.edges import between, is_lora, pooled_newness
+from mother.evidence.edges import is_lora, pooled_newness
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.relatedness import layer_cosine, related_components
 from mother.evidence.second_pass import SecondPass
@@ -441,15 +441,6 @@ def test_relatedness_is_standard_normal_for_anisotropic_independent_models(tmp_p
     flat = torch.stack([collection[f"m{k}"][name].flatten() for k in range(30)])
     naive = torch.corrcoef(flat).numpy() * flat.shape[1] ** 0.5
     assert naive[np.triu_indices(30, 1)].std() > 2
-
-
-def test_between() -> None:
-    points = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 2]])
-    square = ((points[:, None] - points[None]) ** 2).sum(axis=2)
-    assert between(square, 0, 2, np.array([1, 3])) == pytest.approx(1)
-    assert between(square, 0, 1, np.array([2])) == pytest.approx(-1)
-    assert between(square, 0, 1, np.array([3])) == pytest.approx(-1)
-    assert between(square, 0, 1, np.array([], dtype=int)) == -1
 
 
 def test_figures_count_edges_through_hidden_ancestors() -> None:

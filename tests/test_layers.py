@@ -27,7 +27,7 @@ from mother.io.layers import Layer, layer_of, name_layers, sort_key
         ("transformer.h.4.attn.c_attn.weight", Layer("4", "attn.c_attn")),
         (
             "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight",
-            Layer("", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"),
+            Layer("down_blocks.0.attentions.0.transformer_blocks.0", "attn1.to_q"),
         ),
         ("vit.encoder.layer.3.attention.attention.query.bias", None),
         ("vit.embeddings.cls_token", None),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mother.evidence.direction import directions_added, newness
 from mother.evidence.dora import row_scaled_rank
 from mother.evidence.grids import find_grid, grid_step, quantization_noise
-from mother.evidence.merges import common_ratio, depends_on, explained_share, find_merge, scattered_equality
+from mother.evidence.merges import candidate_merges, depends_on
+from mother.evidence.parts import common_ratio, explained_share, scattered_equality
 from mother.numeric.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
 from mother.numeric.spectra import (
     leading_triples,
@@ -100,58 +101,9 @@ def test_quantization_noise_tells_a_parent_from_a_relative(name: str, dtype: str
     assert not quantization_noise(child, child, grid, step)
 
 
-def gram_of(model: torch.Tensor, others: list[torch.Tensor]) -> np.ndarray:
-    """Inner products of (other - model) and of the model, layer by layer; tensors are (layers, rows, columns)."""
-    grams = []
-    for layer in range(len(model)):
-        rows = [(other[layer] - model[layer]).double().flatten() for other in others]
-        stack = torch.stack([*rows, model[layer].double().flatten()])
-        grams.append((stack @ stack.T).numpy())
-    return np.array(grams)
-
-
 def family(count: int) -> list[torch.Tensor]:
     base = weights(6, 3, 24, 24)
     return [base, *(base + 0.1 * weights(7 + k, 3, 24, 24) for k in range(count))]
-
-
-@pytest.mark.parametrize("coefficients", [(0.5, 0.5), (0.7, 0.3), (0.5, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1)])
-def test_linear_merges_are_found_with_their_coefficients(coefficients: tuple[float, ...]) -> None:
-    models = family(6)
-    merge = sum(a * model for a, model in zip(coefficients, models[1:]))
-    found = find_merge(gram_of(merge, models), float(merge.double().square().sum()), 23)
-    assert found is not None and found.method == "linear"
-    assert found.parents == tuple(range(1, 1 + len(coefficients)))
-    assert found.coefficients == pytest.approx(coefficients, abs=1e-4)
-    # The dependence is symmetric; only the merge is a convex combination.
-    for at in range(1, 1 + len(coefficients)):
-        others = [model for k, model in enumerate(models) if k != at]
-        assert find_merge(gram_of(models[at], [*others, merge]), 1.0, 23) is None
-
-
-def test_spherical_merge() -> None:
-    models = family(4)
-    first, second, merge = models[1], models[2], torch.empty_like(models[1])
-    for layer in range(3):
-        cosine = torch.nn.functional.cosine_similarity(first[layer].flatten(), second[layer].flatten(), dim=0)
-        angle = torch.arccos(cosine)
-        ends = torch.sin(0.7 * angle) * first[layer] + torch.sin(0.3 * angle) * second[layer]
-        merge[layer] = ends / torch.sin(angle)
-    found = find_merge(gram_of(merge, models), float(merge.double().square().sum()), 20)
-    assert found is not None and found.parents == (1, 2) and found.method == "by layer"
-    assert found.coefficients == pytest.approx((0.7, 0.3), abs=0.01)
-
-
-def test_no_merge_without_two_parents_or_where_rounding_hides_it() -> None:
-    models = family(5)
-    for at, model in enumerate(models):
-        others = [other for k, other in enumerate(models) if k != at]
-        assert find_merge(gram_of(model, others), float(model.double().square().sum()), 23) is None
-    merge = (models[1] + models[2]) / 2
-    size = float(merge.double().square().sum())
-    assert find_merge(gram_of(merge, models[:1]), size, 23) is None
-    assert find_merge(gram_of(merge, [merge, *models]), size, 23) is None  # one neighbour equals it
-    assert find_merge(gram_of(merge, models), size, 2) is None
 
 
 @pytest.mark.parametrize("method", ["dare", "ties"])
@@ -169,10 +121,10 @@ def test_sparse_merges_are_explained_by_their_parents_only(method: str) -> None:
         count = sum((x != 0).float() for x in agreeing).clamp(min=1)
         update = (agreeing[0] + agreeing[1]) / count
     child = base + update
-    ratios = [common_ratio(base, model, child) for model in (first, second, other)]
+    ratios = [common_ratio(base, model, child, 23) for model in (first, second, other)]
     assert ratios[:2] == pytest.approx([1.0, 1.0], abs=1e-3) and ratios[2] is None
-    assert explained_share(base, [(1.0, first), (1.0, second)], child) > 0.99
-    assert explained_share(base, [(1.0, first), (1.0, other)], child) < 0.9
+    assert explained_share(base, [(1.0, first), (1.0, second)], child, 23) > 0.99
+    assert explained_share(base, [(1.0, first), (1.0, other)], child, 23) < 0.9
 
 
 def test_scattered_equality() -> None:
@@ -276,8 +228,8 @@ def test_dependent_differences_end_no_search() -> None:
         vectors = np.array([*rows, drawn[2]])
         gram = (vectors @ vectors.T)[None]
         for scale in (1e-30, 1.0, 1e30):
-            merge = find_merge(gram * scale, float(gram[0, -1, -1] * scale), 23)
-            assert merge is None or all(np.isfinite(merge.coefficients))
+            for merge in candidate_merges(gram * scale, float(gram[0, -1, -1] * scale), 23):
+                assert np.isfinite(merge.coefficients).all()
             for neighbour in range(len(rows)):
                 assert depends_on(gram * scale, float(gram[0, -1, -1] * scale), 23, neighbour) in (True, False)
 
@@ -290,8 +242,8 @@ def test_models_on_one_line_depend_on_one_another() -> None:
     gram = (vectors @ vectors.T)[None]
     size = float(gram[0, -1, -1])
     assert depends_on(gram, size, 23, 0) and depends_on(gram, size, 23, 1) and not depends_on(gram, size, 23, 2)
-    merge = find_merge(gram, size, 23)
-    assert merge is not None and np.allclose(merge.coefficients, (2 / 3, 1 / 3))
+    merge = next(candidate_merges(gram, size, 23))
+    assert np.allclose(merge.coefficients, (2 / 3, 1 / 3))
 
 
 def test_directions_of_a_difference_of_low_rank_are_numbers() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import CheckpointError
-from mother.evidence.edges import DECISIVE, is_lora
+from mother.evidence.edges import DECISIVE
 from mother.evidence.exclusion import (
     FEW,
     FEWEST_UNITS,
@@ -31,7 +31,8 @@ from mother.evidence.exclusion import (
 )
 from mother.evidence.facts import mantissa
 from mother.evidence.merges import depends_on
-from mother.evidence.sketch import Sketch
+from mother.evidence.second_pass import is_lora
+from mother.evidence.sketch import Sketch, read_whole
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
@@ -124,7 +125,7 @@ class Exclusion:
         if sketch.model not in self.opened:
             source = self.sources[sketch.model]
             self.opened[sketch.model] = open_checkpoint(source.id, source.location, source.base)
-        return self.opened[sketch.model].read(layer).reshape(sketch.shapes[layer])
+        return read_whole(sketch, self.opened[sketch.model], layer)
 
     def elsewhere(self, child: str, parent: str, least: float = LEAST_SHARE) -> str | None:
         """That the claimed parent was made from a relative of the child, which holds nothing of that, in words.

@@ -22,6 +22,7 @@ from mother.collection.find import Found, Source
 from mother.collection.gaps import Gaps
 from mother.collection.state import State, read_state, write_state
 from mother.errors import InputError
+from mother.evidence.alignment import align, notes
 from mother.evidence.candidates import comparable_square
 from mother.evidence.facts import SKETCH_ENTRIES
 from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
@@ -169,9 +170,11 @@ def recover_sources(
         if not sketches:
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
         keep = Path(there) / "measurements" if folder is not None else None
-        groups = _trace_groups(sketches, device, error, progress, keep)
+        aligned = align(sketches)
+        groups = _trace_groups(aligned.sketches, device, error, progress, keep)
         keys = {one.model: one.key for one in sketches}
-        graph = replace(_join(groups, left_out | gaps.unusable, name), notes=gaps.notes(), not_read=gaps.not_read)
+        said = gaps.notes() + notes(aligned.matched)
+        graph = replace(_join(groups, left_out | gaps.unusable, name), notes=said, not_read=gaps.not_read)
         recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps))
         if folder is not None:
             write_state(folder, recovered.state)

@@ -1,5 +1,7 @@
 """Which pairs of models are worth a look: near ones, and those that join a cluster."""
 
+from collections import Counter, defaultdict
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse.csgraph import minimum_spanning_tree
@@ -8,13 +10,38 @@ from mother.evidence.first_pass import FirstPass
 
 CANDIDATES = 8  # budget: nearest models that may be a parent
 NEIGHBOURS = 16  # budget: nearest models that a model in the middle, and the parents of a merge, are looked for among
-SMALL = 12  # budget: clusters of at most so many models: every pair is a candidate
+SHARING = 3  # budget: models that share most tensors with one
+HUBS = 2  # budget: models of a cluster that are nearest to most others
+HUB_AMONG = 4  # budget: nearest models that count for that
+MOST_HOLDERS = 64  # budget: models that may hold one tensor for it to say who belongs to whom
+SMALL = 16  # budget: clusters of at most so many models: every pair is a candidate
 
 
-def comparable_square(first_pass: FirstPass) -> Float[np.ndarray, "models models"]:
-    """Squared distances, scaled up where only part of the entries could be compared."""
+def comparable_square(first_pass: FirstPass, turned: bool = False) -> Float[np.ndarray, "models models"]:
+    """Squared distances, scaled up where only part of the entries could be compared; `turned`: without lengths."""
+    square = first_pass.turned if turned else first_pass.square
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(first_pass.shared > 0, first_pass.square / first_pass.shared, np.inf)
+        return np.where(first_pass.shared > 0, square / first_pass.shared, np.inf)
+
+
+def _sharing(first_pass: FirstPass, places: list[int]) -> dict[int, list[int]]:
+    """For each model of a cluster those that share most tensors with it: no training makes equal ones again."""
+    holders: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place in places:
+        for item in first_pass.facts[place].digests.items():
+            holders[item].append(place)
+    found = {}
+    for place in places:
+        # What most models hold (norms that never moved, fixed tables) tells nothing, and would cost n^2.
+        count = Counter(
+            other
+            for item in first_pass.facts[place].digests.items()
+            if len(holders[item]) <= MOST_HOLDERS
+            for other in holders[item]
+            if other != place
+        )
+        found[place] = [other for other, _ in count.most_common(SHARING)]
+    return found
 
 
 def candidate_pairs(
@@ -25,22 +52,31 @@ def candidate_pairs(
 ) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """Pairs that may be edges, and the neighbours of each model, nearest first.
 
-    Within a cluster: the nearest models that training may have made, the two nearest of the others, the edges of the
-    minimum spanning tree, and all pairs of small clusters.
+    Within a cluster: the nearest models that training may have made, the two nearest of the others, those that share
+    most tensors, the hubs (models that are nearest to most others), the edges of the minimum spanning tree, and all
+    pairs of small clusters. Whoever is added to a collection, the hubs and those that share tensors stay candidates.
     """
-    square = comparable_square(first_pass)
+    square = comparable_square(first_pass, turned=True)
     n = len(square)
     usable = np.array([k not in aliases for k in range(n)], dtype=bool)
     allowed = usable[:, None] & usable[None, :] & (labels[:, None] == labels[None, :]) & np.isfinite(square)
     np.fill_diagonal(allowed, False)
+    sharing: dict[int, list[int]] = {}
+    for label in np.unique(labels[usable]):
+        sharing |= _sharing(first_pass, np.flatnonzero(usable & (labels == label)).tolist())
+    hubs: dict[int, Counter] = defaultdict(Counter)
+    nearest = np.where(allowed, square, np.inf).argsort(axis=1, kind="stable")[:, :HUB_AMONG]
+    for k in np.flatnonzero(usable).tolist():
+        hubs[int(labels[k])].update(m for m in nearest[k].tolist() if allowed[k, m])
     pairs: set[tuple[int, int]] = set()
     neighbours = []
     sizes = np.bincount(labels[usable], minlength=labels.max() + 1)
     for k in range(n):
         order = [int(m) for m in np.argsort(square[k], kind="stable") if allowed[k, m]]
         near = [m for m in order if m not in not_trained][:NEIGHBOURS]
-        few = near[:CANDIDATES] + [m for m in order if m in not_trained][:2]
-        chosen = order if sizes[labels[k]] <= SMALL else few
+        few = near[:CANDIDATES] + [m for m in order if m in not_trained][:2] + sharing.get(k, [])
+        few += [m for m, _ in hubs[int(labels[k])].most_common(HUBS)]
+        chosen = order if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]]
         pairs |= {(min(k, m), max(k, m)) for m in chosen}
         neighbours.append(near)
     tree = minimum_spanning_tree(np.where(allowed, square + np.finfo(float).tiny, 0)).tocoo()

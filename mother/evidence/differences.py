@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mother.evidence.direction import directions_added, newness, precision_test, rounding_test
+from mother.evidence.direction import cast_residuals, directions_added, newness, precision_test, rounding_test
 from mother.evidence.grids import Grid, quantization_noise
 from mother.numeric.floats import MANTISSA
-from mother.numeric.spectra import rounding_noise, spectrum
+from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
+RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -52,26 +53,79 @@ def compare_pairs(
         values["rounding"][found.low.cpu().numpy()] = tested.cpu().numpy()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
-    values["newness"] = newness(added, found.s).cpu().numpy()
+    values["newness"] = newness(added, found.s)
+    _without_length(i, j, difference, found.full, values["newness"])
+    values["newness"] = values["newness"].cpu().numpy()
+    values["kurtosis"] = scaled_kurtosis(difference).cpu().numpy()
+    values["cast"] = cast_residuals(i, j, bits).cpu().numpy()
     return values, tuple(value.float() for value in (found.u, found.s, found.v, start, added))
+
+
+def _without_length(
+    i: Float[Tensor, "pairs rows columns"],
+    j: Float[Tensor, "pairs rows columns"],
+    difference: Float[Tensor, "pairs rows columns"],
+    full: Bool[Tensor, "pairs"],
+    new: Float[Tensor, "pairs"],
+) -> None:
+    """Where a good part of a difference of full rank changes the matrix's length alone, take both at one length.
+
+    Weight decay shrinks what both models have: its directions look old in the child. Both matrices are scaled to
+    their mean length, which favours neither (what is left after a regression of one on the other would). Changes
+    `difference` and `new`.
+    """
+    one, other = (torch.linalg.vector_norm(w, dim=(1, 2), dtype=torch.float64) for w in (i, j))
+    energy = difference.square().sum(dim=(1, 2))
+    scaled = full & (one > 0) & (other > 0) & ((other - one).square() > RADIAL * energy)
+    chosen = scaled.nonzero()[:, 0]
+    if not len(chosen):
+        return
+    factor = (other / one).sqrt()[chosen, None, None]
+    first, second = i[chosen].double() * factor, j[chosen].double() / factor
+    difference[chosen] = second - first
+    u, s, v = leading_triples(second - first, DIRECTIONS)
+    new[chosen] = newness(directions_added(((first @ v) * u).sum(dim=1), s), s)
+
+
+def scaled_kurtosis(difference: Float[Tensor, "pairs rows columns"]) -> Float[Tensor, "pairs"]:
+    """Excess kurtosis of each matrix with its rows, then its columns, scaled to one mean square; 0 where it is 0.
+
+    The paper looks at the kurtosis of weights, this at that of an update. An update by Adam is bounded by the sum of
+    its steps, so its entries are below Gaussian; whatever is added to it brings them nearer to Gaussian. Rows and
+    columns that learn faster than others would hide that.
+    """
+    for axis in (2, 1):
+        size = difference.square().mean(dim=axis, keepdim=True).sqrt()
+        difference = difference / torch.where(size > 0, size, 1)
+    square = difference.square_()
+    variance = square.mean(dim=(1, 2))
+    fourth = square.square_().mean(dim=(1, 2))
+    return torch.where(variance > 0, fourth / variance.square().clamp(min=1e-300) - 3, 0)
+
+
+TRIPLE = ("weight", "weight2", "kept", "kept2", "top", "bend", "bend2")
 
 
 def find_sides(
     weights: Float[Tensor, "members rows columns"],
+    square: Float[np.ndarray, "members members"],
     place: dict[int, int],
     triples: tuple[Tensor, ...],
     chosen: list[int],
+    ends: list[tuple[int, int]],
     thirds: dict[int, list[int]],
     sides: np.ndarray,
-    weight: np.ndarray,
+    triple: dict[str, np.ndarray],
 ) -> None:
     """Add one layer to the shares of each pair's directions that third models kept, or never had (inheritance).
 
     beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
+    `square` holds the squared distances in this layer, `ends` the places in it of the two models of each pair.
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    u, v = (ends.permute(1, 0, 2).contiguous() for ends in (u, v))
+    strong = (s.square() / s.square().sum(dim=1, keepdim=True).clamp(min=1e-30)).double()
+    u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
     asking: dict[int, list[int]] = {}
     for at, some in enumerate(s.any(dim=1).tolist()):
         if some:
@@ -85,6 +139,16 @@ def find_sides(
         kept = (kept - start[at]) / s[at].clamp(min=1e-30)
         like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[at]
         found = torch.cat([like.sum(dim=2), (like * added[at]).sum(dim=2)]).cpu().numpy()
-        pairs = [chosen[at] for at in rows]
+        pairs = [chosen[row] for row in rows]
         sides[:, pairs, third] += found
-        weight[pairs, third] += 1
+        triple["looked"][pairs, third] += 1
+        first, second = np.array([ends[row] for row in rows]).T
+        energy = square[first, second]
+        some = energy > 0
+        energy = np.where(some, energy, 1)
+        whole = (square[first, place[third]] + energy - square[second, place[third]]) / 2 / energy
+        top = (kept.double() * strong[at]).sum(dim=1).cpu().numpy()
+        weight, bend = np.where(some, energy, 0), top - whole
+        values = (weight, weight**2, weight * whole, weight * whole**2, weight * top, weight * bend, weight * bend**2)
+        for name, value in zip(TRIPLE, values):
+            triple[name][pairs, third] += value

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mother.evidence.direction import shrunk_rows
-from mother.evidence.facts import Facts
+from mother.evidence.direction import cast_direction, shrunk_rows
+from mother.evidence.facts import HALVES, Facts, mantissa
 from mother.evidence.first_pass import FirstPass
-from mother.evidence.second_pass import SecondPass
+from mother.evidence.second_pass import EQUAL, SecondPass, is_lora
+from mother.evidence.triples import FEW, look_between
+from mother.numeric.floats import MANTISSA
 
-LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arrow
+CERTAIN = 200.0  # log likelihood ratio that no other evidence outweighs
 SHRUNK = 40.0  # log likelihood ratio, as good as certain, of rows that shrank by one factor
 CHANCE = 30.0  # entries that may be equal by chance
-STRUCTURE = ("log_square", "blocked", "between", "equality", "altered")
+EQUAL_BITS = (MANTISSA["float32"], *(MANTISSA[name] for name in HALVES))
+STRUCTURE = ("log_square", "equality", "low_rank", "altered")
 DIRECTION = ("newness", "newness_t")
 
 
@@ -27,29 +30,23 @@ class Evidence:
     """Evidence for each edge i -> j of one cluster, as [i, j].
 
     structure[..., k], names in STRUCTURE
-        log_square   log of the squared distance
-        blocked      share of directions by which some third model lies between the two (inheritance)
-        between      the same from squared distances: 1 where one lies on the way, -1 where none does
+        log_square   log of the squared distance, but for what changes a matrix's length alone
         equality     log of how many entries equal those of j, against the model that shares most with it
+        low_rank     whether the difference has low rank
         altered      whether i was pruned, quantized, cast or merged: few models are trained from such
+    between[t, k], names in triples.FEATURES: whether the model third[t] lies between the two of ends[:, t]
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
     exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
     candidate whether the pair was looked at
     """
 
-    structure: Float[np.ndarray, "models models five"]
+    structure: Float[np.ndarray, "models models four"]
+    between: Float[np.ndarray, "triples features"]
+    ends: Int[np.ndarray, "two triples"]
+    third: Int[np.ndarray, "triples"]
     direction: Float[np.ndarray, "models models two"]
     exact: Float[np.ndarray, "models models"]
     candidate: Bool[np.ndarray, "models models"]
-
-
-def is_lora(second_pass: SecondPass, p: int) -> bool:
-    """Whether the difference of a pair has low rank in every matrix that changed, and ends there."""
-    rank, changed = second_pass.arrays["rank"][:, p], second_pass.arrays["energy"][:, p] > 0
-    risen = changed & (rank > 0)
-    if not risen.any() or second_pass.arrays["full"][risen, p].any():
-        return False
-    return float(np.median(second_pass.arrays["gap"][risen, p])) > LORA_GAP
 
 
 def decay_direction(first: Facts, second: Facts) -> int:
@@ -73,33 +70,17 @@ def pooled_newness(newness: Float[np.ndarray, "layers"], energy: Float[np.ndarra
     return mean, mean / max(error, 1e-3)
 
 
-def between(square: Float[np.ndarray, "models models"], i: int, j: int, others: Int[np.ndarray, "others"]) -> float:
-    """How far the best third model k lies on the way from i to j: 1 if d_ij^2 = d_ik^2 + d_kj^2.
-
-    Both (d_ij^2 - d_kj^2) / d_ik^2 and (d_ij^2 - d_ik^2) / d_kj^2 are 1 for a model on the way, and -1 for one that
-    hangs off either end. In units of the smaller step, so a step of any size counts.
-    """
-    toward_i, toward_j = square[i, others], square[j, others]
-    fine = (toward_i > 0) & (toward_j > 0)
-    if not fine.any():
-        return -1.0
-    toward_i, toward_j = toward_i[fine], toward_j[fine]
-    both = np.minimum((square[i, j] - toward_j) / toward_i, (square[i, j] - toward_i) / toward_j)
-    return float(max(-1.0, both.max()))
-
-
 def gather(
     first_pass: FirstPass,
     second_pass: SecondPass,
     square: Float[np.ndarray, "models models"],
     members: list[int],
-    may_lie_between: list[int],
     not_trained: set[int],
     rounded: set[int],
 ) -> Evidence:
     """Evidence among the models of one cluster.
 
-    `may_lie_between` are those that may lie between two others. `not_trained` are those that no training made, and
+    `square` holds distances that lengths do not count in. `not_trained` are the models that no training made, and
     `rounded` those of them that are on a grid or have zeros.
     """
     place = {model: at for at, model in enumerate(members)}
@@ -108,14 +89,16 @@ def gather(
     structure, direction = np.zeros((n, n, len(STRUCTURE))), np.zeros((n, n, len(DIRECTION)))
     exact, candidate = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
     structure[..., 0] = _log_square(square[np.ix_(members, members)])
-    structure[..., 1:3] = 1.0
-    third = np.array(may_lie_between, dtype=int)
+    bits = [mantissa(facts) for facts in first_pass.facts]
+    pairs = [p for _, _, p in looked_at]
+    triples = look_between(first_pass, second_pass, square, sorted(rounded), pairs, members)
+    ends = np.stack([second_pass.first[triples.pair], second_pass.second[triples.pair]])
+    inside = np.zeros(len(square), dtype=int)
+    inside[members] = np.arange(n)
     for i, j, p in looked_at:
         a, b = place[i], place[j]
         candidate[a, b] = candidate[b, a] = True
-        others = third[(third != i) & (third != j)]
-        structure[a, b, 1] = structure[b, a, 1] = _blocked(second_pass, i, j, others)
-        structure[a, b, 2] = structure[b, a, 2] = between(square, i, j, others)
+        structure[a, b, 2] = structure[b, a, 2] = is_lora(second_pass, p)
         # What prunes and quantizes takes directions away or adds noise: newness is about training.
         if not {i, j} & rounded:
             direction[a, b] = _newness(second_pass, p)
@@ -123,11 +106,13 @@ def gather(
         exact[a, b] = _exact_direction(first_pass, second_pass, i, j, p)
         exact[b, a] = -exact[a, b]
     equal = np.full((n, n), np.nan)
+    counts = {bits: second_pass.arrays[kind].sum(axis=0) for kind, bits in zip(EQUAL, EQUAL_BITS)}
     for i, j, p in looked_at:
-        equal[place[i], place[j]] = equal[place[j], place[i]] = second_pass.arrays["equal"][:, p].sum()
-    structure[..., 3] = _equality(equal)
-    structure[..., 4] = np.array([member in not_trained for member in members], dtype=float)[:, None]
-    return Evidence(structure, direction, exact, candidate)
+        equal[place[i], place[j]] = counts[bits[j]][p]  # in the type of the one that may be the child
+        equal[place[j], place[i]] = counts[bits[i]][p]
+    structure[..., 1] = _equality(equal)
+    structure[..., 3] = np.array([member in not_trained for member in members], dtype=float)[:, None]
+    return Evidence(structure, triples.features, inside[ends], inside[triples.third], direction, exact, candidate)
 
 
 def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
@@ -137,24 +122,26 @@ def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     return np.log(np.where(np.isfinite(square), square, np.nan_to_num(square, posinf=0).max()).clip(floor))
 
 
-def _blocked(second_pass: SecondPass, i: int, j: int, others: Int[np.ndarray, "others"]) -> float:
-    """Share of directions by which the best third model lies between: its difference to either end the other shares."""
-    sides = [(second_pass.alike(i, k, j), second_pass.alike(j, k, i)) for k in others.tolist()]
-    middles = [min(one.share, other.share) for one, other in sides if one is not None and other is not None]
-    return max(middles, default=0.0)
-
-
 def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
-    """Mean newness of a pair over its layers, and its t statistic, squashed."""
+    """Mean newness of a pair over its layers, and its t statistic, squashed: 0 where too few layers changed."""
     arrays = second_pass.arrays
     risen = (arrays["energy"][:, p] > 0) & (arrays["rank"][:, p] > 0)
-    mean, t = pooled_newness(arrays["newness"][risen, p], arrays["energy"][risen, p])
-    return mean, float(np.tanh(t / 4))
+    energy = arrays["energy"][risen, p]
+    mean, t = pooled_newness(arrays["newness"][risen, p], energy)
+    layers = energy.sum() ** 2 / max(float(energy @ energy), 1e-300)
+    return mean, float(np.tanh(t / 4)) if layers >= FEW else 0.0
 
 
 def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: int, p: int) -> float:
-    """Log likelihood ratio that j came last: the rounding test for low ranks, shrunk rows for others."""
-    if is_lora(second_pass, p):
+    """Log likelihood ratio that j came last: cast residuals, rounding for low ranks, or shrunk rows."""
+    low = is_lora(second_pass, p)
+    if second_pass.cast[p].any():
+        # These first: what small updates of full rank leave below the rank of their leading part is no rounding.
+        finer = mantissa(first_pass.facts[i]) > mantissa(first_pass.facts[j])
+        ratio = float(np.clip(cast_direction(second_pass.cast[p]), -CERTAIN, CERTAIN)) * (1 if finer else -1)
+        if abs(ratio) > DECISIVE or not low:
+            return ratio
+    if low:
         return float(second_pass.arrays["rounding"][:, p].sum())
     return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j])
 

@@ -27,8 +27,11 @@ class Facts:
     digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
     # of the part of each tensor that is kept: as it is, and as it would be after a cast
     part_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in ("float32", *HALVES)})
+    # of matrices that may stand the other way round, once turned: "whole", and of the part as above
+    turned: dict[str, dict[str, str]] = field(default_factory=dict)
     fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
+    turned_grids: list[Grid | None] = field(default_factory=list)  # of the first of those that may be turned, so turned
     tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
     zeros: int = 0
     entries: int = 0  # of the matrices that are compared
@@ -43,8 +46,11 @@ class Facts:
     def from_json(cls, content: dict[str, Any], tables: Sequence[Tensor]) -> "Facts":
         """What `to_json` gave, with the tables in its order."""
         keys = [(name, tuple(steps), columns) for name, steps, columns in content["tables"]]
-        grids = [grid and Grid(**grid) for grid in content["grids"]]
-        return cls(**content | {"fits": set(content["fits"]), "grids": grids, "tables": dict(zip(keys, tables))})
+        grids, back = ([grid and Grid(**grid) for grid in content[name]] for name in ("grids", "turned_grids"))
+        return cls(
+            **content
+            | {"fits": set(content["fits"]), "grids": grids, "turned_grids": back, "tables": dict(zip(keys, tables))}
+        )
 
 
 def kept_shape(rows: int, columns: int, limit: int = SKETCH_ENTRIES) -> tuple[int, int]:
@@ -99,6 +105,17 @@ def note_digests(facts: Facts, name: str, values: Tensor, limit: int) -> Tensor:
     facts.part_digests["float32"][name] = facts.digests[name] if kept is values else _digest(kept)
     for half in HALVES:
         facts.part_digests[half][name] = _digest(cast(kept, half))
+    return kept
+
+
+def note_turned(facts: Facts, name: str, weight: Float[Tensor, "rows columns"], limit: int) -> Tensor:
+    """Digests of a matrix turned round, so that it is found in models that store it so. Returns the part of that."""
+    turned = weight.T.contiguous()
+    kept = part(turned, limit)
+    facts.turned[name] = {"whole": _digest(turned), "float32": _digest(kept)}
+    facts.turned[name] |= {half: _digest(cast(kept, half)) for half in HALVES}
+    if len(facts.turned_grids) < GRIDS and facts.turned_grids.count(None) <= GRIDS // 2:
+        facts.turned_grids.append(find_grid(turned))
     return kept
 
 

@@ -17,6 +17,7 @@ from mother.io.snapshots import Snapshot
 from mother.io.stream import read_ahead
 from mother.numeric.threads import in_chunks
 
+COMPARABLE = 0.5  # share of two models' weights below which nothing is said of them: what was not seen may be inherited
 GRAM_ENTRIES = 1 << 20  # budget: entries of a Gram product at a time
 
 
@@ -29,6 +30,7 @@ class FirstPass:
     facts: list[Facts]
     square: Float[np.ndarray, "models models"]  # sum of (W_i - W_j)^2 over shared matrices; inf without any
     shared: Float[np.ndarray, "models models"]  # entries compared, as share of those of the larger model
+    turned: Float[np.ndarray, "models models"]  # the same of the part that changes no matrix's length
     size: Float[np.ndarray, "models"]  # sum of W^2
     relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
 
@@ -36,6 +38,10 @@ class FirstPass:
         """Entries compared, as share of all weights of the larger model but embeddings and heads, read or not."""
         read = max(self.facts[i].entries, self.facts[j].entries)
         return float(self.shared[i, j]) * read / max(self.facts[i].weights, self.facts[j].weights, read, 1)
+
+    def comparable(self, i: int, j: int) -> bool:
+        """Whether enough of two models was compared to call them related or unrelated; else they are not comparable."""
+        return self.compared(i, j) >= COMPARABLE
 
 
 def groups(sketches: Sequence[Sketch]) -> list[tuple[Layer, tuple[int, int], list[int]]]:
@@ -68,7 +74,7 @@ def stacks(
         yield layer, members, sketches[members[0]].scale(layer), weights
 
 
-def _square_distances(
+def square_distances(
     weights: Float[Tensor, "members rows columns"],
 ) -> tuple[Float[np.ndarray, "members members"], Float[np.ndarray, "members"]]:
     """Squared distances of all pairs, and squared norms.
@@ -96,7 +102,9 @@ def take_first_pass(
     """First pass over a collection. With a `snapshot` an interrupted pass goes on; a finished one is read from it."""
     snapshot = snapshot or Snapshot(None, {})
     n, found = len(sketches), groups(sketches)
-    sums = {name: np.zeros((n, n)) for name in ("square", "cosine", "compared", "tested")} | {"size": np.zeros(n)}
+    sums = {name: np.zeros((n, n)) for name in ("square", "turned", "cosine", "compared", "tested")} | {
+        "size": np.zeros(n)
+    }
     done = 0
     if (saved := snapshot.load()) is not None:
         done, sums, _ = saved
@@ -105,8 +113,10 @@ def take_first_pass(
     for _, members, scale, weights in stacks(sketches, read, done):
         weights = weights.to(device)
         chosen = np.ix_(members, members)
-        square, size = _square_distances(weights)
+        square, size = square_distances(weights)
         sums["square"][chosen] += scale * square
+        length = np.sqrt(size)
+        sums["turned"][chosen] += scale * (square - (length[:, None] - length[None]) ** 2).clip(0)
         sums["size"][members] += scale * size
         sums["compared"][chosen] += scale * weights[0].numel()
         z, valid = layer_cosine(weights)
@@ -114,7 +124,9 @@ def take_first_pass(
         sums["tested"][chosen] += valid.cpu().numpy()
         done += 1
         snapshot.save(done, lambda: (sums, None), now=done == len(found))
-    square, cosine, compared, tested, size = (sums[name] for name in ("square", "cosine", "compared", "tested", "size"))
+    square, turned, cosine, compared, tested = (
+        sums[name] for name in ("square", "turned", "cosine", "compared", "tested")
+    )
     largest = np.maximum.outer(np.diagonal(compared), np.diagonal(compared)).clip(min=1)
     with np.errstate(invalid="ignore"):
         relatedness = np.where(tested > 0, cosine / np.sqrt(tested.clip(min=1)), 0)
@@ -124,6 +136,7 @@ def take_first_pass(
         [sketch.facts for sketch in sketches],
         np.where(compared > 0, square, np.inf),
         compared / largest,
-        size,
+        np.where(compared > 0, turned, np.inf),
+        sums["size"],
         relatedness,
     )

@@ -12,6 +12,9 @@ LEVELS = 256  # a grid has at most so many levels: 8 bits
 GRID_ENTRIES = 1 << 13  # budget: entries that the search for a grid looks at
 REPEATED = 0.02  # share of a block's entries that repeat another one: on a grid far more, else nearly none
 OUTLIERS = 0.001  # share of entries that quantizing may have moved by more than half a step
+MULTIPLE = 0.05  # mean distance to the next multiple: of others it is a quarter
+UNEVEN = 0.08  # by how much the share of rounding errors in a quarter of half a step may differ from a quarter
+FEW_LEVELS = 8  # levels from which on weights are even between them
 _BLOCKS = ("tensor", "row", 32, 64, 128, 256)  # what shares one scale in the usual quantizers
 
 
@@ -55,7 +58,24 @@ def _normalised(blocks: Float[Tensor, "blocks entries"], zero_point: bool) -> Fl
     if zero_point:
         low, high = blocks.amin(dim=1, keepdim=True), blocks.amax(dim=1, keepdim=True)
         return (blocks - low) / (high - low).clamp(min=1e-300)
-    return blocks / blocks.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
+    return blocks / _scale(blocks).clamp(min=1e-300)
+
+
+def _scale(blocks: Float[Tensor, "blocks entries"]) -> Float[Tensor, "blocks one"]:
+    """The magnitude of each block's last positive level: of signed integers -128 is one beyond 127, and -8 beyond 7.
+
+    A block that has it is told by its values: multiples of a 128th of the largest, not of a 127th.
+    """
+    scale = blocks.abs().amax(dim=1, keepdim=True)
+    relative, open_ = blocks / scale.clamp(min=1e-300), torch.ones_like(scale, dtype=torch.bool)
+    for last in (7, 127):
+        signed, full = (
+            ((relative * k) - (relative * k).round()).abs().mean(dim=1, keepdim=True) < MULTIPLE
+            for k in (last, last + 1)
+        )
+        scale = torch.where(open_ & full & ~signed, scale * (last / (last + 1)), scale)
+        open_ &= ~(signed | full)
+    return scale
 
 
 def _count_levels(
@@ -143,7 +163,8 @@ def quantization_noise(
     """Whether child - parent is what rounding the parent to a grid leaves: within half a step almost everywhere.
 
     `grid` is the child's, with its `grid_step`. Without one (half precision hides fine grids) one of 8 bits is
-    tried, and the noise must then be as large as that of a uniform error, too.
+    tried. The noise must be spread evenly between no step and half a step: an update of one unit in the last place
+    is not.
     """
     difference = (child - parent).abs()
     largest, bits = float(difference.max()), mantissa_bits(child)
@@ -164,11 +185,42 @@ def quantization_noise(
         if zero_point:
             scale = values.amax(dim=1, keepdim=True) - values.amin(dim=1, keepdim=True)
         else:
-            scale = values.abs().amax(dim=1, keepdim=True)
+            scale = values.abs().amax(dim=1, keepdim=True) if grid is None else _scale(values)
         bound = 0.55 * step * scale + rounding
         if (noise > bound).double().mean() > OUTLIERS:
             continue
-        uniform = (step * scale).square().mean() / 12
-        if grid is not None or noise.square().mean() > 0.5 * uniform:
+        error, values = _blocks(parent, block) - values, values / scale.clamp(min=1e-300)
+        if grid is None:  # where the stored type hides nothing of the step
+            clear = rounding < step * scale / 16
+            position = (error.abs() / (step * scale / 2))[clear & (scale > 0)]
+        else:
+            position = _positions(values, error / scale.clamp(min=1e-300), 2.0**-bits, grid.levels)
+        if (grid is not None and grid.levels < FEW_LEVELS) or _is_even(position):
             return True
     return False
+
+
+def _positions(
+    values: Float[Tensor, "blocks entries"], error: Float[Tensor, "blocks entries"], precision: float, count: int
+) -> Float[Tensor, "some"]:
+    """Where rounded entries were between their level (0) and the middle to the next (1); not those beyond the ends."""
+    values, error = values.flatten(), error.flatten()
+    ordered = values.sort().values
+    first = torch.ones(1, dtype=torch.bool, device=values.device)
+    levels = ordered[torch.cat([first, ordered.diff() > 4 * precision * ordered[1:].abs().clamp(min=2.0**-4)])]
+    if len(levels) < 3:
+        return values.new_zeros(0)
+    at = (torch.searchsorted(levels, values + 1e-12) - 1).clamp(min=0)
+    inside = (at > 0) & (at < len(levels) - 1) & (error != 0)
+    inside &= values.abs() * precision * 8 < 1 / count  # where the levels are told apart
+    at, error = at[inside], error[inside]
+    gap = torch.where(error > 0, levels[at + 1] - levels[at], levels[at] - levels[at - 1])
+    return error.abs() / (gap / 2)
+
+
+def _is_even(position: Float[Tensor, "some"]) -> bool:
+    """Whether positions are spread evenly over 0 .. 1, as those of rounding errors are and those of updates are not."""
+    if len(position) < 64:
+        return False
+    share = torch.histc(position.clamp(max=1).float(), 4, 0, 1) / len(position)
+    return float((share - 0.25).abs().max()) <= UNEVEN + 3 * (0.19 / len(position)) ** 0.5

@@ -1,7 +1,7 @@
 """Second pass of method "map": look at the differences of near models, and at each model among its neighbours."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mother.evidence.differences import compare_pairs, find_sides
-from mother.evidence.first_pass import groups, stacks
+from mother.evidence.differences import TRIPLE, compare_pairs, find_sides
+from mother.evidence.direction import CAST_BINS
+from mother.evidence.facts import HALVES
+from mother.evidence.first_pass import groups, square_distances, stacks
 from mother.evidence.grids import Grid, grid_step
 from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer
 from mother.io.snapshots import Snapshot
+from mother.numeric.floats import MANTISSA
 from mother.numeric.threads import in_threads
 
 STACK_ENTRIES = 1 << 26  # budget: entries of a stack of differences, at most
@@ -37,8 +40,10 @@ class SecondPass:
 
     energy     sum of D^2
     entries, equal   entries, and how many of them are equal
+    equal_bfloat16, equal_float16   how many are equal once both are cast; where no model is stored so, those equal
     zeroed, zeroed_back   entries in which the two differ and second is zero (back: first is zero)
     quantized, quantized_back   whether D looks like what quantizing first to second (back: reversed) leaves
+    kurtosis   excess kurtosis of D with rows and columns scaled
     rank, full   rank of D above rounding noise, and whether it is as large as can be told
     gap   smallest singular value above the noise over the next
     newness   what D adds is new in second (+1) or was there in first (-1)
@@ -55,6 +60,8 @@ class SecondPass:
     beyond: Float[np.ndarray, "four pairs models"]
     neighbours: list[list[int]]
     grams: list[Float[np.ndarray, "_ _ _"]]  # of each model, see `_local_gram`; layers that all of them have
+    triple: dict[str, Float[np.ndarray, "pairs models"]] = field(default_factory=dict)
+    cast: Float[np.ndarray, "pairs bins1"] = field(default_factory=lambda: np.zeros((0, CAST_BINS + 1)))
 
     @cached_property
     def index(self) -> dict[tuple[int, int], int]:
@@ -75,9 +82,22 @@ class SecondPass:
         return None if np.isnan(share) else Alike(float(share), sign * float(self.beyond[2 + far, p, third]))
 
 
+def is_lora(second_pass: SecondPass, p: int) -> bool:
+    """Whether the difference of a pair has low rank in every matrix that changed, and ends there."""
+    rank, changed = second_pass.arrays["rank"][:, p], second_pass.arrays["energy"][:, p] > 0
+    risen = changed & (rank > 0)
+    if not risen.any() or second_pass.arrays["full"][risen, p].any():
+        return False
+    return float(np.median(second_pass.arrays["gap"][risen, p])) > LORA_GAP
+
+
+LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding")
 
-ARRAYS += ("gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
+ARRAYS += ("kurtosis", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
+
+
+EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))
 
 
 def _local_gram(
@@ -116,13 +136,16 @@ class _Layers:
         self.neighbours, self.grids, self.bits = neighbours, grids, bits
         self.order = {layer: row for row, layer in enumerate(dict.fromkeys(layers))}
         self.arrays = {name: np.zeros((len(self.order), len(pairs))) for name in ARRAYS}
-        self.sides, self.weight = np.zeros((4, len(pairs), count)), np.zeros((len(pairs), count))
+        self.sides = np.zeros((4, len(pairs), count))
+        self.triple = {name: np.zeros((len(pairs), count)) for name in ("looked", *TRIPLE)}
+        self.cast = np.zeros((len(pairs), CAST_BINS + 1))
         self.grams: list[list[np.ndarray]] = [[] for _ in range(count)]
 
     def restore(self, stored: dict[str, np.ndarray]) -> None:
         """Go on from what `content` gave."""
         self.arrays = {name: stored[name] for name in ARRAYS}
-        self.sides, self.weight = stored["sides"], stored["weight"]
+        self.sides, self.cast = stored["sides"], stored["cast"]
+        self.triple = {name: stored[f"triple_{name}"] for name in self.triple}
         self.grams = [list(stored[f"gram_{place}"]) for place in range(len(self.grams))]
 
     def _stacked(self) -> list[np.ndarray]:
@@ -132,14 +155,16 @@ class _Layers:
     def content(self) -> tuple[dict[str, np.ndarray], None]:
         """Everything, for a snapshot."""
         local = {f"gram_{place}": gram for place, gram in enumerate(self._stacked())}
-        return self.arrays | local | {"sides": self.sides, "weight": self.weight}, None
+        triple = {f"triple_{name}": values for name, values in self.triple.items()}
+        return self.arrays | local | triple | {"sides": self.sides, "cast": self.cast}, None
 
     def result(self) -> SecondPass:
         """Everything, as evidence is gathered from it."""
         with np.errstate(invalid="ignore"):
-            beyond = self.sides / self.weight
+            beyond = self.sides / self.triple["looked"]
         near = [list(some) for some in self.neighbours]
-        return SecondPass(self.first, self.second, list(self.order), self.arrays, beyond, near, self._stacked())
+        found = self.first, self.second, list(self.order), self.arrays, beyond, near, self._stacked()
+        return SecondPass(*found, self.triple, self.cast)
 
     def add(
         self, layer: Layer, members: list[int], scale: float, weights: Float[Tensor, "members rows columns"]
@@ -150,8 +175,12 @@ class _Layers:
         zeros = (weights == 0).flatten(1).any(dim=1)
         steps = {m: grid_step(weights[at], self.grids[m]) for m, at in place.items() if self.grids[m] is not None}
 
+        square = square_distances(weights)[0]
+        stored = {self.bits[m] for m in members}
+        coarse = {name: weights.to(getattr(torch, name)) for name in HALVES if MANTISSA[name] in stored}
+
         def look(chosen: list[int]) -> None:
-            self._look(self.order[layer], chosen, place, scale, weights, zeros, steps)
+            self._look(self.order[layer], chosen, place, scale, weights, coarse, square, zeros, steps)
 
         _in_parts(look, there, max(1, STACK_ENTRIES // weights[0].numel()), weights.device)
         near = self.neighbours
@@ -170,13 +199,15 @@ class _Layers:
         place: dict[int, int],
         scale: float,
         weights: Float[Tensor, "members rows columns"],
+        coarse: dict[str, Tensor],
+        square: Float[np.ndarray, "members members"],
         zeros: Bool[Tensor, "members"],
         steps: dict[int, float],
     ) -> None:
         """Compare some pairs in one layer; another thread may look at others."""
         first, second, entries = self.first, self.second, weights[0].numel()
         equal = [p for p in chosen if torch.equal(weights[place[first[p]]], weights[place[second[p]]])]
-        for name, value in (("entries", entries), ("equal", entries), ("gap", 1)):
+        for name, value in (("entries", entries), *((kind, entries) for kind in EQUAL), ("gap", 1)):
             self.arrays[name][row, equal] = value
         chosen = sorted({*chosen} - {*equal})  # frozen matrices have nothing to decompose
         if not chosen:
@@ -192,13 +223,19 @@ class _Layers:
             stored = torch.tensor(stored, device=weights.device)
             values, some = compare_pairs(i, j, on_grid, stored, zeros[ends])
             values["energy"] = scale * values["energy"]
+            self.cast[part] += values.pop("cast")
             triples.append(some)
+            for name in HALVES:
+                both = coarse.get(name)
+                same = None if both is None else (both[ends[:, 0]] == both[ends[:, 1]]).flatten(1).sum(dim=1)
+                values[f"equal_{name}"] = values["equal"] if same is None else same.cpu().numpy()
             for name, value in values.items():
                 self.arrays[name][row, part] = value
         near = self.neighbours
         thirds = {p: [m for m in {*near[first[p]], *near[second[p]]} if m in place] for p in chosen}
         joined = tuple(torch.cat(parts) for parts in zip(*triples))
-        find_sides(weights, place, joined, chosen, thirds, self.sides, self.weight)
+        ends = [(place[first[p]], place[second[p]]) for p in chosen]
+        find_sides(weights, square, place, joined, chosen, ends, thirds, self.sides, self.triple)
 
 
 def take_second_pass(

@@ -11,8 +11,9 @@ be made again, with no other model read a second time.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +26,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mother.errors import CheckpointError
-from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix
+from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix, note_turned
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
 from mother.io.digests import digests
 from mother.io.files import KEPT_TAG, is_sealed, sealed, write_atomically, write_json
-from mother.io.layers import Layer, canonical_name, is_backbone, layer_of, sort_key
+from mother.io.layers import Layer, sort_key
 from mother.io.open import lacks, open_checkpoint
+from mother.io.pieces import Piece, pieces_of
 from mother.io.runtime import IN_FLIGHT, STOP
 from mother.io.safetensors import DTYPES
 
@@ -49,6 +51,8 @@ class Sketch:
     key: str  # equal for equal files and versions
     seconds: float  # that reading the model took, of one of those that were read at once
     files: list[dict[str, Any]] = field(default_factory=list)  # that it was read from: name, size and SHA-256
+    # Of a model that was brought to the names of others: what its own name of a matrix is, and whether it was turned.
+    own: dict[Layer, tuple[Layer, bool]] = field(default_factory=dict)
 
     def scale(self, layer: Layer) -> float:
         """Entries of a matrix over those of its part: what a sum of squares over the part is multiplied with."""
@@ -59,34 +63,39 @@ class Sketch:
         return self.kept.read(layer)
 
 
-def _as_matrix(layer: Layer, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """(rows, everything else) of a backbone weight with two or more dimensions; None for anything else."""
-    if len(shape) < 2 or not is_backbone(layer):
-        return None
-    rows, columns = shape[0], int(np.prod(shape[1:]))
-    return (rows, columns) if min(rows, columns) >= 2 else None
+def pieces(checkpoint: Checkpoint) -> dict[str, list[Piece]]:
+    """What each tensor of a model is, by its raw name; those of other types are not read."""
+    return pieces_of({name: info.shape for name, (_, info) in checkpoint.tensors.items()})
 
 
-def matrices(checkpoint: Checkpoint) -> dict[Layer, tuple[int, int]]:
-    """Backbone weights as matrices: those that are compared."""
-    shapes = {layer: _as_matrix(layer, checkpoint.shape(layer)) for layer in checkpoint.layers}
-    return {layer: shape for layer, shape in shapes.items() if shape is not None}
+def matrices(checkpoint: Checkpoint) -> dict[Layer, Piece]:
+    """The matrices that are compared: all but embeddings and heads, of types that we know."""
+    known = (
+        (piece, checkpoint.tensors[name][1].dtype in DTYPES)
+        for name, found in pieces(checkpoint).items()
+        for piece in found
+    )
+    return {piece.layer: piece for piece, read in known if read and piece.is_matrix}
 
 
 def all_weights(checkpoint: Checkpoint) -> int:
     """Entries of all that would be matrices, of any name and type."""
-    shapes = [
-        _as_matrix(layer_of(name) or Layer("", canonical_name(name)), info.shape)
-        for name, (_, info) in checkpoint.tensors.items()
-    ]
-    return sum(rows * columns for rows, columns in filter(None, shapes))
+    return sum(math.prod(one.shape) for found in pieces(checkpoint).values() for one in found if one.is_matrix)
+
+
+def read_whole(sketch: Sketch, checkpoint: Checkpoint, layer: Layer) -> Float[Tensor, "rows columns"]:
+    """A whole matrix of a model, of which its sketch has a part. Raises CheckpointError."""
+    own, is_turned = sketch.own.get(layer, (layer, False))
+    piece = matrices(checkpoint)[own]
+    whole = piece.of(checkpoint.read_tensor(piece.raw))
+    return whole.T.contiguous() if is_turned else whole
 
 
 def wanted_names(checkpoint: Checkpoint) -> list[str]:
     """Raw names of the tensors that are read: matrices in their order, then all others of a type that we know."""
-    inside = [checkpoint.layers[layer] for layer in sorted(matrices(checkpoint), key=sort_key)]
+    inside = matrices(checkpoint)
     others = [name for name, (_, info) in checkpoint.tensors.items() if info.dtype in DTYPES]
-    return list(dict.fromkeys([*inside, *others]))
+    return list(dict.fromkeys([*(inside[layer].raw for layer in sorted(inside, key=sort_key)), *others]))
 
 
 def wanted_bytes(checkpoint: Checkpoint) -> int:
@@ -108,19 +117,8 @@ def _steps(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
     return steps
 
 
-def take(
-    checkpoint: Checkpoint, path: Path, key: str, limit: int, read: Callable[[int], object] = lambda count: None
-) -> Sketch:
-    """Read a model once and keep its sketch at `path` (.safetensors) and beside it (.json).
-
-    `read(count)` is called with the bytes of each tensor. Raises CheckpointError.
-    """
-    started = time.perf_counter()
-    shapes = matrices(checkpoint)
-    if not shapes:
-        raise lacks(checkpoint, "weight matrix outside embeddings and heads")
-    inside = {checkpoint.layers[layer]: layer for layer in shapes}
-    facts, parts = Facts(weights=all_weights(checkpoint)), {}
+def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a model by its raw name; a later one may overwrite it."""
     steps = _steps(checkpoint, wanted_names(checkpoint))
     sizes = {name: int(np.prod(checkpoint.tensors[name][1].shape)) for names in steps for name in names}
     # The same memory for all steps; what comes over a network has its own.
@@ -130,26 +128,53 @@ def take(
         if not checkpoint.remote:
             rooms = room.split([*map(sizes.get, names), len(room) - sum(map(sizes.get, names))])
             into = {name: one.view(checkpoint.tensors[name][1].shape) for name, one in zip(names, rooms)}
-        found = checkpoint.read_tensors(names, into)
+        values = checkpoint.read_tensors(names, into)
         for name in names:
-            values = found.pop(name)
-            if name in inside:
-                weight = values.reshape(shapes[inside[name]])
-                kept = note_matrix(facts, inside[name], weight, limit)
-                half = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
-                exact = half.itemsize < 4 and torch.equal(kept.to(half).float(), kept)
-                parts[name] = kept.to(half) if exact else kept.clone()
+            yield name, values.pop(name)
+
+
+def take(
+    checkpoint: Checkpoint, path: Path, key: str, limit: int, read: Callable[[int], object] = lambda count: None
+) -> Sketch:
+    """Read a model once and keep its sketch at `path` (.safetensors) and beside it (.json).
+
+    `read(count)` is called with the bytes of each tensor. Raises CheckpointError.
+    """
+    started = time.perf_counter()
+    inside, found = matrices(checkpoint), pieces(checkpoint)
+    if not inside:
+        raise lacks(checkpoint, "weight matrix outside embeddings and heads")
+    facts, parts = Facts(weights=all_weights(checkpoint)), {}
+    for name, values in _read(checkpoint):
+        stored = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
+        for piece in found[name]:
+            one = piece.of(values)
+            if piece.layer in inside:
+                parts[piece.name] = _stored(note_matrix(facts, piece.layer, one, limit), stored)
+                if piece.either_way:
+                    parts[turned(piece.name)] = _stored(note_turned(facts, piece.name, one, limit), stored)
             else:
-                note_digests(facts, canonical_name(name), values, limit)
-                keep_sample(facts, canonical_name(name), values)
-            read(4 * values.numel())
+                note_digests(facts, piece.name, one, limit)
+                keep_sample(facts, piece.name, one)
+        read(4 * values.numel())
     tables = {f"table {number}": table.contiguous() for number, table in enumerate(facts.tables.values())}
     write_atomically(path, lambda file: file.write(save(parts | tables)))
-    layers = [[*layer, checkpoint.layers[layer], *shapes[layer]] for layer in sorted(shapes, key=sort_key)]
+    layers = [[*layer, inside[layer].name, *inside[layer].shape] for layer in sorted(inside, key=sort_key)]
     about = {"key": key, "model": checkpoint.model, "layers": layers, "facts": facts.to_json()}
     about |= {"files": digests(checkpoint), "seconds": time.perf_counter() - started}
     write_json(path.with_suffix(".json"), sealed(about), indent=None)  # written last: where it is, the other is whole
     return open_sketch(path)
+
+
+def turned(name: str) -> str:
+    """What the part of a matrix is kept under that was turned round."""
+    return f"turned {name}"
+
+
+def _stored(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part in the type that its model is stored in, where that holds it exactly."""
+    exact = dtype.itemsize < 4 and torch.equal(kept.to(dtype).float(), kept)
+    return kept.to(dtype) if exact else kept.clone()
 
 
 def open_sketch(path: Path) -> Sketch:

@@ -1,21 +1,20 @@
 """Models that an exact operation made from others: copies, casts, prunes, quantized models, merges."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
-from mother.evidence.facts import common_grid, mantissa
+from mother.evidence.facts import common_grid
 from mother.evidence.first_pass import FirstPass
-from mother.evidence.merges import EXPLAINED, common_ratio, explained_share, find_merge, scattered_equality
 from mother.evidence.second_pass import SecondPass
 from mother.evidence.sketch import Sketch
+from mother.heritage.merged import closes_circle, find_merges, sparse_merges
+from mother.heritage.relation import Relation
+from mother.io.layers import Layer
 
-SAMPLED_LAYERS = 3  # budget: matrices that the search for parts of task vectors reads
+SAMPLED_LAYERS = 8  # budget: matrices of which the zeros of a prune are looked at
+AS_NEAR = 1.02  # times the squared error of the nearest parent: others that a grid may have been made from
 SPARSE = 0.02  # share of zeros from which a model may be pruned
 
 
@@ -41,31 +40,45 @@ def find_aliases(first_pass: FirstPass) -> dict[int, int]:
     return aliases
 
 
-def find_casts(
-    first_pass: FirstPass, places: list[int], labels: Int[np.ndarray, "models"]
-) -> dict[int, tuple[int, str]]:
-    """Casts: place of a model in half precision -> (place of the model it was rounded from, type).
+def find_casts(first_pass: FirstPass, places: list[int], labels: Int[np.ndarray, "models"]) -> dict[int, Relation]:
+    """Casts: models in half precision whose matrices are all those of another model, rounded.
 
-    Exact: the digests of every shared tensor, once rounded, are equal (of large ones those of the part that is kept).
-    Of several parents the one in full precision with the first id is taken.
+    Exact, by the digests (of large tensors those of the part that is kept). Other tensors, such as norms, may have been
+    left as they were. Of several parents one in full precision is taken, of these the nearest, then the first id.
     """
-    found = {}
+    found: dict[int, Relation] = {}
     for child in places:
-        facts = first_pass.facts[child]
-        for half in sorted(facts.fits):
-            parents = []
-            for parent in places:
-                other = first_pass.facts[parent]
-                if parent == child or labels[parent] != labels[child] or half in other.fits:
-                    continue
-                shared = facts.digests.keys() & other.digests.keys()
-                if shared >= set(facts.digests) & {str(layer) for layer in first_pass.layers} and all(
-                    facts.part_digests["float32"][name] == other.part_digests[half][name] for name in shared
-                ):
-                    parents.append((bool(other.fits), first_pass.models[parent], parent))
+        for half in sorted(first_pass.facts[child].fits):
+            parents = [
+                parent
+                for parent in places
+                if parent != child and labels[parent] == labels[child] and _is_cast(first_pass, parent, child, half)
+            ]
             if parents and child not in found:
-                found[child] = (min(parents)[2], half)
+                order = [(bool(first_pass.facts[p].fits), first_pass.square[p, child], p) for p in parents]
+                first, *rest = [place for _, _, place in sorted(order)]
+                found[child] = Relation("cast", (first,), {"dtype": half} | _or(first_pass, rest))
     return found
+
+
+def _is_cast(first_pass: FirstPass, parent: int, child: int, half: str) -> bool:
+    """Whether all matrices of a model are those of another one, rounded, and its other tensors at most rounded."""
+    one, other = first_pass.facts[parent], first_pass.facts[child]
+    if half in one.fits:
+        return False
+    matrices = other.digests.keys() & {str(layer) for layer in first_pass.layers}
+    if not matrices <= one.digests.keys():
+        return False
+    rounded, was, now = one.part_digests[half], one.part_digests["float32"], other.part_digests["float32"]
+    return all(
+        now[name] == rounded[name] or (name not in matrices and now[name] == was[name])
+        for name in other.digests.keys() & one.digests.keys()
+    )
+
+
+def _or(first_pass: FirstPass, places: list[int]) -> dict[str, list[str]]:
+    """The attribute that lists other models that may be the parent, if there are any."""
+    return {"or": [first_pass.models[place] for place in places]} if places else {}
 
 
 def is_rough(first_pass: FirstPass, place: int) -> bool:
@@ -74,56 +87,75 @@ def is_rough(first_pass: FirstPass, place: int) -> bool:
     return common_grid(facts.grids) is not None or facts.zeros > SPARSE * facts.entries
 
 
-def is_not_trained(first_pass: FirstPass, place: int, casts: dict[int, tuple[int, str]]) -> bool:
+def is_not_trained(first_pass: FirstPass, place: int, casts: dict[int, Relation]) -> bool:
     """Whether a model shows that no training made it: cast, on a grid, or with zeros."""
     return place in casts or is_rough(first_pass, place)
 
 
-@dataclass(frozen=True)
-class Relation:
-    """How one model came from others, read off exactly."""
-
-    kind: str  # "cast", "prune", "quantize" or "merge"
-    parents: tuple[int, ...]
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
 def exact_relations(
-    first_pass: FirstPass, second_pass: SecondPass, casts: dict[int, tuple[int, str]]
+    sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass, casts: dict[int, Relation]
 ) -> dict[int, Relation]:
     """Models that an exact operation made from others of the collection: casts first, merges of the others last."""
-    found = {child: Relation("cast", (parent,), {"dtype": half}) for child, (parent, half) in casts.items()}
-    found = find_pruned_and_quantized(first_pass, second_pass) | found
-    return found | find_merges(first_pass, second_pass, found)
+    found = dict(casts)
+    for child, relation in find_pruned_and_quantized(sketches, first_pass, second_pass).items():
+        if child not in found and not closes_circle(found, child, relation.parents):
+            found[child] = relation
+    found |= find_merges(sketches, first_pass, second_pass, found)
+    return found | sparse_merges(sketches, first_pass, second_pass, found)
 
 
-def find_pruned_and_quantized(first_pass: FirstPass, second_pass: SecondPass) -> dict[int, Relation]:
-    """Models that zeros, or a grid, made from another; of several parents the nearest.
+def find_pruned_and_quantized(
+    sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass
+) -> dict[int, Relation]:
+    """Models that zeros, or a grid, made from another; of several parents the nearest, the others under "or".
 
-    A grandparent may lie within half a step of a grid, too.
+    Of prunes the nearest changed in the fewest entries: the prune of a prune, by size, is that of the dense one, too.
+    Nothing tells these apart; the dense one is named, with the other.
+    Pruning comes before quantizing.
     """
     arrays = second_pass.arrays
-    best: dict[int, tuple[float, Relation]] = {}
+    fitting: dict[int, list[tuple[bool, float, int, Relation]]] = {}
     for p, ends in enumerate(zip(second_pass.first.tolist(), second_pass.second.tolist())):
-        energy = float(arrays["energy"][:, p].sum())
         if not (arrays["energy"][:, p] > 0).any():
             continue
         for (parent, child), back in ((ends, ""), (ends[::-1], "_back")):
-            relation = _pruned_or_quantized(first_pass, second_pass, p, parent, child, back)
-            if relation is not None and (child not in best or energy < best[child][0]):
-                best[child] = (energy, relation)
-    return {child: relation for child, (_, relation) in best.items()}
+            relation = _pruned_or_quantized(sketches, first_pass, second_pass, p, parent, child, back)
+            if relation is not None:
+                pruned = relation.kind == "prune"
+                change = float((arrays["entries"] - arrays["equal"] if pruned else arrays["energy"])[:, p].sum())
+                if pruned and is_rough(first_pass, parent):
+                    change += float(
+                        arrays["entries"][:, p].sum()
+                    )  # several levels are mostly made from one dense model
+                fitting.setdefault(child, []).append((not pruned, change, parent, relation))
+    found = {}
+    for child, some in fitting.items():
+        (_, least, _, nearest), *rest = sorted(some, key=lambda entry: entry[:3])
+        pruned = nearest.kind == "prune"
+        # A relative of the parent may lie within half a step, too, but it lies farther off.
+        others = [m for _, far, m, one in rest if one.kind == nearest.kind and (pruned or far < AS_NEAR * least)]
+        found[child] = Relation(nearest.kind, nearest.parents, nearest.attributes | _or(first_pass, others))
+    return found
 
 
 def _pruned_or_quantized(
-    first_pass: FirstPass, second_pass: SecondPass, p: int, parent: int, child: int, back: str
+    sketches: Sequence[Sketch],
+    first_pass: FirstPass,
+    second_pass: SecondPass,
+    p: int,
+    parent: int,
+    child: int,
+    back: str,
 ) -> Relation | None:
     """Whether pair p, read from parent to child, is a prune or a quantization; `back` ends the names of its arrays."""
     arrays, facts = second_pass.arrays, first_pass.facts
-    differing = (arrays["entries"] - arrays["equal"])[:, p].sum()
-    if arrays[f"zeroed{back}"][:, p].sum() == differing:
-        return Relation("prune", (parent,), {"zeros": round(facts[child].zeros / facts[child].entries, 4)})
     changed = arrays["energy"][:, p] > 0
+    differing, zeroed = (arrays["entries"] - arrays["equal"])[:, p], arrays[f"zeroed{back}"][:, p]
+    if zeroed.sum() == differing.sum():
+        layers = [second_pass.layers[row] for row in np.flatnonzero(changed)]
+        if _looks_pruned(sketches[parent], sketches[child], layers):
+            return Relation("prune", (parent,), {"zeros": round(facts[child].zeros / facts[child].entries, 4)})
+        return None
     if arrays[f"quantized{back}"][changed, p].mean() <= 0.5 or common_grid(facts[parent].grids) is not None:
         return None
     grid = common_grid(facts[child].grids)
@@ -132,56 +164,19 @@ def _pruned_or_quantized(
     return Relation("quantize", (parent,), {"bits": grid.bits if grid is not None else 8})
 
 
-def find_merges(first_pass: FirstPass, second_pass: SecondPass, relations: dict[int, Relation]) -> dict[int, Relation]:
-    """Models without another relation that are linear or spherical combinations of their neighbours."""
-    found = {}
-    for child, near in enumerate(second_pass.neighbours):
-        if child in relations or len(near) < 2:
-            continue
-        merge = find_merge(second_pass.grams[child], float(first_pass.size[child]), mantissa(first_pass.facts[child]))
-        if merge is not None:
-            parents = tuple(near[k] for k in merge.parents)
-            attributes = {"coefficients": [round(a, 4) for a in merge.coefficients], "method": merge.method}
-            found[child] = Relation("merge", parents, attributes)
-    return found
+def _looks_pruned(parent: Sketch, child: Sketch, layers: Sequence[Layer]) -> bool:
+    """Whether zeros stand among other entries, for the small ones or at random, in most matrices that changed.
 
-
-def sparse_merges(
-    sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass, relations: dict[int, Relation]
-) -> dict[int, Relation]:
-    """TIES and DARE merges: models that hold parts of two task vectors on top of a third model.
-
-    Only models that share scattered entries with a neighbour, their base, are looked at again, and only some matrices.
+    A matrix that is all zero was initialised so, and trained in the other model; so were whole rows of large entries.
     """
-    found = {}
-    arrays = second_pass.arrays
-    for child, near in enumerate(second_pass.neighbours):
-        if child in relations or first_pass.facts[child].fits:
+    votes = []
+    for layer in layers[:: max(1, -(-len(layers) // SAMPLED_LAYERS))]:
+        was, now = parent.read(layer), child.read(layer)
+        gone, kept = (now == 0) & (was != 0), now != 0
+        if not (gone.any() and kept.any()):
+            votes.append(False)
             continue
-        best: tuple[float, Relation] | None = None
-        for base in near:
-            p = second_pass.number(base, child)
-            if p is None or base in relations:
-                continue
-            changed = arrays["energy"][:, p] > 0
-            equal = arrays["equal"][:, p] / arrays["entries"][:, p].clip(min=1)
-            if not scattered_equality(equal, changed):
-                continue
-            layers = [second_pass.layers[row] for row in np.argsort(-arrays["energy"][:, p])[:SAMPLED_LAYERS]]
-            others = [m for m in near if m != base and m not in relations]
-            read = {
-                m: torch.cat([sketches[m].read(layer).flatten() for layer in layers])
-                for m in (child, base, *others)
-                if all(sketches[m].shapes.get(layer) == sketches[base].shapes.get(layer) for layer in layers)
-            }
-            ratios = {m: common_ratio(read[base], read[m], read[child]) for m in others if m in read}
-            fitting = [m for m in others if ratios.get(m) is not None]
-            for pair in combinations(fitting, 2):
-                share = explained_share(read[base], [(ratios[m], read[m]) for m in pair], read[child])
-                if share > EXPLAINED and (best is None or share > best[0]):
-                    attributes = {"weights": [round(ratios[m], 4) for m in pair], "method": "sparse"}
-                    attributes["base"] = first_pass.models[base]
-                    best = share, Relation("merge", pair, attributes)
-        if best is not None:
-            found[child] = best[1]
-    return found
+        touched = gone.any(dim=1)
+        scattered = float(kept[touched].any(dim=1).double().mean()) > 0.5
+        votes.append(scattered or bool(was[gone].abs().median() < was[kept].abs().median()))
+    return bool(votes) and sum(votes) > len(votes) / 2

@@ -10,22 +10,22 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from mother.evidence.alignment import align
 from mother.evidence.candidates import candidate_pairs
 from mother.evidence.dora import row_scaled_rank
-from mother.evidence.edges import is_lora
 from mother.evidence.facts import SKETCH_ENTRIES, common_grid, mantissa
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.relatedness import related_components
-from mother.evidence.second_pass import take_second_pass
+from mother.evidence.second_pass import is_lora, take_second_pass
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.heritage.calibration import Coefficients, read_coefficients
-from mother.heritage.relations import exact_relations, find_aliases, find_casts, is_not_trained, sparse_merges
+from mother.heritage.relations import exact_relations, find_aliases, find_casts, is_not_trained
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.io.checkpoint import Checkpoint
 from mother.io.runtime import versions
 from mother.io.snapshots import Snapshot
 
-PASSES_SCHEMA = 2  # raise it when a measurement of a pair changes its meaning
+PASSES_SCHEMA = 4  # raise it when a measurement of a pair changes its meaning
 
 # progress(title)(total)(count): how much of the total has been done since the last call, 1 where it does not say
 Progress = Callable[[str], Callable[[int], Callable[..., object]]]
@@ -65,7 +65,8 @@ def trace_sketches(
     Without `coefficients` those that come with the project are used. Models are sorted by id first, so that the order
     of the collection does not matter. What is measured is kept in the folder `keep`.
     """
-    sketches = sorted(sketches, key=lambda sketch: sketch.model)
+    aligned = align(sorted(sketches, key=lambda sketch: sketch.model))
+    sketches = aligned.sketches
     first = first_pass_snapshot(sketches, keep)
     found = take_first_pass(sketches, device, progress("first pass"), first)
     labels = related_components(found.relatedness, error)
@@ -81,12 +82,12 @@ def trace_sketches(
     second_pass = take_second_pass(
         sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second
     )
-    relations = exact_relations(found, second_pass, casts)
-    relations |= sparse_merges(sketches, found, second_pass, relations)
+    relations = exact_relations(sketches, found, second_pass, casts)
     heritage = Heritage(found, second_pass, labels, aliases, relations, not_trained, [], first.before + second.before)
     heritage = recover_clusters(heritage, coefficients or read_coefficients())
     ranks = Snapshot(keep / "kinds.npz" if keep else None, second.key)
-    return replace(heritage, row_scaled=row_scaled_ranks(heritage, sketches, ranks))
+    scaled = row_scaled_ranks(heritage, sketches, ranks)
+    return replace(heritage, row_scaled=scaled, matched=aligned.matched)
 
 
 def first_pass_snapshot(sketches: Sequence[Sketch], keep: Path | None) -> Snapshot:

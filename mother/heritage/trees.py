@@ -1,18 +1,26 @@
 """The most probable tree of each cluster of related models."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from mother.evidence.candidates import comparable_square
 from mother.evidence.edges import Evidence, gather
+from mother.evidence.facts import mantissa
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
+from mother.graph.acyclic import descents, find_circle
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.heritage.ancestors import Hidden, find_hidden, lift_parents
 from mother.heritage.calibration import Coefficients, log_weights
-from mother.heritage.relations import Relation, is_rough
+from mother.heritage.relation import Relation
+from mother.heritage.relations import is_rough
+from mother.heritage.terms import all_terms
+
+RECAST = 2.0  # log odds that a model was trained from the one of two twins that is stored as it is
 
 
 @dataclass
@@ -26,6 +34,12 @@ class Cluster:
     evidence: Evidence
     forced: dict[int, int]
     hidden: list[Hidden]
+    coefficients: Coefficients
+
+    @cached_property
+    def terms(self) -> dict[str, Float[np.ndarray, "members members"]]:
+        """What each evidence added to the log weights that the probabilities come from."""
+        return all_terms(self.evidence, self.coefficients, self.forced)
 
 
 @dataclass
@@ -42,6 +56,7 @@ class Heritage:
     reused: float = 0.0  # seconds that earlier runs took for measurements that were read again
     row_scaled: dict[tuple[int, int], int | None] = field(default_factory=dict)  # see `row_scaled_ranks`
     left_out: dict[str, str] = field(default_factory=dict)  # models that could not be used, and why
+    matched: dict[str, str] = field(default_factory=dict)  # models whose matrices had other names, and how they matched
 
     def hidden_name(self, hidden: Hidden) -> str:
         """Id of a hidden ancestor: by its children, so that it is the same in every run."""
@@ -50,7 +65,7 @@ class Heritage:
 
 def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage:
     """The trees of all clusters from what was measured, with these coefficients."""
-    square = comparable_square(heritage.first_pass)
+    square = comparable_square(heritage.first_pass, turned=True)
     clusters = []
     for label in range(heritage.labels.max() + 1 if len(heritage.labels) else 0):
         places = np.flatnonzero(heritage.labels == label).tolist()
@@ -72,20 +87,78 @@ def _recover_cluster(
 ) -> Cluster:
     """Evidence, marginals and the most probable tree of one cluster."""
     made = not_trained | {place for place in members if place in relations}
-    may_lie_between = [place for place in members if place not in made]
     rounded = {place for place in not_trained if is_rough(first_pass, place)}
-    evidence = gather(first_pass, second_pass, square, members, may_lie_between, made, rounded)
+    altered = made - {place for place in members if place in relations and relations[place].kind == "merge"}
+    casts = {child: one.parents[0] for child, one in relations.items() if one.kind == "cast"}
+    evidence = gather(first_pass, second_pass, square, members, altered, rounded)
     place = {member: at for at, member in enumerate(members)}
     forced = {place[m]: place[relations[m].parents[0]] for m in members if m in relations}
     weights = log_weights(evidence, coefficients, forced)
-    for member in members:
-        if member in relations and relations[member].kind == "merge":
-            for parent in relations[member].parents:  # no merge is its parent's parent
-                weights[place[member], place[parent]] = -np.inf
+    stored = [mantissa(first_pass.facts[member]) for member in members]
+    _prefer_casts(weights, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
+    known = [(p, m) for m in members if m in relations for p in relations[m].parents]
+    for ancestor, descendant in descents(known):  # no model is above its own ancestors
+        weights[place[descendant], place[ancestor]] = -np.inf
+    tree = _acyclic_tree(weights, members, known)
     probability, roots, _ = edge_marginals(weights)
+    hidden = find_hidden(second_pass, tree, {members[child] for child in forced})
+    if find_circle([*known, *hidden_edges(tree, hidden)]):
+        hidden = []  # a merge joins what a hidden ancestor would stand between
+    return Cluster(members, lift_parents(tree, hidden), probability, roots, evidence, forced, hidden, coefficients)
+
+
+def _prefer_casts(
+    weights: Float[np.ndarray, "members members"], casts: list[tuple[int, int]], stored: list[int]
+) -> None:
+    """Let what is stored in the type of a cast come from the cast, not from its original, by RECAST.
+
+    The two differ by rounding alone: training in a type begins with a cast to it. Changes `weights`; all places are of
+    members, `casts` are pairs of a cast and its original.
+    """
+    for cast, original in casts:
+        alike = [j for j, bits in enumerate(stored) if bits == stored[cast] and j not in (cast, original)]
+        best = np.maximum(weights[cast, alike], weights[original, alike])
+        weights[cast, alike], weights[original, alike] = best, best - RECAST
+
+
+def hidden_edges(parents: dict[int, int], hidden: list[Hidden]) -> list[tuple[Any, Any]]:
+    """The edges of a tree with its hidden ancestors, each of which is named by its place in their list."""
+    under = {child: ("hidden", k) for k, one in enumerate(hidden) for child in one.children}
+    edges = [(under.get(child, parent), child) for child, parent in lift_parents(parents, hidden).items()]
+    edges += [(above, child) for child, above in under.items()]
+    return edges + [(one.parent, ("hidden", k)) for k, one in enumerate(hidden) if one.parent is not None]
+
+
+def _acyclic_tree(
+    weights: Float[np.ndarray, "members members"], members: list[int], known: list[tuple[int, int]]
+) -> dict[int, int]:
+    """The most probable tree, [child] -> parent, that closes no circle with the edges of exact relations.
+
+    A merge has more parents than the tree tells. Of each circle that they close the edge that the tree can best do
+    without is made impossible, in `weights`, too.
+    """
+    parents, _ = _best_tree(weights)
+    while True:
+        tree = {members[child]: members[parent] for child, parent in parents.items()}
+        circle = set(find_circle([*known, *((parent, child) for child, parent in tree.items())])) - set(known)
+        edges = [(parent, child) for child, parent in parents.items() if (members[parent], members[child]) in circle]
+        edges = [edge for edge in edges if np.isfinite(weights[edge])]
+        if not edges:
+            return tree
+        without = {}
+        for edge in edges:
+            rest = weights.copy()
+            rest[edge] = -np.inf
+            without[edge] = _best_tree(rest)
+        banned = max(edges, key=lambda edge: without[edge][1])
+        weights[banned] = -np.inf
+        parents = without[banned][0]
+
+
+def _best_tree(weights: Float[np.ndarray, "members members"]) -> tuple[dict[int, int], float]:
+    """The tree of the largest log weight, [child] -> parent, and this weight."""
     finite = np.where(np.isfinite(weights), weights, -1e6)
     np.fill_diagonal(finite, 0)
     parents = minimum_spanning_arborescence(-finite)
-    tree = {members[child]: members[parent] for child, parent in enumerate(parents) if parent >= 0}
-    hidden = find_hidden(second_pass, tree, {members[child] for child in forced})
-    return Cluster(members, lift_parents(tree, hidden), probability, roots, evidence, forced, hidden)
+    child = np.flatnonzero(parents >= 0)
+    return dict(zip(child.tolist(), parents[child].tolist())), float(finite[parents[child], child].sum())

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from mother.evidence.edges import is_lora
+from mother.evidence.alignment import notes
+from mother.evidence.second_pass import is_lora
+from mother.graph.acyclic import require_acyclic
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.trees import Cluster, Heritage
 
@@ -48,7 +50,8 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
         relation = heritage.relations.get(child)
         if relation is not None:
             for parent in relation.parents:
-                facts = {"kind": relation.kind, **relation.attributes, "adjacency": 1.0, "arrow": 1.0}
+                facts = {"kind": relation.kind, **relation.attributes, "arrow": 1.0}
+                facts["adjacency"] = _round(1 / (1 + len(relation.attributes.get("or", ()))))
                 if len(relation.parents) > 1 and "coefficients" in facts:
                     facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
                 facts["direction"] = "known"
@@ -82,6 +85,7 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
 
     * kind: fine-tune, lora (rank, dora), cast (dtype), prune (zeros), quantize (bits), merge (coefficients, method);
       null beside a hidden ancestor
+    * or: other models from which an exact operation may have made the child as well
     * adjacency: probability that the two are parent and child, in either direction
     * arrow: probability that it points this way, given that they are; direction says "unknown" where it is too low
     * compared: entries that both have in common shapes, as share of all weights of the larger one but embeddings and
@@ -103,4 +107,5 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
             facts = {"tree": str(number), "hidden": True, "private": _round(hidden.private)}
             nodes[heritage.hidden_name(hidden)] = facts
         edges += _cluster_edges(heritage, cluster)
-    return ModelGraph(name, nodes, tuple(edges), dict(heritage.left_out))
+    require_acyclic([(edge.parent, edge.child) for edge in edges])
+    return ModelGraph(name, nodes, tuple(edges), dict(heritage.left_out), notes(heritage.matched))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, applied
-from mother.io.layers import ATTENTION, Layer
+from mother.io.layers import Layer, is_attention
 from mother.io.places import File
 from mother.io.runtime import free_memory
 from mother.io.safetensors import DTYPES, TensorInfo
@@ -137,7 +137,7 @@ class Checkpoint:
         dropped = {
             name
             for layer, name in self.layers.items()
-            if layer.block and layer.kind not in ATTENTION and len(self.shape(layer)) >= 2
+            if layer.block and not is_attention(layer) and len(self.shape(layer)) >= 2
         }
         tensors = {name: place for name, place in self.tensors.items() if name not in dropped}
         return replace(self, tensors=tensors, layers={k: name for k, name in self.layers.items() if name in tensors})

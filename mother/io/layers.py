@@ -40,40 +40,73 @@ KINDS = [
 ]
 
 _KINDS = [(re.compile(pattern), kind) for pattern, kind in KINDS]
-_BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>[0-9]{1,6})\.(?P<rest>.+)\.weight$")
+_NUMBER = re.compile("[0-9]{1,6}")
+_BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>[0-9]{1,6})\.(?P<rest>.+)$")
+# Of torch's recurrent layers the number stands behind.
+_RECURRENT = re.compile(
+    r"^(?P<stack>(?:.*\.)?)(?P<rest>(?:weight|bias)_[a-z]+)_l(?P<number>[0-9]{1,6})(?P<back>_reverse)?$"
+)
 
 # Wrappers that tell nothing about the place of a layer. A decoder keeps its name.
 _WRAPPERS = {"model", "base_model", "module", "vit", "deit", "beit", "dinov2", "bert", "roberta", "transformer"}
 
-_WRAPPERS |= {"encoder", "vision_model", "unet", "_orig_mod", "net", "network"}
+_WRAPPERS |= {"encoder", "vision_model", "unet", "_orig_mod", "net", "network", "_forward_module", "state_dict"}
+
+_WRAPPERS |= {"ema", "ema_model", "model_ema", "student", "teacher"}
+
+# Embeddings, tokens, positions and heads by name. Others are recognised by their shapes (mother/io/pieces.py).
+_OUTSIDE = re.compile(
+    r"(.*\.)?(embed_tokens|(word|tok|token|token_type|pos|position|positional|patch)_embed(ding)?s?|wte|wpe"
+    r"|(cls|class|mask|dist|distillation)_(token|embedding)|pooler|classifier|score|(\w+_)?head)(\..*)?"
+)
 
 
 def _stack(path: str) -> str:
     return ".".join(part for part in path.split(".") if part and part not in _WRAPPERS)
 
 
-def layer_of(name: str) -> Layer | None:
-    """The layer that a raw tensor name denotes; None for what is not a weight (biases, buffers)."""
-    if not name.endswith(".weight"):
-        return None
-    match = _BLOCK.match(name)
+def place_of(name: str) -> Layer:
+    """The layer that a raw tensor name denotes, whatever kind of tensor it is.
+
+    The block is what stands before the last number that is followed by more than numbers: `features.3` of
+    `features.3.conv.0`. Where there is no such number it is the last one, as of `features.3`.
+    """
+    path = name.removesuffix(".weight")
+    match = _RECURRENT.match(path) or _BLOCK.match(path)
     if match:
-        stack = _stack(match["stack"])
+        stack, rest = _stack(match["stack"]), match["rest"] + (match.groupdict().get("back") or "")
         block = f"{stack}.{match['number']}" if stack else match["number"]
         for pattern, kind in _KINDS:
-            found = pattern.fullmatch(match["rest"])
+            found = pattern.fullmatch(rest)
             if found:
                 return Layer(block, kind or found[1])
-        return Layer(block, match["rest"])
-    return Layer("", _stack(name.removesuffix(".weight")))
+        return Layer(block, rest)
+    plain = _stack(path)
+    if _OUTSIDE.fullmatch(plain):
+        return Layer("", plain)
+    parts = plain.split(".")
+    end = len(parts)
+    while end and _NUMBER.fullmatch(parts[end - 1]):
+        end -= 1
+    numbers = [at for at, part in enumerate(parts[:end]) if _NUMBER.fullmatch(part)]
+    if numbers:
+        return Layer(".".join(parts[: numbers[-1] + 1]), ".".join(parts[numbers[-1] + 1 :]))
+    return Layer("", plain) if end == len(parts) else Layer(plain, "weight")
+
+
+def layer_of(name: str) -> Layer | None:
+    """The layer of a weight by its raw name; None for what does not end in `.weight`: biases, buffers, parameters.
+
+    The paper's method and adapters know weights by it. Method "map" looks at the shapes, too (mother/io/pieces.py).
+    """
+    return place_of(name) if name.endswith(".weight") else None
 
 
 def canonical_name(name: str) -> str:
     """A tensor's name without wrappers, the same for a model and for that model inside a larger one."""
     if name.endswith(".bias"):
-        return f"{layer_of(name.removesuffix('.bias') + '.weight')}.bias"
-    layer = layer_of(name)
-    return str(layer) if layer is not None else _stack(name)
+        return f"{place_of(name.removesuffix('.bias') + '.weight')}.bias"
+    return str(place_of(name))
 
 
 def name_layers(names: Iterable[str]) -> dict[Layer, str]:
@@ -88,14 +121,14 @@ def sort_key(layer: Layer) -> tuple:
     stack, _, number = layer.block.rpartition(".")
     kinds = [*ATTENTION, "mlp_gate", "mlp_up", "mlp_down"]
     place = kinds.index(layer.kind) if layer.kind in kinds else len(kinds)
-    return (stack, int(number) if re.fullmatch("[0-9]{1,6}", number) else -1, place, layer.kind)
-
-
-_OUTSIDE = re.compile(
-    r"(.*\.)?(embed_tokens|(word|position|patch|token_type)_embeddings?|wte|wpe|pooler|classifier|score|(\w+_)?head)(\..*)?"
-)
+    return (stack, int(number) if _NUMBER.fullmatch(number) else -1, place, layer.kind)
 
 
 def is_backbone(layer: Layer) -> bool:
     """Whether a layer is none of those that are resized, tied or new in each model: embeddings and heads."""
     return layer.block != "" or _OUTSIDE.fullmatch(layer.kind) is None
+
+
+def is_attention(layer: Layer) -> bool:
+    """Whether a matrix inside a block is one of its attention, whatever the family calls it."""
+    return layer.kind in ATTENTION or re.search(r"(^|[._])(\w*attn\d*|\w*attention)([._]|$)", layer.kind) is not None

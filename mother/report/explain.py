@@ -8,10 +8,12 @@ import torch
 
 from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import InputError
-from mother.evidence.edges import DECISIVE, decay_direction, is_lora, pooled_newness
+from mother.evidence.direction import cast_direction
+from mother.evidence.edges import DECISIVE, decay_direction, pooled_newness
 from mother.evidence.facts import common_grid, mantissa
-from mother.evidence.second_pass import SecondPass, take_second_pass
+from mother.evidence.second_pass import SecondPass, is_lora, take_second_pass
 from mother.heritage.typed_graph import KNOWN
+from mother.report.terms import edge_terms, terms_text
 
 
 def _pairs_of(group: Group, i: int, j: int) -> tuple[SecondPass, int]:
@@ -26,6 +28,15 @@ def _pairs_of(group: Group, i: int, j: int) -> tuple[SecondPass, int]:
     return take_second_pass(both, [(0, 1)], [[], []], grids, bits, torch.device("cpu")), 0
 
 
+def _cast_direction(group: Group, second_pass: SecondPass, p: int, i: int, j: int) -> float | None:
+    """Log likelihood ratio that j came last, by cast residuals; None for models of one type."""
+    if not second_pass.cast[p].any():
+        return None
+    facts = group.heritage.first_pass.facts
+    ratio = cast_direction(second_pass.cast[p])
+    return round(ratio if mantissa(facts[i]) > mantissa(facts[j]) else -ratio, 1) + 0.0
+
+
 def _node(recovered: Recovered, model: str) -> str:
     """The node that stands for a model: itself, or the one that it is a copy of."""
     for key, facts in recovered.graph.nodes.items():
@@ -37,8 +48,12 @@ def _node(recovered: Recovered, model: str) -> str:
 def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
     """The figures behind a pair of one group, read as parent -> child.
 
+    terms          what each evidence added to the log weight of this edge (`mother/heritage/terms.py`), and their sum
+    third          the model that fits best between the two, which the term "between" is about
     newness        mean over layers in -1..1 and its t statistic: positive where what changed is new in the child
     rounding       log likelihood ratio that the child was rounded last; null where the update has no low rank
+    cast           log likelihood ratio that the child came last, by how the finer model's weights lie about the
+                   coarser's; null where both have one type
     decay          1 where rows of the child's tables are the parent's, shrunk by one factor; -1 the reverse
     equal          share of the compared entries that are equal
     layers         of each matrix that changed: share of the squared change, rank ("full" where it is), newness,
@@ -54,6 +69,7 @@ def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
         "distance": round(distance, 6) if np.isfinite(distance) else None,
         "compared": round(first_pass.compared(i, j), 4),
     }
+    found |= edge_terms(heritage, i, j)
     if not np.isfinite(distance):
         return found
     second_pass, p = _pairs_of(group, i, j)
@@ -68,6 +84,7 @@ def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
         "newness": round(sign * mean, 4),
         "newness_t": round(sign * t, 2),
         "rounding": round(sign * float(arrays["rounding"].sum()), 1) if low else None,
+        "cast": _cast_direction(group, second_pass, p, i, j),
         "decay": sign * decay_direction(first_pass.facts[min(i, j)], first_pass.facts[max(i, j)]),
         "equal": round(float(arrays["equal"].sum() / max(1.0, arrays["entries"].sum())), 4),
         "layers_changed": int(changed.sum()),
@@ -112,7 +129,13 @@ def wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child:
         ]
     arrow, adjacency = edge.get("arrow", 1.0), edge.get("adjacency", 1.0)
     rounding, t = evidence.get("rounding"), evidence.get("newness_t") or 0.0
-    if rounding is not None and abs(rounding) > DECISIVE:
+    if abs(evidence.get("cast") or 0.0) > DECISIVE:
+        found.append(
+            "Arrow: the two are stored in different types, and the finer one's numbers lie about the coarser one's as "
+            f"if {child if evidence['cast'] > 0 else parent} came last (log likelihood ratio "
+            f"{abs(evidence['cast']):.0f}); they would have to lie so by chance."
+        )
+    elif rounding is not None and abs(rounding) > DECISIVE:
         side = child if rounding > 0 else parent
         found.append(
             f"Arrow: the rounding errors left in the difference have the grain of {side}'s numbers (log likelihood "
@@ -211,7 +234,7 @@ def _explain_relatives(group: Group, graph: nx.DiGraph, nodes: list[str]) -> dic
     if min(arrows) < KNOWN:
         summary += f" An arrow on the way is not known (probability {min(arrows):.2f})."
     adjacency = group.adjacency(*nodes)
-    found = {"path": path, "summary": summary, "evidence": pair_evidence(group, parent, child)}
+    found = {"path": path, "summary": summary, "evidence": pair_evidence(group, *nodes)}  # as they were named
     return found | {"adjacency": round(adjacency, 4) if adjacency is not None else None}
 
 
@@ -246,8 +269,12 @@ def explain_text(found: dict[str, Any], most: int = 12) -> str:
         if evidence["rounding"] is not None:
             ratio = f"{evidence['rounding']:+.1f}"
             lines.append(f"rounding      {ratio}  (log likelihood ratio; positive: {second} was rounded last)")
+        if evidence["cast"] is not None:
+            lines.append(f"cast          {evidence['cast']:+.1f}  (the same by residuals of a cast)")
         if evidence["decay"]:
             lines.append(f"decay         rows of {second if evidence['decay'] > 0 else first} are shrunk by one factor")
+        if "terms" in evidence:
+            lines.append(f"log weight    {terms_text(evidence)}  (of {first} -> {second})")
         rows = sorted(evidence["layers"], key=lambda row: -row["change"])
         if rows:
             lines += ["", f"{'matrix':<28} {'change':>7} {'rank':>6} {'newness':>8} {'rounding':>9}"]

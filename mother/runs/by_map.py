@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mother.errors import InputError
+from mother.evidence.alignment import align
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.relatedness import related_components
 from mother.evidence.sketch import sketch_models
@@ -80,7 +81,7 @@ def cluster_by_map(run: Run) -> None:
     started = time.perf_counter()
     opened, keep = _prepare(run)
     taken = sketch_models(opened, keep / "models", progress=run.progress("reading"))
-    sketches = sorted(taken.sketches, key=lambda sketch: sketch.model)
+    sketches = align(sorted(taken.sketches, key=lambda sketch: sketch.model)).sketches
     snapshot = first_pass_snapshot(sketches, keep)
     found = take_first_pass(sketches, run.device, run.progress("first pass"), snapshot)
     left_out = run.unreadable | taken.left_out

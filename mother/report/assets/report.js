@@ -279,6 +279,8 @@
       ["rounding, log likelihood ratio", seen.rounding === null ? "\u2013" : signed(seen.rounding, 1)],
       ["equal entries", `${number(100 * seen.equal, 1)} %`],
       ["matrices that differ", `${seen.layers_changed} of ${seen.layers_compared}`]);
+    for (const [name, value] of Object.entries(seen.terms || {})) if (value !== null && Math.abs(value) >= 0.005)
+      facts.push([name === "log weight" ? "log weight of the edge" : `log weight, ${name === "between" && seen.third ? `${seen.third} between` : name}`, signed(value, 2)]);
     for (const [key, value] of Object.entries(edge.attributes || {})) facts.push([key.replace(/_/g, " "), typeof value === "object" ? JSON.stringify(value) : String(value)]);
     box.append(table(["figure", "value"], facts, [1]));
     if (seen.layers && seen.layers.length) {

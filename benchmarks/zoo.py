@@ -1,0 +1,189 @@
+"""Method "map" on the zoo: every architecture, and every plot, recovered with coefficients that never saw it.
+
+    python -m benchmarks.zoo            the zoo; it is grown first where it is missing
+    python -m benchmarks.zoo --seeds 3  other weights and other draws, too
+
+What is measured of models does not depend on coefficients; so each family is traced once, and its trees are
+recovered again with what the other families taught.
+"""
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
+from dataset.grow import grow_manifest
+from dataset.zoo_plan import plan_zoo
+from mother.graph.manifest import Manifest
+from mother.graph.model_graph import ModelGraph
+from mother.graph.scores import score_graph
+from mother.graph.text import format_table
+from mother.heritage.calibration import Coefficients, fit
+from mother.heritage.trees import Heritage, recover_clusters
+from mother.heritage.typed_graph import build_graph
+
+FOLDER = Path(__file__).parent.parent / "dataset"
+SURE = 0.95
+TARGETS = {"directed": 0.93, "undirected": 0.96, "kinds": 0.95}
+LARGEST = {"ece": 0.04, "wrong when sure": 0.03, "ece of one architecture": 0.08}
+
+
+@dataclass
+class Args:
+    """Recover the zoo with coefficients that never saw the architecture, or the plot, at hand."""
+
+    seeds: int = 1
+    """zoos of so many seeds; coefficients come from the first"""
+
+
+@dataclass
+class Judged:
+    """Stated edges of a part of the zoo: (P(edge), right, P(adjacent), adjacent right, P(arrow), text)."""
+
+    scores: list[dict] = field(default_factory=list)
+    edges: list[tuple[float, bool, float, bool, float, str]] = field(default_factory=list)
+
+    def row(self) -> list:
+        """Accuracy over all true edges, calibration over all stated ones."""
+        weights = np.array([score["true_edges"] for score in self.scores], dtype=float)
+        shares = [
+            float(np.average([score[name] or 0 for score in self.scores], weights=weights))
+            for name in ("directed", "undirected")
+        ]
+        kinds = [score["kinds"] for score in self.scores if score["kinds"] is not None]
+        values = np.array([edge[:5] for edge in self.edges], dtype=float)
+        both = values[values[:, 3] > 0]  # an arrow is right or wrong where the pair is one
+        errors = [
+            expected_calibration_error(values[:, 0], values[:, 1]),
+            expected_calibration_error(values[:, 2], values[:, 3]),
+            expected_calibration_error(both[:, 4], both[:, 1]),
+        ]
+        brier = float(np.mean((values[:, 0] - values[:, 1]) ** 2))
+        sure = values[:, 0] >= SURE
+        wrong = int((1 - values[sure, 1]).sum())
+        return [int(weights.sum()), *shares, float(np.mean(kinds)), *errors, brier, int(sure.sum()), wrong]
+
+
+HEAD = ("edges", "directed", "undirected", "kinds", "ECE", "ECE pair", "ECE arrow", "Brier", "sure", "wrong")
+
+
+def part(manifest: Manifest, graph: ModelGraph, key: str, value: str) -> tuple[Manifest, ModelGraph]:
+    """What belongs to one architecture or plot."""
+    nodes = tuple(node for node in manifest.nodes if node.recipe[key] == value)
+    ids = {node.id for node in nodes}
+    trees = {facts["tree"] for model, facts in graph.nodes.items() if ids & {model, *facts.get("aliases", ())}}
+    kept = {model: facts for model, facts in graph.nodes.items() if facts["tree"] in trees}
+    edges = tuple(edge for edge in graph.edges if edge.child in kept)
+    return replace(manifest, nodes=nodes), ModelGraph(graph.name, kept, edges)
+
+
+def judge(manifest: Manifest, graph: ModelGraph, into: Judged) -> None:
+    """Add the scores of one part, and each stated edge with a probability of its own."""
+    score = score_graph(graph, manifest)
+    if score["true_edges"]:
+        into.scores.append(score)
+    nodes = {node.id: node for node in manifest.nodes}
+    original = {node.id: node.parent for node in manifest.nodes if node.kind == "copy"}
+    # The base of task vectors is a parent with a coefficient of its own, though it is not called so.
+    bases = {(n.recipe["base"], n.id) for n in manifest.nodes if n.recipe and "base" in n.recipe}
+    true = {(original.get(p, p), n.id) for n in manifest.nodes for p in n.all_parents} | bases
+    names = {m: {m, *facts.get("aliases", ())} for m, facts in graph.nodes.items()}
+    for edge in graph.edges:
+        facts = edge.attributes
+        if "adjacency" not in facts or edge.child not in names or edge.parent not in names:
+            continue
+        ways = [(p, c) for p in names[edge.parent] for c in names[edge.child]]
+        right = any(way in true for way in ways)
+        back = any(way[::-1] in true for way in ways)
+        what = nodes.get(edge.child)
+        about = {k: v for k, v in (what.recipe if what else {}).items() if k in SHOWN}
+        text = f"{edge.parent} -> {edge.child} ({facts['kind']}; {about})"
+        stated = facts["adjacency"] * facts["arrow"]
+        into.edges.append((stated, right, facts["adjacency"], right or back, facts["arrow"], text))
+
+
+SHOWN = (
+    "architecture",
+    "plot",
+    "move",
+    "optimizer",
+    "weight_decay",
+    "train_dtype",
+    "dtype",
+    "rank",
+    "method",
+    "grower",
+)
+
+
+def leave_out(
+    manifest: Manifest, heritage: Heritage, examples: list[Case], key: str, seen: dict[str, Coefficients]
+) -> dict[str, Judged]:
+    """Each value of this key recovered with coefficients from all others."""
+    found: dict[str, Judged] = defaultdict(Judged)
+    for value in sorted({str(node.recipe[key]) for node in manifest.nodes}):
+        if value not in seen:
+            seen[value] = fit([case.example for case in examples if case.group.get(key) != value])
+        graph = build_graph(manifest.name, recover_clusters(heritage, seen[value]))
+        judge(*part(manifest, graph, key, value), found[value])
+    return found
+
+
+def pooled(found: dict[str, Judged]) -> Judged:
+    """All of them together."""
+    return Judged([s for one in found.values() for s in one.scores], [e for one in found.values() for e in one.edges])
+
+
+def grown(seed: int) -> Manifest:
+    """The zoo of a seed, grown where it is missing."""
+    manifest = plan_zoo(FOLDER, seed)
+    if errors := grow_manifest(manifest):
+        sys.exit(f"{len(errors)} models could not be grown; see above")
+    return manifest
+
+
+def main(args: Args) -> None:
+    """Print the tables, and every wrong edge that was stated as sure."""
+    splits = [case for split in SPLITS for case in cases(*traced(split))]
+    coefficients: dict[str, dict[str, Coefficients]] = {"architecture": {}, "plot": {}}
+    missed: list[str] = []
+    examples: list[Case] = []
+    for seed in range(args.seeds):
+        name = grown(seed).name
+        manifest, heritage = traced(name)
+        examples = examples or [*cases(manifest, heritage), *splits]
+        for key in ("architecture", "plot"):
+            found = leave_out(manifest, heritage, examples, key, coefficients[key])
+            rows = [[value, *one.row()] for value, one in found.items()] + [["all", *pooled(found).row()]]
+            print(f"\n{name}: leave one {key} out\n{format_table((key, *HEAD), rows)}")
+            for one in pooled(found).edges:
+                if one[0] >= SURE and not one[1]:
+                    print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
+            if key == "architecture" and seed == 0:
+                missed += check(rows)
+    if missed:
+        sys.exit(f"missed: {'; '.join(missed)}")
+
+
+def check(rows: list[list]) -> list[str]:
+    """What misses its target."""
+    columns = dict(zip(HEAD, range(1, len(HEAD) + 1)))
+    whole = rows[-1]
+    found = [
+        f"{name} {whole[columns[name]]:.3f} < {least}"
+        for name, least in TARGETS.items()
+        if whole[columns[name]] < least
+    ]
+    share = whole[columns["wrong"]] / max(1, whole[columns["sure"]])
+    found += [f"wrong when sure {share:.3f}"] if share > LARGEST["wrong when sure"] else []
+    found += [f"ECE {whole[columns['ECE']]:.3f}"] if whole[columns["ECE"]] > LARGEST["ece"] else []
+    least = LARGEST["ece of one architecture"]
+    return found + [f"ECE of {row[0]} {row[columns['ECE']]:.3f}" for row in rows[:-1] if row[columns["ECE"]] > least]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

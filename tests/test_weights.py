@@ -1,0 +1,251 @@
+"""Log weights of edges and the terms they are made of, the prior for hubs, and the fit of coefficients."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_marginals import all_trees
+
+from mother.evidence.edges import DECISIVE, DIRECTION, STRUCTURE, Evidence
+from mother.evidence.triples import FEATURES
+from mother.graph.arborescence import edge_marginals
+from mother.heritage.calibration import (
+    BETWEEN,
+    BOUNDS,
+    MOST_BESIDE,
+    START,
+    Coefficients,
+    Example,
+    _Batch,
+    arrow_probability,
+    fit,
+    hub_prior,
+    log_weights,
+    read_coefficients,
+)
+from mother.heritage.terms import all_terms, terms, third_between
+
+TRUTH = Coefficients(
+    np.array([-1.0, 0.8, 0.5, -0.6]), np.array([-0.5, 1.2, 0.6, 0.9, 0.7, 0.5]), np.array([1.5, 0.7]), 0.0
+)
+SURE = 300.0  # added to a log weight, it is as good as known
+
+
+def random_evidence(rng: np.random.Generator, n: int, exact: float = 0.0, seen: float = 1.0) -> Evidence:
+    """Random evidence of n models; a share of pairs has decisive arrows, and a share was looked at."""
+    structure = rng.normal(size=(n, n, len(STRUCTURE)))
+    direction = rng.normal(size=(n, n, len(DIRECTION)))
+    rows = [(i, j, k) for i in range(n) for j in range(i + 1, n) for k in range(n) if k not in (i, j)]
+    first, second, third = np.array(rows, dtype=int).reshape(-1, 3).T
+    between = rng.normal(size=(len(rows), len(FEATURES)))
+    arrows = np.triu(np.where(rng.random((n, n)) < exact, rng.choice([-500.0, 500.0], (n, n)), 0), 1)
+    candidate = np.triu(rng.random((n, n)) < seen, 1)
+    turned = direction - direction.transpose(1, 0, 2)
+    ends = np.stack([first, second])
+    return Evidence(structure, between, ends, third, turned, arrows - arrows.T, candidate | candidate.T)
+
+
+def permuted(evidence: Evidence, order: np.ndarray) -> Evidence:
+    """The same evidence with model order[k] at place k."""
+    place = np.argsort(order)
+    grid = np.ix_(order, order)
+    pairs = {name: getattr(evidence, name)[grid] for name in ("structure", "direction", "exact", "candidate")}
+    return replace(evidence, ends=place[evidence.ends], third=place[evidence.third], **pairs)
+
+
+# Terms
+
+
+@pytest.mark.parametrize("forced", [{}, {2: 4, 0: 1}])
+@pytest.mark.parametrize("n", [2, 6])
+def test_terms_sum_to_the_log_weight(n: int, forced: dict[int, int], rng: np.random.Generator) -> None:
+    forced = {child: parent for child, parent in forced.items() if n > 2}
+    evidence = random_evidence(rng, n, exact=0.3, seen=0.7)
+    coefficients = replace(TRUTH, hub=0.4)
+    weights = log_weights(evidence, coefficients, forced)
+    apart = ~np.eye(n, dtype=bool)
+    assert sum(all_terms(evidence, coefficients, forced).values())[apart] == pytest.approx(weights[apart])
+    for i, j in ((0, 1), (1, 0)):
+        found = terms(evidence, coefficients, i, j, forced)
+        assert sum(found.values()) == pytest.approx(weights[i, j])
+        assert found["distance"] == -evidence.structure[i, j, 0]
+        sure = abs(evidence.exact[i, j]) > DECISIVE
+        assert (found["newness"] == 0) == sure and (found["exact arrow"] == 0) == (not sure)
+    if n > 2:
+        assert all_terms(evidence, coefficients, forced)["hub"].max() > 0
+
+
+def test_the_third_model_of_a_term_is_the_one_that_fits_best(rng: np.random.Generator) -> None:
+    evidence = random_evidence(rng, 6)
+    for i, j in ((1, 4), (4, 1)):
+        best = third_between(evidence, TRUTH, i, j)
+        said = np.zeros(len(evidence.third))
+        for row, (first, second) in enumerate(evidence.ends.T):
+            if {first, second} == {i, j}:
+                said[row] = TRUTH.between[0] + evidence.between[row] @ TRUTH.between[1:]
+                if evidence.third[row] == best:
+                    expected = said[row]
+        assert terms(evidence, TRUTH, i, j)["between"] == pytest.approx(-np.log1p(np.exp(expected)))
+        assert expected == said[said != 0].max()
+    assert third_between(random_evidence(rng, 2), TRUTH, 0, 1) is None
+
+
+# Log weights
+
+
+def test_log_weights_do_not_depend_on_the_order_of_models(rng: np.random.Generator) -> None:
+    evidence, coefficients = random_evidence(rng, 7, exact=0.2, seen=0.8), replace(TRUTH, hub=0.5)
+    order = rng.permutation(7)
+    expected = log_weights(evidence, coefficients)[np.ix_(order, order)]
+    found = log_weights(permuted(evidence, order), coefficients)
+    apart = ~np.eye(7, dtype=bool)
+    assert found[apart] == pytest.approx(expected[apart])
+
+
+def test_log_weights_are_finite_but_for_what_cannot_be(rng: np.random.Generator) -> None:
+    evidence = random_evidence(rng, 5, exact=0.5, seen=0.3)
+    plain = log_weights(evidence, read_coefficients())
+    assert np.isneginf(plain).tolist() == np.eye(5, dtype=bool).tolist() and not np.isnan(plain).any()
+    forced = log_weights(evidence, read_coefficients(), {3: 2})
+    impossible = np.eye(5, dtype=bool)
+    impossible[3, 2] = True  # a model is not made from its own child
+    assert np.isneginf(forced).tolist() == impossible.tolist() and not np.isnan(forced).any()
+    alone = log_weights(random_evidence(rng, 1), read_coefficients())
+    assert alone.shape == (1, 1) and np.isneginf(alone).all()
+
+
+def test_exact_relations_decide_and_rounding_beats_newness(rng: np.random.Generator) -> None:
+    coefficients = read_coefficients()
+    evidence = random_evidence(rng, 4)
+    evidence.direction[:], evidence.exact[:] = 0, 0
+    evidence.exact[0, 1], evidence.exact[1, 0] = 500.0, -500.0
+    evidence.direction[0, 1], evidence.direction[1, 0] = -1.0, 1.0
+    arrow = arrow_probability(evidence, coefficients)
+    assert arrow[0, 1] > 0.999 and arrow[1, 0] < 0.001 and arrow[2, 3] == pytest.approx(0.5)
+    edges, _, _ = edge_marginals(log_weights(evidence, coefficients, {3: 2}))
+    assert edges[2, 3] > 0.999 and edges[3].sum() > 0  # its own children stay possible
+
+
+def test_third_models_that_lie_nowhere_near_change_nothing(rng: np.random.Generator) -> None:
+    """The best of the third models counts alone: a hundred more that fit worse leave the weights as they are."""
+    evidence, coefficients = random_evidence(rng, 5), replace(TRUTH, hub=0.0)
+    many = 100
+    worse = np.minimum(evidence.between.repeat(many, axis=0), evidence.between.min(axis=0) - 1)
+    worse[:, FEATURES.index("share")] = evidence.between[:, FEATURES.index("share")].min() - 1
+    more = replace(
+        evidence,
+        between=np.concatenate([evidence.between, worse]),
+        ends=np.concatenate([evidence.ends, evidence.ends.repeat(many, axis=1)], axis=1),
+        third=np.concatenate([evidence.third, evidence.third.repeat(many)]),
+    )
+    apart = ~np.eye(5, dtype=bool)
+    assert log_weights(more, coefficients)[apart] == pytest.approx(log_weights(evidence, coefficients)[apart])
+
+
+# The prior for hubs
+
+
+def test_the_prior_for_hubs_counts_the_others_that_hang_from_a_model(rng: np.random.Generator) -> None:
+    star = np.zeros((6, 6))
+    star[0, 1:] = 1
+    prior = hub_prior(star)
+    assert prior[0, 1:] == pytest.approx(np.log(1 + MOST_BESIDE)) and prior == pytest.approx(
+        prior.T
+    )  # it says nothing of arrows
+    assert prior[1, 2] == pytest.approx(2 * np.log(2))
+    marginals = edge_marginals(rng.normal(size=(6, 6)))[0]
+    prior = hub_prior(marginals)
+    assert (prior >= 0).all() and hub_prior(marginals.T) == pytest.approx(prior)  # arrows play no part
+    order = rng.permutation(6)
+    assert hub_prior(marginals[np.ix_(order, order)]) == pytest.approx(prior[np.ix_(order, order)])
+    surer = marginals.copy()
+    surer[2, 3] += 0.1
+    assert hub_prior(surer)[2, 3] == pytest.approx(prior[2, 3]) and hub_prior(surer)[2, 4] > prior[2, 4]
+    assert hub_prior(edge_marginals(rng.normal(size=(2, 2)))[0])[[0, 1], [1, 0]] == pytest.approx([0, 0])
+
+
+# The fit
+
+
+def random_example(rng: np.random.Generator, n: int, truth: Coefficients, unknown: float = 0.0) -> Example:
+    """Random evidence and a tree drawn from the model's own distribution, of which some parents are not known."""
+    evidence = random_evidence(rng, n)
+    weights = log_weights(evidence, truth)
+    trees = all_trees(n)
+    total = np.array([sum(weights[parent, child] for child, parent in tree.items()) for tree in trees])
+    chances = np.exp(total - total.max())
+    tree = trees[rng.choice(len(trees), p=chances / chances.sum())]
+    return Example(evidence, {child: parent for child, parent in tree.items() if rng.random() >= unknown}, {})
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_fit_recovers_the_coefficients_that_made_the_trees(unknown: float, rng: np.random.Generator) -> None:
+    examples = [random_example(rng, 4, TRUTH, unknown) for _ in range(600)]
+    found = fit(examples, ridge=0.001)
+    assert found.structure == pytest.approx(TRUTH.structure, abs=0.3)
+    assert found.between == pytest.approx(TRUTH.between, abs=0.9)  # its level and hubs are told apart badly
+    assert found.direction == pytest.approx(TRUTH.direction, abs=0.4)
+    assert 0 <= found.hub < 0.6
+
+
+def test_fit_finds_that_models_hang_from_hubs(rng: np.random.Generator) -> None:
+    examples = [random_example(rng, 5, replace(TRUTH, hub=2.0)) for _ in range(200)]
+    assert fit(examples, ridge=0.001).hub > 1
+
+
+def vector(coefficients: Coefficients) -> torch.Tensor:
+    parts = (coefficients.structure, coefficients.between, coefficients.direction, [coefficients.hub])
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def test_coefficients_are_one_vector() -> None:
+    assert Coefficients.of(vector(TRUTH).numpy()).between.tolist() == TRUTH.between.tolist()
+    assert len(START) == len(BOUNDS) == len(STRUCTURE) + len(BETWEEN) + len(DIRECTION) + 1
+    for value, (low, high) in zip(START, BOUNDS):
+        assert (low is None or low <= value) and (high is None or value <= high)
+    found = read_coefficients()
+    for value, (low, high) in zip(vector(found).tolist(), BOUNDS):
+        assert (low is None or low <= value) and (high is None or value <= high)
+
+
+@pytest.mark.parametrize("hub", [0.0, 0.7])
+def test_the_batched_loss_is_that_of_the_log_weights(hub: float, rng: np.random.Generator) -> None:
+    """Examples of several sizes side by side, with exact arrows, pairs not looked at, and unknown parents."""
+    coefficients, examples, expected = replace(TRUTH, hub=hub), [], 0.0
+    for n, forced in ((3, {}), (5, {1: 2}), (4, {}), (2, {})):
+        evidence = random_evidence(rng, n, exact=0.2, seen=0.9)
+        parents = {child: parent for child, parent in {1: 2, 3: 1, 4: 1}.items() if max(child, parent) < n}
+        parents = parents or {1: 0}
+        examples.append(Example(evidence, parents, forced))
+        weights = log_weights(evidence, coefficients, forced)
+        known = weights.copy()
+        for child, parent in parents.items():
+            known[parent, child] += SURE
+        expected += edge_marginals(weights)[2] - edge_marginals(known)[2] + SURE * len(parents)
+    batch = _Batch(examples)
+    batch.look_for_hubs(coefficients)
+    assert float(batch.loss(vector(coefficients))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_batched_log_sum_is_that_of_the_marginals(rng: np.random.Generator) -> None:
+    sizes = (5, 3, 4, 2)
+    batch = _Batch([Example(random_evidence(rng, n), {}, {}) for n in sizes])
+    weights = batch.fixed.clone()
+    for at, n in enumerate(sizes):
+        weights[at, :n, :n] += torch.from_numpy(3 * rng.normal(size=(n, n)))
+    weights[0, :, 2] = -torch.inf  # the only root
+    weights[2, 1, 3] = -torch.inf
+    found = batch.log_sum(weights, batch.root)
+    expected = [edge_marginals(weights[at, :n, :n].numpy())[2] for at, n in enumerate(sizes)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_loss_of_two_models_is_that_of_their_arrow() -> None:
+    """Who is known to have a parent is not the root: else the arrow of a pair would cost nothing."""
+    evidence = random_evidence(np.random.default_rng(0), 2)
+    for child in (0, 1):
+        weights = log_weights(evidence, TRUTH)
+        expected = np.logaddexp(weights[0, 1], weights[1, 0]) - weights[1 - child, child]
+        batch = _Batch([Example(evidence, {child: 1 - child}, {})])
+        assert float(batch.loss(vector(TRUTH))) == pytest.approx(expected) and expected > 0.01
