@@ -29,6 +29,7 @@ NAMES = (
     "speed",
     "growth",
     "unrelated",
+    "zoo",
     "audit",
     "precision",
     "calibrate",

@@ -1,4 +1,4 @@
-"""Fit what evidence is worth, on some plots, splits, roots and architectures, and test it on those left out.
+"""Fit what evidence is worth, on some recipes, roots and architectures, and test it on those left out.
 
 python -m benchmarks.calibrate            # cross-validate, check against the thresholds, draw the diagram
 python -m benchmarks.calibrate --write    # fit on everything and write mother/heritage/calibration.json
@@ -6,6 +6,8 @@ python -m benchmarks.calibrate --write    # fit on everything and write mother/h
 
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import tyro
 from scipy.stats import binomtest
 
-from benchmarks.traced import SPLITS, ZOO, Case, cases, expected_calibration_error, traced
+from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.graph.text import format_table
@@ -28,8 +30,10 @@ LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots
 class Args:
     """Cross-validate the calibration of edge probabilities."""
 
+    collections: tuple[str, ...] = (*SPLITS, "mini_zoo")
+    """grown splits to fit on; each plot of the zoo counts as a recipe"""
     write: bool = False
-    """fit on all splits and write mother/heritage/calibration.json"""
+    """fit on all of them and write mother/heritage/calibration.json"""
     figure: Path = Path("imgs/reliability.png")
     """where the reliability diagram goes"""
 
@@ -73,49 +77,66 @@ def draw(probability: np.ndarray, right: np.ndarray, error: float) -> plt.Figure
     return figure
 
 
+# What is left out at once; None: the case is in no such group. The families of the zoo share no roots.
+GROUPS: dict[str, Callable[[Case], str | None]] = {
+    "recipe": lambda case: case.group.get("plot", case.split),
+    "root": lambda case: None if "plot" in case.group else case.root,
+    "architecture": lambda case: case.architecture,
+}
+
+
+def leave_out(everything: list[Case], group: Callable[[Case], str | None]) -> dict[str, np.ndarray]:
+    """By group, the judged edges of its cases with coefficients from all others."""
+    found = {}
+    for name in sorted({name for case in everything if (name := group(case)) is not None}):
+        coefficients = fit([case.example for case in everything if group(case) != name])
+        edges = [edge for case in everything if group(case) == name for edge in judge(case, coefficients)]
+        if edges:
+            found[name] = np.array(edges, dtype=float)
+    return found
+
+
+def errors(edges: np.ndarray) -> list[float]:
+    """Expected calibration errors of the edges and of the pairs."""
+    return [expected_calibration_error(edges[:, k], edges[:, 2 + k]) for k in (0, 1)]
+
+
+def to_json(coefficients: Coefficients, everything: list[Case], left_out: dict[str, float]) -> dict:
+    """What calibration.json holds: coefficients, and where they come from."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    named = {"structure": STRUCTURE, "between": BETWEEN, "direction": DIRECTION}
+    content: dict = {
+        part: dict(zip(names, getattr(coefficients, part).round(4).tolist())) for part, names in named.items()
+    }
+    provenance = {
+        "script": "python -m benchmarks.calibrate --write",
+        "commit": commit,
+        "trees": dict(Counter(case.split for case in everything)),
+        "edges": sum(len(case.example.parents) for case in everything),
+        "error_left_out": {name: round(error, 4) for name, error in left_out.items()},
+    }
+    return content | {"hub": round(coefficients.hub, 4), "provenance": provenance}
+
+
 def main(args: Args) -> None:
-    """Leave out each recipe (a split, or a plot of the zoo), each root and each architecture in turn."""
-    everything = [case for split in (*SPLITS, ZOO) for case in cases(*traced(split))]
-    rows, failed, pooled = [], False, []
-    for title, key in (("recipe", "recipe"), ("root", "root"), ("architecture", "architecture")):
-        judged = []
-        for group in sorted({getattr(case, key) for case in everything}):
-            rest = [case.example for case in everything if getattr(case, key) != group]
-            coefficients = fit(rest)
-            part = [edge for case in everything if getattr(case, key) == group for edge in judge(case, coefficients)]
-            judged += part
-            values = np.array(part)
-            rows.append([title, group, len(part), values[:, 2].mean(), values[:, 3].mean(), None, None])
-        values = np.array(judged, dtype=float)
-        errors = [expected_calibration_error(values[:, k], values[:, 2 + k]) for k in (0, 1)]
-        rows.append([title, "all", len(judged), values[:, 2].mean(), values[:, 3].mean(), *errors])
-        # What is left of an architecture when the other is left out is too little to calibrate on: reported only.
-        failed |= key != "architecture" and max(errors) > LARGEST_ERROR
-        pooled.append((values, errors[0]))
-    head = ("left out", "group", "edges", "right", "adjacent", "ECE", "ECE adjacent")
-    print(format_table(head, rows))
-    values, error = pooled[0]
-    write_figure(args.figure, draw(values[:, 0], values[:, 2], error), dpi=200)
+    """Leave out each recipe, each root and each architecture in turn."""
+    everything = [case for name in args.collections for case in cases(*traced(name))]
+    rows, failed, left_out = [], False, {}
+    for title, group in GROUPS.items():
+        found = leave_out(everything, group)
+        if not found:
+            continue
+        judged = np.concatenate(list(found.values()))
+        for name, edges in [*found.items(), ("all", judged)]:
+            rows.append([title, name, len(edges), edges[:, 2].mean(), edges[:, 3].mean(), *errors(edges)])
+        left_out[title] = errors(judged)[0]
+        # What is left of an architecture when others are left out may be too little to calibrate on: reported only.
+        failed |= title != "architecture" and max(errors(judged)) > LARGEST_ERROR
+        if title == "recipe":
+            write_figure(args.figure, draw(judged[:, 0], judged[:, 2], left_out[title]), dpi=200)
+    print(format_table(("left out", "group", "edges", "right", "adjacent", "ECE", "ECE adjacent"), rows))
     if args.write:
-        coefficients = fit([case.example for case in everything])
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        counts = {split: sum(case.split == split for case in everything) for split in (*SPLITS, ZOO)}
-        content = {
-            "structure": dict(zip(STRUCTURE, coefficients.structure.round(4).tolist())),
-            "between": dict(zip(BETWEEN, coefficients.between.round(4).tolist())),
-            "direction": dict(zip(DIRECTION, coefficients.direction.round(4).tolist())),
-            "hub": round(coefficients.hub, 4),
-            "provenance": {
-                "script": "python -m benchmarks.calibrate --write",
-                "commit": commit,
-                "trees": counts,
-                "edges": sum(len(case.example.parents) for case in everything),
-                "error_left_out": {
-                    name: round(e, 4) for name, (_, e) in zip(("recipe", "root", "architecture"), pooled)
-                },
-            },
-        }
-        write_json(PATH, content)
+        write_json(PATH, to_json(fit([case.example for case in everything]), everything, left_out))
         print(f"written: {PATH.name}")
     if failed:
         sys.exit(f"a calibration error is above {LARGEST_ERROR}")

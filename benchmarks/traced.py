@@ -16,7 +16,6 @@ from mother.heritage.trace import trace
 from mother.heritage.trees import Heritage
 from mother.io.runtime import code_digest
 
-ZOO = "mini_zoo"
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
 
 
@@ -30,11 +29,6 @@ class Case:
     example: Example
     members: list[int]
     group: dict[str, str] = field(default_factory=dict)  # of the zoo: architecture and plot
-
-    @property
-    def recipe(self) -> str:
-        """What its models were made by: the plot of a family of the zoo, or the split."""
-        return self.group.get("plot", self.split)
 
 
 def traced(split: str) -> tuple[Manifest, Heritage]:

@@ -87,7 +87,8 @@ def test_manifests_and_repositories(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "argument", ["./absent", "/absent/path", "a/b/c/d", "nothing", "../x", "x" * 5000, "a\0b", "hf://a", "org/na me"]
 )
-def test_what_names_nothing_is_one_clear_error(argument: str, tmp_path: Path) -> None:
+def test_what_names_nothing_is_one_clear_error(argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # who knows what is beside this clone
     with pytest.raises(InputError, match="no such file or folder"):
         search([argument])
     with pytest.raises(InputError, match="no model in this folder"):
