@@ -151,11 +151,14 @@ def test_frozen_blocks_are_no_merge(tmp_path: Path) -> None:
     assert not merges(recover(tmp_path, models))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("parents", ["ab", "abc"])
 @pytest.mark.parametrize("method", ["ties", "dare"])
-def test_merges_of_parts_in_every_type(dtype: str, parents: str, method: str, tmp_path: Path) -> None:
-    models = family(dtype, 0.05)
+@pytest.mark.parametrize(
+    ("parents", "dtype", "parents_in"),
+    [("ab", "float32", "float32"), ("ab", "bfloat16", "float32"), ("ab", "float16", "float32")]
+    + [("abc", dtype, dtype) for dtype in DTYPES],
+)
+def test_merges_of_parts_in_every_type(parents: str, dtype: str, parents_in: str, method: str, tmp_path: Path) -> None:
+    models = family(parents_in, 0.05)
     merged = {}
     for k, (name, base) in enumerate(models["base"].items()):
         updates = torch.stack([models[parent][name].double() - base.double() for parent in parents])

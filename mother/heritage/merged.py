@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from mother.evidence.edges import EQUAL_BITS
 from mother.evidence.facts import mantissa
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.merges import Left, Merge, candidate_merges, left_by
 from mother.evidence.parts import EXPLAINED, common_ratio, explained_share, scattered_equality
-from mother.evidence.second_pass import SecondPass
+from mother.evidence.second_pass import EQUAL, SecondPass
 from mother.evidence.sketch import Sketch
 from mother.graph.acyclic import find_circle
 from mother.heritage.relation import Relation
@@ -131,12 +132,14 @@ def sparse_merges(
         if child in relations:
             continue
         best: tuple[float, Relation] | None = None
+        bits = mantissa(first_pass.facts[child])
         for base in near:
             p = second_pass.number(base, child)
             if p is None or base in relations:
                 continue
             changed = arrays["energy"][:, p] > 0
-            equal = arrays["equal"][:, p] / arrays["entries"][:, p].clip(min=1)
+            # In the type of the merge: it may be coarser than that of its parents.
+            equal = arrays[EQUAL[EQUAL_BITS.index(bits)]][:, p] / arrays["entries"][:, p].clip(min=1)
             if not scattered_equality(equal, changed):
                 continue
             others = [m for m in near if m != base and m not in relations]
