@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tyro
 
+from benchmarks.incomplete import taught
 from benchmarks.traced import SPLITS, Case, cases, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
 from mother.evidence.triples import FEATURES
-from mother.graph.arborescence import minimum_spanning_arborescence
 from mother.graph.text import format_table
-from mother.heritage.calibration import HUB_ROUNDS, Coefficients, fit, log_weights
+from mother.heritage.calibration import Coefficients, log_weights
+from mother.heritage.fitting import HUB_ROUNDS, fit
+from mother.heritage.trees import best_tree
 
-THIRD = {"angle": ("angle", "drift")} | {name: (name,) for name in FEATURES if name not in ("angle", "drift")}
+THIRD = {name: (name,) for name in FEATURES}
 EVIDENCE = (*(name for name in STRUCTURE if name != "log_square"), *THIRD, "newness", "exact", "hub")
 
 
@@ -50,12 +52,11 @@ def group(case: Case) -> str:
 def right(case: Case, coefficients: Coefficients) -> tuple[int, int, int]:
     """How many true edges there are, how many are found, and how many with the right arrow."""
     weights = log_weights(case.example.evidence, coefficients, case.example.forced)
-    finite = np.where(np.isfinite(weights), weights, -1e6)
-    np.fill_diagonal(finite, 0)
-    parents = minimum_spanning_arborescence(-finite)
+    tree, _ = best_tree(weights)
+    parents = {child: at for child, at in tree.items() if weights.parent[at, child] >= weights.beside[at, child]}
     ends = case.example.parents.items()
-    directed = sum(int(parents[child] == parent) for child, parent in ends)
-    turned = sum(int(parents[child] != parent and parents[parent] == child) for child, parent in ends)
+    directed = sum(parents.get(child) == parent for child, parent in ends)
+    turned = sum(parents.get(child) != parent and parents.get(parent) == child for child, parent in ends)
     return len(ends), directed + turned, directed
 
 
@@ -64,8 +65,8 @@ def accuracy(everything: list[Case], kept: set[str]) -> dict[str, np.ndarray]:
     everything = [masked(case, kept) for case in everything]
     counts = {}
     for name in sorted({group(case) for case in everything}):
-        others = [case.example for case in everything if group(case) != name]
-        coefficients = fit(others, rounds=HUB_ROUNDS if "hub" in kept else 0)
+        others = [case for case in everything if group(case) != name]
+        coefficients = fit(taught(others), rounds=HUB_ROUNDS if "hub" in kept else 0)
         counts[name] = sum(np.array(right(case, coefficients)) for case in everything if group(case) == name)
     return counts
 

@@ -16,11 +16,14 @@ import numpy as np
 import tyro
 from scipy.stats import binomtest
 
+from benchmarks.incomplete import taught
 from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
-from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
+from mother.graph.arborescence import edge_marginals
 from mother.graph.text import format_table
-from mother.heritage.calibration import BETWEEN, PATH, Coefficients, fit, log_weights
+from mother.heritage.calibration import BETWEEN, PATH, Coefficients, log_weights
+from mother.heritage.fitting import fit
+from mother.heritage.trees import best_tree
 from mother.io.files import write_figure, write_json
 
 LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots left out
@@ -42,12 +45,12 @@ def judge(case: Case, coefficients: Coefficients) -> list[tuple[float, float, bo
     """(P(edge), P(adjacent), edge right, adjacent right) of each recovered edge whose relation is not exact."""
     example = case.example
     weights = log_weights(example.evidence, coefficients, example.forced)
-    marginals, _, _ = edge_marginals(weights)
-    finite = np.where(np.isfinite(weights), weights, -1e6)
-    np.fill_diagonal(finite, 0)
+    marginals = weights.parents(edge_marginals(weights.both)[0])
+    tree, _ = best_tree(weights)
     found = []
-    for child, parent in enumerate(minimum_spanning_arborescence(-finite).tolist()):
-        if parent < 0 or child in example.forced or parent in example.forced and example.forced[parent] == child:
+    for child, parent in tree.items():
+        exact = child in example.forced or example.forced.get(parent) == child
+        if exact or weights.beside[parent, child] > weights.parent[parent, child]:
             continue
         both = marginals[parent, child] + marginals[child, parent]
         right = example.parents.get(child) == parent
@@ -89,7 +92,7 @@ def leave_out(everything: list[Case], group: Callable[[Case], str | None]) -> di
     """By group, the judged edges of its cases with coefficients from all others."""
     found = {}
     for name in sorted({name for case in everything if (name := group(case)) is not None}):
-        coefficients = fit([case.example for case in everything if group(case) != name])
+        coefficients = fit(taught(case for case in everything if group(case) != name))
         edges = [edge for case in everything if group(case) == name for edge in judge(case, coefficients)]
         if edges:
             found[name] = np.array(edges, dtype=float)
@@ -115,7 +118,11 @@ def to_json(coefficients: Coefficients, everything: list[Case], left_out: dict[s
         "edges": sum(len(case.example.parents) for case in everything),
         "error_left_out": {name: round(error, 4) for name, error in left_out.items()},
     }
-    return content | {"hub": round(coefficients.hub, 4), "provenance": provenance}
+    return content | {
+        "hub": round(coefficients.hub, 4),
+        "beside": round(coefficients.beside, 4),
+        "provenance": provenance,
+    }
 
 
 def main(args: Args) -> None:
@@ -136,7 +143,7 @@ def main(args: Args) -> None:
             write_figure(args.figure, draw(judged[:, 0], judged[:, 2], left_out[title]), dpi=200)
     print(format_table(("left out", "group", "edges", "right", "adjacent", "ECE", "ECE adjacent"), rows))
     if args.write:
-        write_json(PATH, to_json(fit([case.example for case in everything]), everything, left_out))
+        write_json(PATH, to_json(fit(taught(everything)), everything, left_out))
         print(f"written: {PATH.name}")
     if failed:
         sys.exit(f"a calibration error is above {LARGEST_ERROR}")

@@ -11,7 +11,8 @@ import torch
 from mother.cli.progress import progress
 from mother.graph.collection import find_manifest, open_models, read_digest
 from mother.graph.manifest import Manifest
-from mother.heritage.calibration import Example
+from mother.graph.scores import present_parents
+from mother.heritage.fitting import Example
 from mother.heritage.trace import trace
 from mother.heritage.trees import Heritage
 from mother.io.runtime import code_digest
@@ -32,22 +33,29 @@ class Case:
 
 
 def traced(split: str) -> tuple[Manifest, Heritage]:
-    """Trace a grown split. Kept in a scratch folder of this user while the models and our code stay the same."""
+    """Trace a grown split, see `traced_manifest`."""
     manifest = find_manifest(split)
+    return manifest, traced_manifest(manifest)
+
+
+def traced_manifest(manifest: Manifest) -> Heritage:
+    """Trace grown models. Kept in a scratch folder of this user while the models and our code stay the same."""
+    split = manifest.name
     checkpoints, _ = open_models(manifest)
     digest = f"{read_digest(checkpoints)}-{code_digest()}"
     path = Path(tempfile.gettempdir()) / f"mother-traced-{torch.__version__}" / f"{split}-{digest}.pickle"
     if path.exists():
-        return manifest, pickle.loads(path.read_bytes())
+        return pickle.loads(path.read_bytes())
     heritage = trace(checkpoints, torch.device("cpu"), progress=lambda title: progress(f"{split} {title}"))
     path.parent.mkdir(exist_ok=True, mode=0o700)
     path.write_bytes(pickle.dumps(heritage))
-    return manifest, heritage
+    return heritage
 
 
 def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
     """The clusters of related models, with the true parents of all whose parent is there."""
     nodes = {node.id: node for node in manifest.nodes}
+    ancestors = present_parents(manifest)
     models = heritage.first_pass.models
     place = {model: heritage.aliases.get(at, at) for at, model in enumerate(models)}
     found = []
@@ -58,10 +66,11 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
             child, node = place[model], nodes[model]
             if node.kind == "copy" or child not in at:
                 continue
-            true = [place.get(parent) for parent in node.all_parents]
+            true = [place.get(parent) for parent in ancestors[model]]
             if true and true[0] in at and true[0] != child:
                 parents[at[child]] = cluster.forced.get(at[child], at[true[0]])
-        if len(cluster.members) < 3 or not parents or _circle(parents):
+        orphans = [at[child] for child in cluster.members if at[child] not in parents]
+        if len(cluster.members) < 2 or _circle(parents):
             continue
         line = models[cluster.members[0]]
         while nodes[line].all_parents:
@@ -72,7 +81,15 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
         group = {key: str(recipe[key]) for key in ("architecture", "plot") if key in recipe}
         root = Path(nodes[line].source).name
         architecture = group.get("architecture", "llama" if gated else "vit")
-        example = Example(cluster.evidence, parents, cluster.forced)
+        absent = dict.fromkeys(orphans, "the root") if len(orphans) > 1 else {}
+        absent |= {
+            at[place[node.id]]: node.parent
+            for node in manifest.present
+            if node.parent is not None and nodes[node.parent].absent and place.get(node.id) in at
+            if at[place[node.id]] not in absent
+        }
+        absent = {child: name for child, name in absent.items() if child not in cluster.forced}
+        example = Example(cluster.evidence, parents, cluster.forced, absent)
         found.append(Case(manifest.name, root, architecture, example, cluster.members, group))
     return found
 

@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from benchmarks.incomplete import taught
 from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
+from benchmarks.zoo_tables import merge_table, named_parents, unannealed_families
 from dataset.grow import grow_manifest
 from dataset.zoo_plan import plan_zoo
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
 from mother.graph.scores import score_graph
 from mother.graph.text import format_table
-from mother.heritage.calibration import Coefficients, fit
+from mother.heritage.calibration import Coefficients
+from mother.heritage.fitting import fit
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.heritage.typed_graph import build_graph
 
@@ -120,6 +123,11 @@ SHOWN = (
 )
 
 
+def group(case: Case, key: str) -> str | None:
+    """What a case is left out with; the splits have an architecture, but no plot."""
+    return case.architecture if key == "architecture" else case.group.get(key)
+
+
 def leave_out(
     manifest: Manifest, heritage: Heritage, examples: list[Case], key: str, seen: dict[str, Coefficients]
 ) -> dict[str, Judged]:
@@ -127,7 +135,7 @@ def leave_out(
     found: dict[str, Judged] = defaultdict(Judged)
     for value in sorted({str(node.recipe[key]) for node in manifest.nodes}):
         if value not in seen:
-            seen[value] = fit([case.example for case in examples if case.group.get(key) != value])
+            seen[value] = fit(taught(case for case in examples if group(case, key) != value))
         graph = build_graph(manifest.name, recover_clusters(heritage, seen[value]))
         judge(*part(manifest, graph, key, value), found[value])
     return found
@@ -165,8 +173,28 @@ def main(args: Args) -> None:
                     print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
             if key == "architecture" and seed == 0:
                 missed += check(rows)
+        if seed == 0:
+            print("\n" + merge_table(manifest, heritage, coefficients["architecture"]))
+            missed += without_annealing(coefficients["architecture"]["llama"])
     if missed:
         sys.exit(f"missed: {'; '.join(missed)}")
+
+
+def without_annealing(coefficients: Coefficients) -> list[str]:
+    """Print the table of families whose root was never annealed; returns what misses its target."""
+    found: dict[str, Judged] = {}
+    named = []
+    for name, (manifest, graph) in unannealed_families(coefficients).items():
+        judge(manifest, graph, found.setdefault(name, Judged()))
+        named.append(named_parents(manifest, graph))
+    rows = [[name, *one.row(), share] for (name, one), share in zip(found.items(), named)]
+    whole = pooled(found).row()
+    rows.append(["all", *whole, float(np.mean(named))])
+    print(f"\nroots without annealing\n{format_table(('family', *HEAD, 'named'), rows)}")
+    columns = dict(zip(HEAD, whole))
+    missed = [f"without annealing {columns['directed']:.3f} < 0.8"] if columns["directed"] < 0.8 else []
+    wrong = columns["wrong"] / max(1, columns["sure"])
+    return missed + ([f"without annealing wrong when sure {wrong:.3f}"] if wrong > LARGEST["wrong when sure"] else [])
 
 
 def check(rows: list[list]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import CheckpointError
+from mother.evidence.direction import agreed
 from mother.evidence.edges import DECISIVE
 from mother.evidence.exclusion import (
     FEW,
@@ -197,7 +198,7 @@ class Exclusion:
             # than by size look, reversed, like zeros that were trained.
             return relation.kind == "prune" and pruned_by_size(one, other)
         if p is not None and is_lora(heritage.second_pass, p):
-            rounding = float(heritage.second_pass.arrays["rounding"][:, p].sum()) * (1 if i < j else -1)
+            rounding = agreed(heritage.second_pass.arrays["rounding"][:, p]) * (1 if i < j else -1)
             return True if rounding >= DECISIVE else None
         return None
 

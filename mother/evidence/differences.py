@@ -9,11 +9,12 @@ from torch import Tensor
 
 from mother.evidence.direction import cast_residuals, directions_added, newness, precision_test, rounding_test
 from mother.evidence.grids import Grid, quantization_noise
-from mother.numeric.floats import MANTISSA
+from mother.numeric.floats import MANTISSA, ulp
 from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
+ONCE = 0.75  # units in the last place beyond what rounding once leaves
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -46,11 +47,13 @@ def compare_pairs(
     noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
     found = spectrum(difference, noise, DIRECTIONS)
     values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap")}
-    values["rounding"] = np.zeros(len(i))
+    values["rounding"], values["scattered"] = np.zeros(len(i)), np.zeros(len(i))
     if len(found.low):
         parts = i[found.low], j[found.low], found.residual
         tested = rounding_test(*parts) + precision_test(*parts, bits[found.low])
-        values["rounding"][found.low.cpu().numpy()] = tested.cpu().numpy()
+        low = found.low.cpu().numpy()
+        values["rounding"][low] = tested.cpu().numpy()
+        values["scattered"][low] = _scattered(*parts, precision[found.low]).cpu().numpy()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     values["newness"] = newness(added, found.s)
@@ -59,6 +62,23 @@ def compare_pairs(
     values["kurtosis"] = scaled_kurtosis(difference).cpu().numpy()
     values["cast"] = cast_residuals(i, j, bits).cpu().numpy()
     return values, tuple(value.float() for value in (found.u, found.s, found.v, start, added))
+
+
+def _scattered(
+    i: Float[Tensor, "pairs rows columns"],
+    j: Float[Tensor, "pairs rows columns"],
+    residual: Float[Tensor, "pairs rows columns"],
+    bits: Int[Tensor, "pairs"],
+) -> Float[Tensor, "pairs"]:
+    """Share of entries that a low rank leaves more of than rounding once does, give or take its own error.
+
+    Steps so small that most weights round back change few of them, by a whole unit in the last place: what is above
+    the norm of rounding noise then has a low rank, too, but nothing low-rank was added. 0 in full precision, where the
+    arithmetic of an update leaves as much.
+    """
+    unit = ulp(torch.maximum(i.abs(), j.abs()), bits[:, None, None]).double()
+    share = (residual.abs() > ONCE * unit).double().mean(dim=(1, 2))
+    return torch.where(bits < MANTISSA["float32"], share, 0)
 
 
 def _without_length(
@@ -103,7 +123,7 @@ def scaled_kurtosis(difference: Float[Tensor, "pairs rows columns"]) -> Float[Te
     return torch.where(variance > 0, fourth / variance.square().clamp(min=1e-300) - 3, 0)
 
 
-TRIPLE = ("weight", "weight2", "kept", "kept2", "top", "bend", "bend2")
+TRIPLE = ("weight", "weight2", "kept", "kept2")
 
 
 def find_sides(
@@ -124,7 +144,6 @@ def find_sides(
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    strong = (s.square() / s.square().sum(dim=1, keepdim=True).clamp(min=1e-30)).double()
     u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
     asking: dict[int, list[int]] = {}
     for at, some in enumerate(s.any(dim=1).tolist()):
@@ -147,8 +166,7 @@ def find_sides(
         some = energy > 0
         energy = np.where(some, energy, 1)
         whole = (square[first, place[third]] + energy - square[second, place[third]]) / 2 / energy
-        top = (kept.double() * strong[at]).sum(dim=1).cpu().numpy()
-        weight, bend = np.where(some, energy, 0), top - whole
-        values = (weight, weight**2, weight * whole, weight * whole**2, weight * top, weight * bend, weight * bend**2)
+        weight = np.where(some, energy, 0)
+        values = weight, weight**2, weight * whole, weight * whole**2
         for name, value in zip(TRIPLE, values):
             triple[name][pairs, third] += value

@@ -76,6 +76,16 @@ def rounding_test(
     return torch.where(enough, result, 0).sum(dim=1)
 
 
+def agreed(ratios: Float[np.ndarray, "layers"]) -> float:
+    """Sum of the log likelihood ratios of layers, less where they disagree: one model was rounded last in all.
+
+    Between models that were both rounded since they parted each layer says something else, and says it surely. The sum
+    is taken times the square of |sum| over the sum of sizes, which is 1 where all agree.
+    """
+    total, sizes = float(ratios.sum()), float(np.abs(ratios).sum())
+    return total * (total / sizes) ** 2 if sizes > 0 else 0.0
+
+
 def precision_test(
     first: Float[Tensor, "pairs rows columns"],
     second: Float[Tensor, "pairs rows columns"],

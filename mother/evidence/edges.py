@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mother.evidence.direction import cast_direction, shrunk_rows
+from mother.evidence.direction import agreed, cast_direction, shrunk_rows
 from mother.evidence.facts import HALVES, Facts, mantissa
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import EQUAL, SecondPass, is_lora
@@ -19,9 +19,10 @@ from mother.numeric.floats import MANTISSA
 DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arrow
 CERTAIN = 200.0  # log likelihood ratio that no other evidence outweighs
 SHRUNK = 40.0  # log likelihood ratio, as good as certain, of rows that shrank by one factor
+OWN = 0.01  # share of directions that a model may seem to have for itself: true parents have as much
 CHANCE = 30.0  # entries that may be equal by chance
 EQUAL_BITS = (MANTISSA["float32"], *(MANTISSA[name] for name in HALVES))
-STRUCTURE = ("log_square", "equality", "low_rank", "altered")
+STRUCTURE = ("log_square", "equality", "low_rank", "altered", "private")
 DIRECTION = ("newness", "newness_t")
 
 
@@ -34,13 +35,15 @@ class Evidence:
         equality     log of how many entries equal those of j, against the model that shares most with it
         low_rank     whether the difference has low rank
         altered      whether i was pruned, quantized, cast or merged: few models are trained from such
+        private      log of the share of what differs that i has for itself, other models lack it like j; or that j has,
+                     if that is less: a parent has nothing of its own against its child
     between[t, k], names in triples.FEATURES: whether the model third[t] lies between the two of ends[:, t]
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
     exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
     candidate whether the pair was looked at
     """
 
-    structure: Float[np.ndarray, "models models four"]
+    structure: Float[np.ndarray, "models models five"]
     between: Float[np.ndarray, "triples features"]
     ends: Int[np.ndarray, "two triples"]
     third: Int[np.ndarray, "triples"]
@@ -112,6 +115,11 @@ def gather(
         equal[place[j], place[i]] = counts[bits[i]][p]
     structure[..., 1] = _equality(equal)
     structure[..., 3] = np.array([member in not_trained for member in members], dtype=float)[:, None]
+    for i, j, p in looked_at:
+        if not {i, j} & not_trained:
+            thirds = [m for m in members if m not in (i, j) and m not in not_trained]
+            own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
+            structure[place[i], place[j], 4] = structure[place[j], place[i], 4] = min(own)
     return Evidence(structure, triples.features, inside[ends], inside[triples.third], direction, exact, candidate)
 
 
@@ -120,6 +128,18 @@ def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     smallest = square[(square > 0) & np.isfinite(square)].min(initial=np.inf)
     floor = smallest if np.isfinite(smallest) else 1.0
     return np.log(np.where(np.isfinite(square), square, np.nan_to_num(square, posinf=0).max()).clip(floor))
+
+
+def _private(newness: Float[np.ndarray, "thirds"]) -> float:
+    """Log of the share of the directions to another model that are the start's own, and that others lack, too.
+
+    `newness` is that of the directions in which each third model is like the other, seen from the start, times their
+    share; NaN where it was not looked at.
+    """
+    lacking = np.sort(np.nan_to_num(-newness, nan=0.0).clip(0))[::-1]
+    # The second largest of several, so that one odd model tells little.
+    share = lacking[1] if len(lacking) > 1 else lacking.sum() / 2
+    return float(np.log1p(share / OWN))
 
 
 def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
@@ -142,7 +162,7 @@ def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: 
         if abs(ratio) > DECISIVE or not low:
             return ratio
     if low:
-        return float(second_pass.arrays["rounding"][:, p].sum())
+        return agreed(second_pass.arrays["rounding"][:, p])
     return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j])
 
 

@@ -48,6 +48,7 @@ class SecondPass:
     gap   smallest singular value above the noise over the next
     newness   what D adds is new in second (+1) or was there in first (-1)
     rounding   log likelihood ratio of "second was rounded last" to "first was", for low ranks
+    scattered   share of entries that a low rank leaves more of than rounding once does
 
     beyond[0, p, m] is the share of D's directions in which model m is like the first of the pair, beyond[1, p, m]
     like the second (nan: not looked at). beyond[2] and beyond[3] are the newness of these directions, times the share.
@@ -92,7 +93,7 @@ def is_lora(second_pass: SecondPass, p: int) -> bool:
 
 
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
-ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding")
+ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding", "scattered")
 
 ARRAYS += ("kurtosis", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
 

@@ -1,14 +1,12 @@
-"""What evidence is worth: log weights of edges, and how their coefficients are fitted on trees of known truth.
+"""What evidence is worth: log weights of edges, from coefficients that were fitted on trees of known truth.
 
-The model is that of a structured logistic regression: log w(i -> j) = theta . structure + log P(arrow | direction),
-and the probability of a tree is proportional to the product of its weights. The coefficients maximise the
-probability of the true trees (Koo et al. 2007), whose gradient needs nothing but the marginals of the edges; the
-likelihood is a proper score, so that the marginals come out calibrated. The coefficients are data:
-`calibration.json`, with its provenance.
+The probability of a tree is proportional to the product of its edges' weights. An edge i -> j joins j to the tree in
+one of two ways: i is its parent, or its parent is not there, and i is next to that one, too ("beside"). Both
+share what says that the two are next to each other; only the first has an arrow. The coefficients are data:
+`calibration.json`, with its provenance; `mother/heritage/fitting.py` fits them.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,29 +28,32 @@ EXACT_WEIGHT = 60.0  # log weight of an exact relation
 
 
 BETWEEN = ("level", *FEATURES)
+OF_PARENTS = ("altered", "private")  # of STRUCTURE: what says who is the parent, not who is near
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Coefficients of the log weight, in the order of STRUCTURE, BETWEEN, DIRECTION; the last of the hub."""
+    """Coefficients of the log weight, in the order of STRUCTURE, BETWEEN, DIRECTION; of hubs, and of a model beside."""
 
-    structure: Float[np.ndarray, "four"]
+    structure: Float[np.ndarray, "five"]
     between: Float[np.ndarray, "features1"]
     direction: Float[np.ndarray, "two"]
     hub: float
+    beside: float
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "all"]) -> "Coefficients":
         """From one vector of all of them."""
         first, second = len(STRUCTURE), len(STRUCTURE) + len(BETWEEN)
-        return cls(values[:first], values[first:second], values[second:-1], float(values[-1]))
+        return cls(values[:first], values[first:second], values[second:-2], float(values[-2]), float(values[-1]))
 
 
 def read_coefficients(path: Path = PATH) -> Coefficients:
     """The fitted coefficients that come with the project."""
     content = json.loads(path.read_text(encoding="utf-8"))
     parts = (("structure", STRUCTURE), ("between", BETWEEN), ("direction", DIRECTION))
-    return Coefficients(*(np.array([content[part][name] for name in names]) for part, names in parts), content["hub"])
+    found = (np.array([content[part][name] for name in names]) for part, names in parts)
+    return Coefficients(*found, content["hub"], content["beside"])
 
 
 def arrow_probability(evidence: Evidence, coefficients: Coefficients) -> Float[np.ndarray, "models models"]:
@@ -74,16 +75,51 @@ def blocked(evidence: Evidence, coefficients: Coefficients) -> Float[np.ndarray,
     return np.logaddexp(0, best)
 
 
-def log_weights(
-    evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None
-) -> Float[np.ndarray, "models models"]:
+@dataclass(frozen=True)
+class Weights:
+    """Log weights of the edges of one cluster, as [i, j], by how j hangs from i."""
+
+    parent: Float[np.ndarray, "models models"]  # i is the parent of j
+    beside: Float[np.ndarray, "models models"]  # the parent of j is not there; i is its child, too, or its parent
+
+    @property
+    def both(self) -> Float[np.ndarray, "models models"]:
+        """Log weight of either."""
+        return np.logaddexp(self.parent, self.beside)
+
+    @property
+    def best(self) -> Float[np.ndarray, "models models"]:
+        """The larger of the two."""
+        return np.maximum(self.parent, self.beside)
+
+    def parents(self, marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "models models"]:
+        """P(i is the parent of j), from the probabilities of edges of either way."""
+        both = self.both
+        return marginals * np.exp(self.parent - np.where(np.isneginf(both), 0, both))
+
+    def without(self, i: int, j: int) -> "Weights":
+        """The same, where j does not hang from i."""
+        found = Weights(self.parent.copy(), self.beside.copy())
+        found.parent[i, j] = found.beside[i, j] = -np.inf
+        return found
+
+
+def log_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None) -> Weights:
     """Log weight of each edge i -> j; `forced` gives the parent of models whose relation is exact.
 
     A model that others hang from for sure is a likelier parent of one more: of two that are nearly equal all children
     have the same. So degrees that are expected without the prior for hubs become that prior (once).
     """
     alone = _own_weights(evidence, coefficients, forced)
-    return alone + coefficients.hub * hub_prior(edge_marginals(alone)[0])
+    return Weights(alone.parent + coefficients.hub * hub_prior_of(evidence, coefficients, forced), alone.beside)
+
+
+def hub_prior_of(
+    evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None
+) -> Float[np.ndarray, "models models"]:
+    """The prior for hubs, see `hub_prior`, from the log weights without it."""
+    alone = _own_weights(evidence, coefficients, forced)
+    return hub_prior(alone.parents(edge_marginals(alone.both)[0]))
 
 
 def hub_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "models models"]:
@@ -96,135 +132,39 @@ def hub_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray
     return others + others.T
 
 
-def _own_weights(
-    evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None
-) -> Float[np.ndarray, "models models"]:
+def _own_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None) -> Weights:
     """The log weights without the prior for hubs."""
-    result = evidence.structure @ coefficients.structure + np.log(arrow_probability(evidence, coefficients))
-    result = result - blocked(evidence, coefficients) - UNSEEN * ~evidence.candidate
-    for child, parent in (forced or {}).items():
-        result[:, child] -= EXACT_WEIGHT
-        result[parent, child] += 2 * EXACT_WEIGHT
-        result[child, parent] = -np.inf
-    np.fill_diagonal(result, -np.inf)
-    return result
+    near, parent = shared_terms(evidence, coefficients), parent_terms(evidence, coefficients)
+    shared = sum(near.values())
+    weights = Weights(shared + sum(parent.values()), shared + coefficients.beside)
+    for child, known in (forced or {}).items():
+        weights.beside[:, child] = -np.inf
+        weights.parent[:, child] -= EXACT_WEIGHT
+        weights.parent[known, child] += 2 * EXACT_WEIGHT
+        weights.parent[child, known] = weights.beside[child, known] = -np.inf
+    np.fill_diagonal(weights.parent, -np.inf)
+    np.fill_diagonal(weights.beside, -np.inf)
+    return weights
 
 
-@dataclass
-class Example:
-    """One cluster of known truth: `parents[j]` is the place of the parent of j, of those whose parent is there."""
-
-    evidence: Evidence
-    parents: dict[int, int]
-    forced: dict[int, int]
-
-
-START = (-0.5, 0.2, 1.0, -0.3, 0.0, 0.2, 2.0, 1.0, 1.0, 1.0, 2.0, 2.0, 0.0)
-# What a coefficient means keeps its sign: nearer, more alike, and between say what they say on any family.
-BOUNDS = (
-    [(None, 0), (0, None), (0, None), (None, None)]
-    + [(None, None), *[(0, None)] * len(FEATURES)]
-    + [(0, None), (0, None), (0, None)]
-)
+def _structure(
+    evidence: Evidence, coefficients: Coefficients, of_parents: bool
+) -> dict[str, Float[np.ndarray, "models models"]]:
+    return {
+        name: evidence.structure[..., k] * coefficients.structure[k]
+        for k, name in enumerate(STRUCTURE)
+        if (name in OF_PARENTS) == of_parents
+    }
 
 
-class _Batch:
-    """All examples side by side, padded to the size of the largest, as tensors that a fit goes through many times."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        import torch
-
-        count, n = len(examples), max(len(example.evidence.candidate) for example in examples)
-        self.shape = count, n
-        structure, direction = np.zeros((count, n, n, len(STRUCTURE))), np.zeros((count, n, n, len(DIRECTION)))
-        fixed, soft = np.full((count, n, n), -np.inf), np.zeros((count, n, n), dtype=bool)
-        known = np.ones((count, n, n), dtype=bool)
-        root, known_root = np.zeros((count, n), dtype=bool), np.zeros((count, n), dtype=bool)  # who may be the root
-        places, triples = [], []
-        for at, example in enumerate(examples):
-            evidence, m = example.evidence, len(example.evidence.candidate)
-            structure[at, :m, :m], direction[at, :m, :m] = evidence.structure, evidence.direction
-            soft[at, :m, :m] = np.abs(evidence.exact) <= DECISIVE
-            sure = np.log(expit(np.clip(evidence.exact / 10, -20, 20)))
-            fixed[at, :m, :m] = np.where(soft[at, :m, :m], 0, sure) - UNSEEN * ~evidence.candidate
-            root[at, :m] = known_root[at, :m] = True
-            for child, parent in example.forced.items():
-                fixed[at, np.arange(n) != parent, child] = -np.inf
-                root[at, child] = known_root[at, child] = False
-            for child, parent in example.parents.items():
-                known[at, np.arange(n) != parent, child] = False
-                known_root[at, child] = False
-            fixed[at, range(n), range(n)] = -np.inf
-            fixed[at, 0, m:] = 0  # what pads hangs under the first model, always
-            for i, j in (evidence.ends, evidence.ends[::-1]):
-                places.append((at * n + i) * n + j)
-                triples.append(evidence.between)
-        self.structure, self.direction, self.fixed = (torch.from_numpy(v) for v in (structure, direction, fixed))
-        self.soft, self.known = torch.from_numpy(soft), torch.from_numpy(known)
-        self.places, self.triples = (torch.from_numpy(np.concatenate(v)) for v in (places, triples))
-        self.root, self.known_root = torch.from_numpy(root), torch.from_numpy(known_root)
-        self.hub = torch.zeros(count, n, n, dtype=torch.float64)
-        self.examples = examples
-
-    def look_for_hubs(self, coefficients: Coefficients) -> None:
-        """The prior for hubs that follows from these coefficients."""
-        import torch
-
-        for at, example in enumerate(self.examples):
-            marginals = edge_marginals(_own_weights(example.evidence, coefficients, example.forced))[0]
-            self.hub[at, : len(marginals), : len(marginals)] = torch.from_numpy(hub_prior(marginals))
-
-    def loss(self, values: "torch.Tensor") -> "torch.Tensor":
-        """Minus the log probability of the true edges, summed over examples."""
-        import torch
-
-        first, second = len(STRUCTURE), len(STRUCTURE) + len(BETWEEN)
-        log_odds = values[first] + self.triples @ values[first + 1 : second]
-        count, n = self.shape
-        best = torch.full((count * n * n,), -1e3, dtype=torch.float64)
-        best = best.scatter_reduce(0, self.places, log_odds, "amax").view(count, n, n)
-        arrow = torch.log(DOUBT + (1 - 2 * DOUBT) * torch.sigmoid(self.direction @ values[second:-1]))
-        weights = self.fixed + self.structure @ values[:first] - torch.nn.functional.softplus(best)
-        weights = weights + torch.where(self.soft, arrow, 0) + values[-1] * self.hub
-        known = weights.masked_fill(~self.known, -torch.inf)
-        return (self.log_sum(weights, self.root) - self.log_sum(known, self.known_root)).sum()
-
-    def log_sum(self, weights: "torch.Tensor", may_be_root: "torch.Tensor") -> "torch.Tensor":
-        """Log of the sum over all trees of each example, but for what is FLOOR below the best parent of a model."""
-        import torch
-
-        shift = weights.detach().amax(dim=1)
-        bare = torch.isneginf(shift)  # a model without a possible parent is the root
-        shift = torch.where(bare, 0, shift)
-        weight = torch.exp(torch.clamp(weights - shift[:, None], min=-FLOOR))
-        weight = torch.where(torch.isneginf(weights), 0, weight)
-        level = torch.where(may_be_root, shift, torch.inf).amin(dim=1, keepdim=True)
-        root = torch.where(may_be_root, torch.exp(torch.clamp(level - shift, min=-FLOOR)), 0)
-        laplacian = torch.diag_embed(weight.sum(dim=1)) - weight
-        laplacian = torch.cat([root[:, None], laplacian[:, 1:]], dim=1)
-        return torch.linalg.slogdet(laplacian).logabsdet + shift.sum(dim=1) - level[:, 0]
+def shared_terms(evidence: Evidence, coefficients: Coefficients) -> dict[str, Float[np.ndarray, "models models"]]:
+    """What each evidence adds to both log weights: whether the two are next to each other."""
+    found = _structure(evidence, coefficients, of_parents=False)
+    return found | {"between": -blocked(evidence, coefficients), "not looked at": -UNSEEN * ~evidence.candidate}
 
 
-HUB_ROUNDS = 2  # of fitting coefficients and the degrees that follow from them
-FLOOR = 30.0  # log weight below the best parent, from where on a fit need not know how far: the inverse keeps digits
-
-
-def fit(examples: Sequence[Example], ridge: float = 0.02, rounds: int = HUB_ROUNDS) -> Coefficients:
-    """Coefficients of the largest penalised likelihood of the true edges (L-BFGS); hubs count after a round."""
-    import torch
-    from scipy.optimize import minimize  # here: a program starts half a second sooner, and few fit anything
-
-    batch = _Batch(examples)
-
-    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        at = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        total = batch.loss(at) + ridge * at.square().sum()
-        total.backward()
-        return float(total.detach()), at.grad.numpy()
-
-    options = {"maxiter": 150}
-    values = np.array(START)
-    for _ in range(rounds):
-        values = minimize(loss, values, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=options).x
-        batch.look_for_hubs(Coefficients.of(values))
-    return Coefficients.of(minimize(loss, values, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=options).x)
+def parent_terms(evidence: Evidence, coefficients: Coefficients) -> dict[str, Float[np.ndarray, "models models"]]:
+    """What each evidence adds to the log weight that i is the parent of j; the prior for hubs comes on top."""
+    arrow, sure = np.log(arrow_probability(evidence, coefficients)), np.abs(evidence.exact) > DECISIVE
+    found = _structure(evidence, coefficients, of_parents=True)
+    return found | {"newness": np.where(sure, 0, arrow), "exact arrow": np.where(sure, arrow, 0)}

@@ -3,46 +3,34 @@
 import numpy as np
 from jaxtyping import Float
 
-from mother.evidence.edges import DECISIVE, STRUCTURE, Evidence
-from mother.graph.arborescence import edge_marginals
-from mother.heritage.calibration import (
-    EXACT_WEIGHT,
-    UNSEEN,
-    Coefficients,
-    arrow_probability,
-    blocked,
-    hub_prior,
-)
+from mother.evidence.edges import Evidence
+from mother.heritage.calibration import EXACT_WEIGHT, Coefficients, hub_prior_of, parent_terms, shared_terms
 
-NAMES = {"log_square": "distance", "equality": "equality", "low_rank": "low rank", "altered": "altered"}
+DISTANCE = "log_square"
 
 
 def all_terms(
     evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None
 ) -> dict[str, Float[np.ndarray, "models models"]]:
-    """What each evidence adds to the log weights of all edges, as [i, j]; together they are `log_weights`.
+    """What each evidence adds to the log weights that i is the parent of j; together they are `log_weights`.
 
     distance, equality, low rank, altered   as in `Evidence`
+    private                 that i has directions of its own, which a third model lacks like j
     newness, exact arrow    which came first; the second in place of the first where rounding decides
     between                 that the third model which fits best lies between the two
     not looked at           the two are far apart, so hardly an edge
     exact relation          of children whose parent is read off exactly
     hub                     that others hang from i
     """
-    found = {NAMES[name]: evidence.structure[..., k] * coefficients.structure[k] for k, name in enumerate(STRUCTURE)}
-    arrow, sure = np.log(arrow_probability(evidence, coefficients)), np.abs(evidence.exact) > DECISIVE
-    found |= {"newness": np.where(sure, 0, arrow), "exact arrow": np.where(sure, arrow, 0)}
-    found["between"] = -blocked(evidence, coefficients)
-    found["not looked at"] = -UNSEEN * ~evidence.candidate
+    shared = shared_terms(evidence, coefficients)
+    found = {"distance": shared.pop(DISTANCE)} | shared | parent_terms(evidence, coefficients)
+    found = {name.replace("_", " "): values for name, values in found.items()}
     relation = np.zeros_like(evidence.exact)
     for child, parent in (forced or {}).items():
         relation[:, child] -= EXACT_WEIGHT
         relation[parent, child] += 2 * EXACT_WEIGHT
         relation[child, parent] = -np.inf
-    found["exact relation"] = relation
-    alone = sum(found.values())
-    np.fill_diagonal(alone, -np.inf)
-    return found | {"hub": coefficients.hub * hub_prior(edge_marginals(alone)[0])}
+    return found | {"exact relation": relation, "hub": coefficients.hub * hub_prior_of(evidence, coefficients, forced)}
 
 
 def terms(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,13 +13,20 @@ from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
 from mother.graph.acyclic import descents, find_circle
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
-from mother.heritage.ancestors import Hidden, find_hidden, lift_parents
-from mother.heritage.calibration import Coefficients, log_weights
+from mother.heritage.calibration import Coefficients, Weights, log_weights
 from mother.heritage.relation import Relation
 from mother.heritage.relations import is_rough
 from mother.heritage.terms import all_terms
 
 RECAST = 2.0  # log odds that a model was trained from the one of two twins that is stored as it is
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A model that is not there: its children, and its parent where that is there (None: it is the root)."""
+
+    children: tuple[int, ...]
+    parent: int | None
 
 
 @dataclass
@@ -29,8 +35,8 @@ class Cluster:
 
     members: list[int]
     parents: dict[int, int]
-    probability: Float[np.ndarray, "members members"]  # of i -> j, by the Matrix-Tree theorem
-    roots: Float[np.ndarray, "members"]
+    probability: Float[np.ndarray, "members members"]  # that i is the parent of j, by the Matrix-Tree theorem
+    roots: Float[np.ndarray, "members"]  # that the parent is not there
     evidence: Evidence
     forced: dict[int, int]
     hidden: list[Hidden]
@@ -95,16 +101,16 @@ def _recover_cluster(
     forced = {place[m]: place[relations[m].parents[0]] for m in members if m in relations}
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(first_pass.facts[member]) for member in members]
-    _prefer_casts(weights, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
+    _prefer_casts(weights.parent, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
     known = [(p, m) for m in members if m in relations for p in relations[m].parents]
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
-        weights[place[descendant], place[ancestor]] = -np.inf
-    tree = _acyclic_tree(weights, members, known)
-    probability, roots, _ = edge_marginals(weights)
-    hidden = find_hidden(second_pass, tree, {members[child] for child in forced})
-    if find_circle([*known, *hidden_edges(tree, hidden)]):
-        hidden = []  # a merge joins what a hidden ancestor would stand between
-    return Cluster(members, lift_parents(tree, hidden), probability, roots, evidence, forced, hidden, coefficients)
+        weights = weights.without(place[descendant], place[ancestor])
+    tree, weights = _acyclic_tree(weights, members, known)
+    marginals, _, _ = edge_marginals(weights.both)
+    probability = weights.parents(marginals)
+    parents, hidden = _read_tree(tree, weights, members)
+    roots = (1 - probability.sum(axis=0)).clip(0, 1)
+    return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
 
 
 def _prefer_casts(
@@ -121,44 +127,50 @@ def _prefer_casts(
         weights[cast, alike], weights[original, alike] = best, best - RECAST
 
 
-def hidden_edges(parents: dict[int, int], hidden: list[Hidden]) -> list[tuple[Any, Any]]:
-    """The edges of a tree with its hidden ancestors, each of which is named by its place in their list."""
-    under = {child: ("hidden", k) for k, one in enumerate(hidden) for child in one.children}
-    edges = [(under.get(child, parent), child) for child, parent in lift_parents(parents, hidden).items()]
-    edges += [(above, child) for child, above in under.items()]
-    return edges + [(one.parent, ("hidden", k)) for k, one in enumerate(hidden) if one.parent is not None]
-
-
-def _acyclic_tree(
-    weights: Float[np.ndarray, "members members"], members: list[int], known: list[tuple[int, int]]
-) -> dict[int, int]:
-    """The most probable tree, [child] -> parent, that closes no circle with the edges of exact relations.
+def _acyclic_tree(weights: Weights, members: list[int], known: list[tuple[int, int]]) -> tuple[dict[int, int], Weights]:
+    """The most probable tree, [child] -> where it hangs, that closes no circle with the edges of exact relations.
 
     A merge has more parents than the tree tells. Of each circle that they close the edge that the tree can best do
-    without is made impossible, in `weights`, too.
+    without is made impossible. Places are among the members. Returns the weights without these, too.
     """
-    parents, _ = _best_tree(weights)
+    tree, _ = best_tree(weights)
     while True:
-        tree = {members[child]: members[parent] for child, parent in parents.items()}
-        circle = set(find_circle([*known, *((parent, child) for child, parent in tree.items())])) - set(known)
-        edges = [(parent, child) for child, parent in parents.items() if (members[parent], members[child]) in circle]
-        edges = [edge for edge in edges if np.isfinite(weights[edge])]
+        named = [(members[parent], members[child]) for child, parent in tree.items()]
+        circle = set(find_circle([*known, *named])) - set(known)
+        edges = [(parent, child) for child, parent in tree.items() if (members[parent], members[child]) in circle]
+        edges = [edge for edge in edges if np.isfinite(weights.best[edge])]
         if not edges:
-            return tree
-        without = {}
-        for edge in edges:
-            rest = weights.copy()
-            rest[edge] = -np.inf
-            without[edge] = _best_tree(rest)
-        banned = max(edges, key=lambda edge: without[edge][1])
-        weights[banned] = -np.inf
-        parents = without[banned][0]
+            return tree, weights
+        without = {edge: (weights.without(*edge), best_tree(weights.without(*edge))) for edge in edges}
+        banned = max(edges, key=lambda edge: without[edge][1][1])
+        weights, (tree, _) = without[banned]
 
 
-def _best_tree(weights: Float[np.ndarray, "members members"]) -> tuple[dict[int, int], float]:
-    """The tree of the largest log weight, [child] -> parent, and this weight."""
-    finite = np.where(np.isfinite(weights), weights, -1e6)
+def best_tree(weights: Weights) -> tuple[dict[int, int], float]:
+    """The tree of the largest log weight, [child] -> where it hangs, and this weight."""
+    finite = np.where(np.isfinite(weights.best), weights.best, -1e6)
     np.fill_diagonal(finite, 0)
     parents = minimum_spanning_arborescence(-finite)
     child = np.flatnonzero(parents >= 0)
     return dict(zip(child.tolist(), parents[child].tolist())), float(finite[parents[child], child].sum())
+
+
+def _read_tree(tree: dict[int, int], weights: Weights, members: list[int]) -> tuple[dict[int, int], list[Hidden]]:
+    """[child] -> parent, and the models that are not there, from where each model hangs and how.
+
+    Models beside one another hang from one that is not there, which itself hangs where the first of them does. The
+    first keeps its own parent: it may have been made from that one directly. Of the root nobody knows the parent.
+    """
+    beside = {child: at for child, at in tree.items() if weights.beside[at, child] > weights.parent[at, child]}
+    families: dict[int, list[int]] = {}
+    for child in sorted(beside):
+        first = beside[child]
+        while first in beside:
+            first = beside[first]
+        families.setdefault(first, []).append(child)
+    hidden = []
+    for first, others in sorted(families.items()):
+        children = others if first in tree else [first, *others]
+        above = members[tree[first]] if first in tree else None
+        hidden.append(Hidden(tuple(sorted(members[child] for child in children)), above))
+    return {members[child]: members[at] for child, at in tree.items() if child not in beside}, hidden

@@ -11,6 +11,8 @@ from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.trees import Cluster, Heritage
 
 KNOWN = 0.75  # probability of the arrow from which it counts as known
+SCATTERED = 0.03  # share of entries that a low rank does not explain, from which an update is no LoRA
+POSSIBLE = 0.2  # probability from which another model is named that may be the parent as well
 
 
 def _round(value: float) -> float:
@@ -28,8 +30,8 @@ def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any
     facts = {"relative_change": _round(np.sqrt(energy.sum() / max(heritage.first_pass.size[parent], 1e-300)))}
     if not energy.any():
         return {"kind": "fine-tune", **facts, "note": "only tensors outside the compared matrices differ"}
-    if is_lora(second_pass, p):
-        risen = np.flatnonzero((energy > 0) & (rank > 0))
+    risen = np.flatnonzero((energy > 0) & (rank > 0))
+    if is_lora(second_pass, p) and np.median(arrays["scattered"][risen, p]) < SCATTERED:
         values, counts = np.unique(rank[risen].astype(int), return_counts=True)
         facts["rank"] = int(values[counts.argmax()])
         if len(values) > 1:
@@ -39,6 +41,13 @@ def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any
     if rank is not None:
         return {"kind": "lora", **facts, "rank": rank, "dora": True}
     return {"kind": "fine-tune", **facts}
+
+
+def _others(models: list[str], cluster: Cluster, child: int, named: set[int]) -> dict[str, list[str]]:
+    """The attribute that lists other models that may be the parent as well, the most probable first."""
+    probability = cluster.probability[:, child]
+    order = [at for at in np.argsort(-probability).tolist() if at not in named and probability[at] >= POSSIBLE]
+    return {"or": [models[cluster.members[at]] for at in order]} if order else {}
 
 
 def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
@@ -58,8 +67,11 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
                 facts["compared"] = _round(heritage.first_pass.compared(parent, child))
                 edges.append(Edge(models[parent], models[child], facts))
         elif child in under:
-            name = heritage.hidden_name(under[child])
-            edges.append(Edge(name, models[child], {"kind": None, "direction": "known", "hidden": True}))
+            facts = {"kind": None, "direction": "known", "hidden": True}
+            facts |= {"probability": _round(cluster.roots[place[child]])} | _others(
+                models, cluster, place[child], set()
+            )
+            edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in cluster.parents:
             parent = cluster.parents[child]
             forth = float(cluster.probability[place[parent], place[child]])
@@ -68,6 +80,7 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             facts = _training_kind(heritage, parent, child)
             facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
             facts["direction"] = "known" if arrow >= KNOWN else "unknown"
+            facts |= _others(models, cluster, place[child], {place[parent]})
             facts["compared"] = _round(heritage.first_pass.compared(parent, child))
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
@@ -80,16 +93,18 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
 def build_graph(name: str, heritage: Heritage) -> ModelGraph:
     """The Model Graph of traced models.
 
-    Nodes carry their cluster, their aliases (other names of equal weights) and the probability of being the root;
-    hidden ancestors are nodes marked as such. Edges carry
+    Nodes carry their cluster, their aliases (other names of equal weights) and the probability that their parent is not
+    there. Siblings of such a one hang under a node marked as hidden. Edges carry
 
     * kind: fine-tune, lora (rank, dora), cast (dtype), prune (zeros), quantize (bits), merge (coefficients, method);
       null beside a hidden ancestor
-    * or: other models from which an exact operation may have made the child as well
+    * or: other models from which the child may have been made as well: by the same exact operation, or with a
+      probability of POSSIBLE or more
     * adjacency: probability that the two are parent and child, in either direction
     * arrow: probability that it points this way, given that they are; direction says "unknown" where it is too low
     * compared: entries that both have in common shapes, as share of all weights of the larger one but embeddings and
       heads; what has an unknown name or type counts as not compared
+    * probability: of edges from a hidden ancestor, that no model that is there is the parent
     """
     first_pass = heritage.first_pass
     aliases: dict[int, list[str]] = {}
@@ -104,8 +119,7 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
                 facts["aliases"] = sorted(aliases[member])
             nodes[first_pass.models[member]] = facts
         for hidden in cluster.hidden:
-            facts = {"tree": str(number), "hidden": True, "private": _round(hidden.private)}
-            nodes[heritage.hidden_name(hidden)] = facts
+            nodes[heritage.hidden_name(hidden)] = {"tree": str(number), "hidden": True}
         edges += _cluster_edges(heritage, cluster)
     require_acyclic([(edge.parent, edge.child) for edge in edges])
     return ModelGraph(name, nodes, tuple(edges), dict(heritage.left_out), notes(heritage.matched))

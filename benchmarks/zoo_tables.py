@@ -1,0 +1,102 @@
+"""Tables of their own on the zoo: families whose root was never annealed, and merges with their children."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.honest import PLAN, grow_unannealed
+from benchmarks.traced import traced_manifest
+from mother.graph.manifest import Manifest, Node
+from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.text import format_table
+from mother.heritage.calibration import Coefficients
+from mother.heritage.trees import Heritage, recover_clusters
+from mother.heritage.typed_graph import build_graph
+
+GROWN = Path(__file__).parent.parent / ".cache" / "audit"
+EXACT = 0.01  # largest error of a coefficient
+
+
+def unannealed_families(coefficients: Coefficients) -> dict[str, tuple[Manifest, ModelGraph]]:
+    """Small language models: children of very different moves under roots that were never annealed."""
+    found = {}
+    for name, parents in grow_unannealed(GROWN).items():
+        nodes = [
+            Node(
+                model,
+                f"{name}/{model}",
+                of[0] if of else None,
+                0,
+                kind="fine-tune" if of else None,
+                recipe={"architecture": "llama", "plot": name} | PLAN[model][1],
+            )
+            for model, of in parents.items()
+        ]
+        manifest = Manifest(name, tuple(nodes), GROWN)
+        heritage = recover_clusters(traced_manifest(manifest), coefficients)
+        found[name] = manifest, build_graph(name, heritage)
+    return found
+
+
+def named_parents(manifest: Manifest, graph: ModelGraph) -> float:
+    """Share of the models whose true parent is named, as the parent, its child, or one that it may be as well."""
+    edges = {edge.child: edge for edge in graph.edges}
+    right = []
+    for parent, child in manifest.edges:
+        edge = edges.get(child)
+        back = edges.get(parent)
+        named = {edge.parent, *edge.attributes.get("or", ())} if edge else set()
+        turned = {back.parent, *back.attributes.get("or", ())} if back else set()
+        right.append(parent in named or child in turned)
+    return float(np.mean(right))
+
+
+def _incoming(graph: ModelGraph) -> dict[str, list[Edge]]:
+    found: dict[str, list[Edge]] = defaultdict(list)
+    for edge in graph.edges:
+        found[edge.child].append(edge)
+    return found
+
+
+def _largest_error(node: Node, edges: list[Edge]) -> float:
+    """Of the coefficients of a linear merge; 1 where the parents are others."""
+    stated = {edge.parent: edge.attributes.get("coefficient", 1.0) for edge in edges}
+    if stated.keys() != {*node.parents}:
+        return 1.0
+    return max(abs(stated[parent] - share) for parent, share in zip(node.parents, node.coefficients or ()))
+
+
+def merge_table(manifest: Manifest, heritage: Heritage, coefficients: dict[str, Coefficients]) -> str:
+    """Merges found by method and type, coefficients of linear ones, and edges to children of merges.
+
+    Each architecture with the coefficients that never saw it.
+    """
+    edges: dict[str, list[Edge]] = {}
+    nodes = {node.id: node for node in manifest.nodes}
+    for architecture, values in coefficients.items():
+        graph = build_graph(manifest.name, recover_clusters(heritage, values))
+        own = {node.id for node in manifest.nodes if node.recipe["architecture"] == architecture}
+        edges |= {child: some for child, some in _incoming(graph).items() if child in own}
+    counts: dict[tuple[str, str], list[tuple[bool, bool, bool]]] = defaultdict(list)
+    children: list[bool] = []
+    for node in manifest.present:
+        if node.kind == "merge":
+            own = edges.get(node.id, [])
+            kinds = {edge.attributes.get("kind") for edge in own}
+            # The base of task vectors is no parent of its own, but may be called one.
+            parents = {edge.parent for edge in own} - {node.recipe.get("base")}
+            linear = node.coefficients is not None
+            exact = linear and _largest_error(node, own) <= EXACT
+            counts[node.recipe["method"], node.recipe["dtype"]].append(
+                (kinds == {"merge"}, kinds == {"merge"} and parents == {*node.parents}, exact)
+            )
+        elif node.parent is not None and nodes[node.parent].kind == "merge":
+            children.append({edge.parent for edge in edges.get(node.id, [])} == {node.parent})
+    rows = []
+    for (method, dtype), some in sorted(counts.items()):
+        found, right, exact = np.mean(np.array(some, dtype=float), axis=0)
+        rows.append([method, dtype, len(some), found, right, exact if method == "linear" else "-"])
+    head = ("merge", "type", "count", "called a merge", "parents right", f"coefficients within {EXACT}")
+    share = float(np.mean(children)) if children else 1.0
+    return format_table(head, rows) + f"\nchildren of merges with the right parent: {share:.3f} of {len(children)}"
