@@ -1,6 +1,7 @@
 """Log weights of edges and the terms they are made of, the prior for hubs, and the fit of coefficients."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,24 +13,20 @@ from mother.evidence.triples import FEATURES
 from mother.graph.arborescence import edge_marginals
 from mother.heritage.calibration import (
     BETWEEN,
-    BOUNDS,
     MOST_BESIDE,
-    START,
     Coefficients,
-    Example,
-    _Batch,
+    Weights,
     arrow_probability,
-    fit,
     hub_prior,
     log_weights,
     read_coefficients,
 )
+from mother.heritage.fitting import BOUNDS, START, Example, _Batch, fit
 from mother.heritage.terms import all_terms, terms, third_between
 
 TRUTH = Coefficients(
-    np.array([-1.0, 0.8, 0.5, -0.6]), np.array([-0.5, 1.2, 0.6, 0.9, 0.7, 0.5]), np.array([1.5, 0.7]), 0.0
+    np.array([-1.0, 0.8, 0.5, -0.6, -0.7]), np.array([-0.5, 1.2, 0.6, 0.9, 0.7, 0.5]), np.array([1.5, 0.7]), 0.0, -1.0
 )
-SURE = 300.0  # added to a log weight, it is as good as known
 
 
 def random_evidence(rng: np.random.Generator, n: int, exact: float = 0.0, seen: float = 1.0) -> Evidence:
@@ -65,10 +62,10 @@ def test_terms_sum_to_the_log_weight(n: int, forced: dict[int, int], rng: np.ran
     coefficients = replace(TRUTH, hub=0.4)
     weights = log_weights(evidence, coefficients, forced)
     apart = ~np.eye(n, dtype=bool)
-    assert sum(all_terms(evidence, coefficients, forced).values())[apart] == pytest.approx(weights[apart])
+    assert sum(all_terms(evidence, coefficients, forced).values())[apart] == pytest.approx(weights.parent[apart])
     for i, j in ((0, 1), (1, 0)):
         found = terms(evidence, coefficients, i, j, forced)
-        assert sum(found.values()) == pytest.approx(weights[i, j])
+        assert sum(found.values()) == pytest.approx(weights.parent[i, j])
         assert found["distance"] == -evidence.structure[i, j, 0]
         sure = abs(evidence.exact[i, j]) > DECISIVE
         assert (found["newness"] == 0) == sure and (found["exact arrow"] == 0) == (not sure)
@@ -97,22 +94,38 @@ def test_the_third_model_of_a_term_is_the_one_that_fits_best(rng: np.random.Gene
 def test_log_weights_do_not_depend_on_the_order_of_models(rng: np.random.Generator) -> None:
     evidence, coefficients = random_evidence(rng, 7, exact=0.2, seen=0.8), replace(TRUTH, hub=0.5)
     order = rng.permutation(7)
-    expected = log_weights(evidence, coefficients)[np.ix_(order, order)]
-    found = log_weights(permuted(evidence, order), coefficients)
+    expected, found = log_weights(evidence, coefficients), log_weights(permuted(evidence, order), coefficients)
     apart = ~np.eye(7, dtype=bool)
-    assert found[apart] == pytest.approx(expected[apart])
+    for way in ("parent", "beside"):
+        assert getattr(found, way)[apart] == pytest.approx(getattr(expected, way)[np.ix_(order, order)][apart])
 
 
 def test_log_weights_are_finite_but_for_what_cannot_be(rng: np.random.Generator) -> None:
     evidence = random_evidence(rng, 5, exact=0.5, seen=0.3)
     plain = log_weights(evidence, read_coefficients())
-    assert np.isneginf(plain).tolist() == np.eye(5, dtype=bool).tolist() and not np.isnan(plain).any()
+    for values in (plain.parent, plain.beside):
+        assert np.isneginf(values).tolist() == np.eye(5, dtype=bool).tolist() and not np.isnan(values).any()
     forced = log_weights(evidence, read_coefficients(), {3: 2})
     impossible = np.eye(5, dtype=bool)
     impossible[3, 2] = True  # a model is not made from its own child
-    assert np.isneginf(forced).tolist() == impossible.tolist() and not np.isnan(forced).any()
+    assert np.isneginf(forced.parent).tolist() == impossible.tolist() and not np.isnan(forced.parent).any()
+    impossible[:, 3] = True  # nor is it without its parent
+    assert np.isneginf(forced.beside).tolist() == impossible.tolist()
     alone = log_weights(random_evidence(rng, 1), read_coefficients())
-    assert alone.shape == (1, 1) and np.isneginf(alone).all()
+    assert alone.both.shape == (1, 1) and np.isneginf(alone.both).all()
+
+
+def test_the_two_ways_share_the_probability_of_an_edge(rng: np.random.Generator) -> None:
+    weights = log_weights(random_evidence(rng, 5), TRUTH)
+    marginals, apart = edge_marginals(weights.both)[0], ~np.eye(5, dtype=bool)
+    parents, beside = weights.parents(marginals), Weights(weights.beside, weights.parent).parents(marginals)
+    assert parents + beside == pytest.approx(marginals)
+    expected = np.exp(weights.parent[apart] - weights.beside[apart])
+    assert parents[apart] / beside[apart] == pytest.approx(expected)
+    assert (weights.best[apart] <= weights.both[apart]).all()
+    without = weights.without(1, 2)
+    assert np.isneginf(without.both[1, 2]) and np.isfinite(weights.both[1, 2])
+    assert without.both[2, 1] == weights.both[2, 1]
 
 
 def test_exact_relations_decide_and_rounding_beats_newness(rng: np.random.Generator) -> None:
@@ -123,7 +136,7 @@ def test_exact_relations_decide_and_rounding_beats_newness(rng: np.random.Genera
     evidence.direction[0, 1], evidence.direction[1, 0] = -1.0, 1.0
     arrow = arrow_probability(evidence, coefficients)
     assert arrow[0, 1] > 0.999 and arrow[1, 0] < 0.001 and arrow[2, 3] == pytest.approx(0.5)
-    edges, _, _ = edge_marginals(log_weights(evidence, coefficients, {3: 2}))
+    edges, _, _ = edge_marginals(log_weights(evidence, coefficients, {3: 2}).both)
     assert edges[2, 3] > 0.999 and edges[3].sum() > 0  # its own children stay possible
 
 
@@ -140,7 +153,9 @@ def test_third_models_that_lie_nowhere_near_change_nothing(rng: np.random.Genera
         third=np.concatenate([evidence.third, evidence.third.repeat(many)]),
     )
     apart = ~np.eye(5, dtype=bool)
-    assert log_weights(more, coefficients)[apart] == pytest.approx(log_weights(evidence, coefficients)[apart])
+    found, expected = log_weights(more, coefficients), log_weights(evidence, coefficients)
+    assert found.parent[apart] == pytest.approx(expected.parent[apart])
+    assert found.beside[apart] == pytest.approx(expected.beside[apart])
 
 
 # The prior for hubs
@@ -168,25 +183,33 @@ def test_the_prior_for_hubs_counts_the_others_that_hang_from_a_model(rng: np.ran
 # The fit
 
 
-def random_example(rng: np.random.Generator, n: int, truth: Coefficients, unknown: float = 0.0) -> Example:
-    """Random evidence and a tree drawn from the model's own distribution, of which some parents are not known."""
+def random_example(rng: np.random.Generator, n: int, truth: Coefficients) -> Example:
+    """Random evidence and a tree drawn from the model's own distribution, of which some parents are not there."""
     evidence = random_evidence(rng, n)
     weights = log_weights(evidence, truth)
     trees = all_trees(n)
-    total = np.array([sum(weights[parent, child] for child, parent in tree.items()) for tree in trees])
+    total = np.array([sum(weights.both[parent, child] for child, parent in tree.items()) for tree in trees])
     chances = np.exp(total - total.max())
     tree = trees[rng.choice(len(trees), p=chances / chances.sum())]
-    return Example(evidence, {child: parent for child, parent in tree.items() if rng.random() >= unknown}, {})
+    share = weights.parents(np.ones((n, n)))
+    beside = {child: at for child, at in tree.items() if rng.random() >= share[at, child]}
+    absent = {}
+    for child, at in beside.items():  # those that hang together have one parent
+        first = at
+        while first in beside:
+            first = beside[first]
+        absent |= {child: f"of {first}", first: f"of {first}"}
+    parents = {child: at for child, at in tree.items() if child not in beside}
+    return Example(evidence, parents, {}, absent)
 
 
-@pytest.mark.parametrize("unknown", [0.0, 0.3])
-def test_fit_recovers_the_coefficients_that_made_the_trees(unknown: float, rng: np.random.Generator) -> None:
-    examples = [random_example(rng, 4, TRUTH, unknown) for _ in range(600)]
+def test_fit_recovers_the_coefficients_that_made_the_trees(rng: np.random.Generator) -> None:
+    examples = [random_example(rng, 4, TRUTH) for _ in range(600)]
     found = fit(examples, ridge=0.001)
     assert found.structure == pytest.approx(TRUTH.structure, abs=0.3)
     assert found.between == pytest.approx(TRUTH.between, abs=0.9)  # its level and hubs are told apart badly
     assert found.direction == pytest.approx(TRUTH.direction, abs=0.4)
-    assert 0 <= found.hub < 0.6
+    assert 0 <= found.hub < 0.6 and found.beside == pytest.approx(TRUTH.beside, abs=0.4)
 
 
 def test_fit_finds_that_models_hang_from_hubs(rng: np.random.Generator) -> None:
@@ -195,13 +218,14 @@ def test_fit_finds_that_models_hang_from_hubs(rng: np.random.Generator) -> None:
 
 
 def vector(coefficients: Coefficients) -> torch.Tensor:
-    parts = (coefficients.structure, coefficients.between, coefficients.direction, [coefficients.hub])
+    alone = [coefficients.hub, coefficients.beside]
+    parts = (coefficients.structure, coefficients.between, coefficients.direction, alone)
     return torch.from_numpy(np.concatenate(parts))
 
 
 def test_coefficients_are_one_vector() -> None:
     assert Coefficients.of(vector(TRUTH).numpy()).between.tolist() == TRUTH.between.tolist()
-    assert len(START) == len(BOUNDS) == len(STRUCTURE) + len(BETWEEN) + len(DIRECTION) + 1
+    assert len(START) == len(BOUNDS) == len(STRUCTURE) + len(BETWEEN) + len(DIRECTION) + 2
     for value, (low, high) in zip(START, BOUNDS):
         assert (low is None or low <= value) and (high is None or value <= high)
     found = read_coefficients()
@@ -211,18 +235,23 @@ def test_coefficients_are_one_vector() -> None:
 
 @pytest.mark.parametrize("hub", [0.0, 0.7])
 def test_the_batched_loss_is_that_of_the_log_weights(hub: float, rng: np.random.Generator) -> None:
-    """Examples of several sizes side by side, with exact arrows, pairs not looked at, and unknown parents."""
+    """Examples of several sizes side by side, with exact arrows, pairs not looked at, and absent parents."""
     coefficients, examples, expected = replace(TRUTH, hub=hub), [], 0.0
-    for n, forced in ((3, {}), (5, {1: 2}), (4, {}), (2, {})):
+    for n, parents, forced, orphans in (
+        (3, {0: 2, 1: 2}, {}, ()),
+        (5, {1: 2, 3: 1, 4: 1}, {1: 2}, (0, 2)),
+        (4, {3: 1}, {}, (0, 1, 2)),
+        (2, {1: 0}, {}, ()),
+    ):
         evidence = random_evidence(rng, n, exact=0.2, seen=0.9)
-        parents = {child: parent for child, parent in {1: 2, 3: 1, 4: 1}.items() if max(child, parent) < n}
-        parents = parents or {1: 0}
-        examples.append(Example(evidence, parents, forced))
+        examples.append(Example(evidence, parents, forced, dict.fromkeys(orphans, "lost"), 0.5 * n))
         weights = log_weights(evidence, coefficients, forced)
-        known = weights.copy()
-        for child, parent in parents.items():
-            known[parent, child] += SURE
-        expected += edge_marginals(weights)[2] - edge_marginals(known)[2] + SURE * len(parents)
+        known = np.full((n, n), -np.inf)
+        known[list(parents.values()), list(parents)] = weights.parent[list(parents.values()), list(parents)]
+        for one, other in permutations(orphans, 2):
+            known[one, other] = weights.beside[one, other]
+        trees = [sum(known[parent, child] for child, parent in tree.items()) for tree in all_trees(n)]
+        expected += 0.5 * n * (edge_marginals(weights.both)[2] - np.logaddexp.reduce(trees))
     batch = _Batch(examples)
     batch.look_for_hubs(coefficients)
     assert float(batch.loss(vector(coefficients))) == pytest.approx(expected, abs=1e-6)
@@ -231,7 +260,7 @@ def test_the_batched_loss_is_that_of_the_log_weights(hub: float, rng: np.random.
 def test_the_batched_log_sum_is_that_of_the_marginals(rng: np.random.Generator) -> None:
     sizes = (5, 3, 4, 2)
     batch = _Batch([Example(random_evidence(rng, n), {}, {}) for n in sizes])
-    weights = batch.fixed.clone()
+    weights = batch.seen.clone()
     for at, n in enumerate(sizes):
         weights[at, :n, :n] += torch.from_numpy(3 * rng.normal(size=(n, n)))
     weights[0, :, 2] = -torch.inf  # the only root
@@ -246,6 +275,6 @@ def test_the_loss_of_two_models_is_that_of_their_arrow() -> None:
     evidence = random_evidence(np.random.default_rng(0), 2)
     for child in (0, 1):
         weights = log_weights(evidence, TRUTH)
-        expected = np.logaddexp(weights[0, 1], weights[1, 0]) - weights[1 - child, child]
+        expected = np.logaddexp(weights.both[0, 1], weights.both[1, 0]) - weights.parent[1 - child, child]
         batch = _Batch([Example(evidence, {child: 1 - child}, {})])
         assert float(batch.loss(vector(TRUTH))) == pytest.approx(expected) and expected > 0.01

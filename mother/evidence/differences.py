@@ -70,14 +70,17 @@ def _scattered(
     residual: Float[Tensor, "pairs rows columns"],
     bits: Int[Tensor, "pairs"],
 ) -> Float[Tensor, "pairs"]:
-    """Share of entries that a low rank leaves more of than rounding once does, give or take its own error.
+    """Share of the larger entries that a low rank leaves more of than rounding once does.
+
+    In small ones the error that truncation spreads over the matrix is more than their own rounding.
 
     Steps so small that most weights round back change few of them, by a whole unit in the last place: what is above
     the norm of rounding noise then has a low rank, too, but nothing low-rank was added. 0 in full precision, where the
     arithmetic of an update leaves as much.
     """
     unit = ulp(torch.maximum(i.abs(), j.abs()), bits[:, None, None]).double()
-    share = (residual.abs() > ONCE * unit).double().mean(dim=(1, 2))
+    large = unit >= unit.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    share = ((residual.abs() > ONCE * unit) & large).sum(dim=(1, 2)) / large.sum(dim=(1, 2)).clamp(min=1)
     return torch.where(bits < MANTISSA["float32"], share, 0)
 
 

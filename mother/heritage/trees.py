@@ -108,7 +108,7 @@ def _recover_cluster(
     tree, weights = _acyclic_tree(weights, members, known)
     marginals, _, _ = edge_marginals(weights.both)
     probability = weights.parents(marginals)
-    parents, hidden = _read_tree(tree, weights, members)
+    parents, hidden = read_tree(tree, weights, members)
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
     return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
 
@@ -155,7 +155,7 @@ def best_tree(weights: Weights) -> tuple[dict[int, int], float]:
     return dict(zip(child.tolist(), parents[child].tolist())), float(finite[parents[child], child].sum())
 
 
-def _read_tree(tree: dict[int, int], weights: Weights, members: list[int]) -> tuple[dict[int, int], list[Hidden]]:
+def read_tree(tree: dict[int, int], weights: Weights, members: list[int]) -> tuple[dict[int, int], list[Hidden]]:
     """[child] -> parent, and the models that are not there, from where each model hangs and how.
 
     Models beside one another hang from one that is not there, which itself hangs where the first of them does. The
