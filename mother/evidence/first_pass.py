@@ -132,7 +132,7 @@ def take_first_pass(
     largest = np.maximum.outer(np.diagonal(compared), np.diagonal(compared)).clip(min=1)
     with np.errstate(invalid="ignore"):
         relatedness = np.where(tested > 0, cosine / np.sqrt(tested.clip(min=1)), 0)
-    relatedness, tests = near_threshold(relatedness, tested, lambda i, j: permuted(_of_both(sketches[i], sketches[j])))
+    relatedness, tests = near_threshold(relatedness, tested, lambda i, j: permuted(of_both(sketches[i], sketches[j])))
     return FirstPass(
         [sketch.model for sketch in sketches],
         list(dict.fromkeys(layer for layer, _, _ in found)),
@@ -146,7 +146,7 @@ def take_first_pass(
     )
 
 
-def _of_both(one: Sketch, other: Sketch) -> Iterator[tuple[Layer, Float[Tensor, "two rows columns"]]]:
+def of_both(one: Sketch, other: Sketch) -> Iterator[tuple[Layer, Float[Tensor, "two rows columns"]]]:
     """The parts of both models of each layer that they have in one shape."""
     for layer, shape in one.shapes.items():
         if other.shapes.get(layer) == shape:

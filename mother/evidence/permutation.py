@@ -9,6 +9,7 @@ the deviation that unrelated models have (Aldous 1985; Zhu et al., "Independence
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -58,9 +59,9 @@ def some_part(weights: Float[Tensor, "models rows columns"]) -> Float[Tensor, "m
 
 
 def _kernel(rows: int, columns: int) -> int:
-    """Columns of each unit where inputs may be the outputs' own units, 0 where they are not; fewer than units."""
+    """Columns of each unit where inputs may be the outputs' own units: 1, or an odd kernel; 0 where they are not."""
     kernel, odd = divmod(columns, rows)
-    return kernel if not odd and kernel < min(rows, SIDE) else 0
+    return kernel if not odd and kernel % 2 and kernel < min(rows, SIDE) else 0
 
 
 def without_profiles(
@@ -135,7 +136,8 @@ def permuted(pairs: Iterable[tuple[Layer, Float[Tensor, "two rows columns"]]]) -
         reached.append(int((_drawn(axis) >= total).sum()))
     score = total / max(spreads) ** 0.5
     p = (1 + max(reached)) / (1 + DRAWS)
-    return Permuted(min(score, -float(ndtri(p))) if max(reached) else score, p, layers, tuple(left_out))
+    counted = -float(ndtri(min(p, DRAWS / (1 + DRAWS))))  # finite where all permutations reach it
+    return Permuted(min(score, counted) if max(reached) else score, p, layers, tuple(left_out))
 
 
 def _rest(weights: Float[Tensor, "two rows columns"]) -> tuple[Tensor, Bool[Tensor, "two"], int]:
@@ -154,10 +156,14 @@ def _variance(sums: Float[Tensor, "units units"]) -> float:
     return float(rest.square().sum()) / (len(sums) - 1)
 
 
+@lru_cache(maxsize=16)
+def _orders(units: int) -> Int[Tensor, "draws units"]:
+    return torch.rand(DRAWS, units, generator=torch.Generator().manual_seed(units)).argsort(dim=1)
+
+
 def _drawn(sums: dict[int, Float[Tensor, "units units"]]) -> Float[Tensor, "draws"]:
     """What permutations make of the cosines' sum; which ones follows from the lengths alone."""
     drawn = torch.zeros(DRAWS, dtype=torch.float64)
     for units, one in sums.items():
-        order = torch.rand(DRAWS, units, generator=torch.Generator().manual_seed(units)).argsort(dim=1)
-        drawn += one[torch.arange(units), order].sum(dim=1)
+        drawn += one[torch.arange(units), _orders(units)].sum(dim=1)
     return drawn
