@@ -207,12 +207,13 @@ DISTANT = {
     "farther": (1e-2, 0.05, 150),
     "decayed": (1e-2, 2.0, 150),
     "gone": (1e-2, 4.0, 200),
+    "vanished": (1e-2, 8.0, 200),
 }
 
 
 def plan_distant(folder: Path, roots: int = 2, seed: int = 2000) -> Manifest:
     """Relatives that hardly resemble one another: children trained long from a snapshot of 20 steps, not annealed."""
-    family = Family("zoo_distant", seed, 5 * roots * len(ARCHITECTURES) + 10)
+    family = Family("zoo_distant", seed, 6 * roots * len(ARCHITECTURES) + 10)
     for number in range(roots * len(ARCHITECTURES)):
         architecture = ARCHITECTURES[number % len(ARCHITECTURES)]
         family.begin(architecture, "distant", "split" if architecture == "moe" else None)

@@ -157,7 +157,7 @@ def unlike_names(seed: int) -> dict[str, torch.Tensor]:
 
 def test_only_pairs_near_the_threshold_are_looked_at() -> None:
     z = np.zeros((200, 200))
-    for pair, score in (((0, 1), 4.0), ((2, 3), 200.0), ((4, 5), 12.0), ((6, 7), 1.0)):
+    for pair, score in (((0, 1), 4.3), ((2, 3), 200.0), ((4, 5), 12.0), ((6, 7), 1.0)):
         z[pair] = z[pair[::-1]] = score
     assert window(z, np.full_like(z, 16.0)) == [(0, 1), (4, 5)]  # 12 is what copies of one layer of 3 give
     assert window(z, np.full_like(z, 1.0)) == [(0, 1)]

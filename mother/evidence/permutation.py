@@ -23,7 +23,6 @@ SIDE = 256  # budget: rows and columns of a matrix that the test of relatedness 
 LEFT = 1e-3  # share of a matrix's squares that must be left without its profiles: else it is a table that is computed
 DRAWS = 999  # budget: permutations; smaller p-values come from their spread
 LOOSEST, STRICTEST = 0.5, 1e-6  # levels that may be asked for
-MARGIN = 1.0  # deviations that a score may rise by when its own permutations take the place of the usual null
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,14 @@ def window(
     """Pairs whose relation permutations can change at some level between STRICTEST and LOOSEST.
 
     `tested` counts layers. Clear of the threshold is what would pass Holm's first step if all layers were copies of
-    one: no spread of the sum is larger. The least of the others that can pass is as Holm has it with these alone.
+    one: no spread of the sum is larger. The least of the others that can pass is as Holm has it with these alone:
+    permutations raise no score.
     """
     first, second = np.triu_indices(len(relatedness), k=1)
     z, layers = relatedness[first, second], tested[first, second]
     pairs = max(1, len(z))
     clear = z > -ndtri(STRICTEST / pairs) * np.sqrt(layers)
-    low = -ndtri(LOOSEST / max(1, pairs - int(clear.sum()))) - MARGIN
+    low = -ndtri(LOOSEST / max(1, pairs - int(clear.sum())))
     near = (layers > 0) & ~clear & (z > low)
     return list(zip(first[near].tolist(), second[near].tolist()))
 
