@@ -1,9 +1,9 @@
 """Unrelated trained models of twelve architectures: how often a relation is seen where there is none.
 
-    python -m benchmarks.strangers               grows 480 models once (about ten minutes of one core), then compares
-    python -m benchmarks.strangers --models 120  fewer strangers
+    python -m benchmarks.strangers                            grows 504 models once, then compares
+    python -m benchmarks.strangers --models 180 --zoo 3000    fewer and other strangers
 
-The strangers are grown by the zoo's recipes of roots with other seeds, and kept in .cache/strangers/. All pairs of one
+The strangers are grown by the zoo's recipes of roots with other seeds, and kept in .cache/. All pairs of one
 architecture are compared. Fails where the share of collections with a false relation is larger than the level, by more
 than its interval allows, or where relatives are lost that an early snapshot is the parent of.
 """
@@ -47,6 +47,8 @@ class Args:
     """times that the strangers of an architecture are dealt out into collections of ten"""
     seed: int = 0
     """of the dealing"""
+    zoo: int = 1000
+    """seed of the strangers"""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def sketched(manifest: Manifest) -> dict[str, list[tuple[Node, Sketch]]]:
     """The models of a manifest by architecture, grown where they are missing."""
     if errors := grow_manifest(manifest, 1):
         sys.exit(f"{len(errors)} models could not be grown; see above")
-    taken = sketch_models(open_models(manifest)[0], FOLDER / "sketches")
+    taken = sketch_models(open_models(manifest)[0], manifest.folder / "sketches")
     nodes = {node.id: node for node in manifest.nodes}
     found: dict[str, list[tuple[Node, Sketch]]] = defaultdict(list)
     for sketch in taken.sketches:
@@ -190,9 +192,8 @@ def relatives(strangers: dict[str, list[Sketch]]) -> list[str]:
 
 def main(args: Args) -> None:
     """Print the three tables."""
-    strangers = {
-        name: [sketch for _, sketch in models] for name, models in sketched(plan_strangers(FOLDER, args.models)).items()
-    }
+    planned = plan_strangers(FOLDER.with_name(f"strangers_{args.zoo}"), args.models, args.zoo)
+    strangers = {name: [sketch for _, sketch in models] for name, models in sketched(planned).items()}
     found = {name: compared(sketches) for name, sketches in strangers.items()}
     head = ("architecture", "pairs", "before: sd", "largest", "z: sd", "largest", "permuted: sd", "largest")
     rows = [row(name, one) for name, one in found.items()]

@@ -43,6 +43,8 @@ def test_nothing_is_left_that_permutations_leave_alone(rows: int, columns: int) 
     weights = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(columns)) + 1
     (one, other), there, _ = without_profiles(weights)
     assert there.all() and torch.allclose(one.square().sum(), torch.tensor(1.0))
+    again, _, _ = without_profiles(weights.transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.allclose(again[0], one, atol=1e-6)
     orders = [list(order) for order in permutations(range(rows))]
     assert abs(float(sum((one * other[order]).sum() for order in orders))) < 1e-4
     assert abs(float(one.sum(dim=0).abs().max())) < 1e-5 and abs(float(one.sum(dim=1).abs().max())) < 1e-5
@@ -62,8 +64,8 @@ def test_the_spread_is_that_of_all_permutations() -> None:
 
 def test_the_null_holds_where_all_models_have_one_profile() -> None:
     """Without permutations such models look related."""
-    models = [unlike(seed) for seed in range(22)]
-    found = [two_tested(models[i], models[j]) for i in range(22) for j in range(i)]
+    models = [unlike(seed) for seed in range(16)]
+    found = [two_tested(models[i], models[j]) for i in range(16) for j in range(i)]
     p, scores = np.array([one.p for one in found]), np.array([one.score for one in found])
     for level in (0.01, 0.05, 0.2, 0.5):
         assert (p <= level).mean() <= level + 3 * (level * (1 - level) / len(p)) ** 0.5
@@ -72,10 +74,10 @@ def test_the_null_holds_where_all_models_have_one_profile() -> None:
     assert 0.8 < scores.std() < 1.35 and scores.max() < 4
     layer = Layer("0", "up")
     flat = torch.stack([model[layer].flatten() for model in models])
-    naive = torch.corrcoef(flat).numpy()[np.triu_indices(22, 1)] * flat.shape[1] ** 0.5
+    naive = torch.corrcoef(flat).numpy()[np.triu_indices(16, 1)] * flat.shape[1] ** 0.5
     assert naive.mean() > 10
     z, _ = layer_cosine(torch.stack([model[layer] for model in models]))
-    assert abs(float(z.numpy()[np.triu_indices(22, 1)].mean())) < 0.3
+    assert abs(float(z.numpy()[np.triu_indices(16, 1)].mean())) < 0.3
 
 
 def test_layers_that_go_together_are_no_replicates() -> None:
@@ -85,7 +87,7 @@ def test_layers_that_go_together_are_no_replicates() -> None:
         weight = torch.randn(30, 30, generator=torch.Generator().manual_seed(seed))
         return {Layer(str(block), "query"): weight for block in range(12)}
 
-    found = [two_tested(repeated(seed), repeated(seed + 100)).score for seed in range(60)]
+    found = [two_tested(repeated(seed), repeated(seed + 100)).score for seed in range(30)]
     assert 0.7 < np.std(found) < 1.3
 
 

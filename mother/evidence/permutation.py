@@ -79,6 +79,7 @@ def without_profiles(
     freedoms = (rows - 1) * (columns - 1)
     if kernel := _kernel(rows, columns):
         # The matrix that is 1 where a unit meets itself, without its own profiles, has the square n - 1.
+        rest = rest.contiguous()
         blocks = rest.view(-1, rows, rows, kernel)
         share = blocks.diagonal(dim1=1, dim2=2).sum(dim=2, dtype=torch.float64).float() / (rows - 1)
         blocks += share[:, None, None] / rows
