@@ -69,7 +69,8 @@ def without_profiles(
     """Matrices of length 1 without the means that permutations of units leave alone; which have any rest; freedoms.
 
     <A, P B Q> has mean 0 over all permutations P of rows and over all Q of columns, and, where inputs are the outputs'
-    own units, over those that permute both alike. Means are float64: nothing is left of a constant matrix.
+    own units, over those that permute both alike. Means are float64: nothing is left of a constant matrix. What has no
+    rest is 0.
     """
     rows, columns = weights.shape[1:]
     rest = weights - weights.mean(dim=(1, 2), keepdim=True, dtype=torch.float64).float()
@@ -86,8 +87,9 @@ def without_profiles(
         blocks.diagonal(dim1=1, dim2=2).sub_(share[:, :, None])
         freedoms -= kernel
     length = torch.linalg.vector_norm(rest, dim=(1, 2), dtype=torch.float64)
-    rest = rest / length.float().clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
-    return rest, length.square() > LEFT * whole.square(), max(1, freedoms)
+    there = length.square() > LEFT * whole.square()
+    rest = there[:, None, None] * rest / length.float().clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+    return rest, there, max(1, freedoms)
 
 
 def window(
