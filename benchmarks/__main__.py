@@ -29,6 +29,7 @@ NAMES = (
     "speed",
     "growth",
     "unrelated",
+    "strangers",
     "zoo",
     "audit",
     "precision",

@@ -201,6 +201,28 @@ def plan_strangers(folder: Path, count: int = 340, seed: int = 1000) -> Manifest
     )
 
 
+# Rate, decay and steps of children that leave an early snapshot far behind: by AdamW, under a cosine schedule.
+DISTANT = {
+    "far": (3e-3, 0.05, 100),
+    "farther": (1e-2, 0.05, 150),
+    "decayed": (1e-2, 2.0, 150),
+    "gone": (1e-2, 4.0, 200),
+    "vanished": (1e-2, 8.0, 200),
+}
+
+
+def plan_distant(folder: Path, roots: int = 2, seed: int = 2000) -> Manifest:
+    """Relatives that hardly resemble one another: children trained long from a snapshot of 20 steps, not annealed."""
+    family = Family("zoo_distant", seed, 6 * roots * len(ARCHITECTURES) + 10)
+    for number in range(roots * len(ARCHITECTURES)):
+        architecture = ARCHITECTURES[number % len(ARCHITECTURES)]
+        family.begin(architecture, "distant", "split" if architecture == "moe" else None)
+        early = family.root(20, schedule="constant")
+        for task, (rate, decay, steps) in enumerate(DISTANT.values(), start=1):
+            family.tune(early, task, 0, learning_rate=rate, decay=decay, steps=steps)
+    return Manifest("zoo_distant", tuple(family.nodes), folder, "Relatives that hardly resemble one another.")
+
+
 def plan_small_zoo(folder: Path) -> Manifest:
     """Two families for the tests: what each plot has at its core."""
     family = Family(SMALL_ZOO, 7, 60)

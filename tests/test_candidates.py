@@ -113,7 +113,7 @@ def test_more_models_make_no_answer_worse(related: bool, tmp_path: Path) -> None
     if related:  # fine-tunes of a few of them
         more = {f"x{k}": moved(content[f"m{k % 7}"], 5000 + k, 0.15) for k in range(60)}
     else:
-        more = {f"x{k}": small(900 + k) for k in range(60)}
+        more = {f"x{k}": small(1900 + k) for k in range(60)}
     found = edges(recover(models(tmp_path, **content, **more)))
     # What hangs near two models may go to the one that others hang from now; nobody is sure of it then.
     lost = right - found.keys()

@@ -410,7 +410,7 @@ def test_relatedness_does_not_depend_on_the_scale(scale: float) -> None:
     weights[1] += weights[0]
     weights[3] = 0.1  # a constant has no cosine
     (z, valid), (expected, _) = layer_cosine(weights * scale), layer_cosine(weights)
-    assert torch.allclose(z, expected, rtol=1e-4, atol=1e-4) and z[0, 1] > 20
+    assert torch.allclose(z, expected, rtol=1e-4, atol=1e-4) and z[0, 1] > 19
     assert valid.tolist() == [[k != 3 and j != 3 for j in range(4)] for k in range(4)]
 
 

@@ -13,7 +13,7 @@ from dataset.weights import read_weights
 from dataset.zoo import fuse_experts, split_experts
 from dataset.zoo_data import draw_data, loss_of, tasks_of
 from dataset.zoo_models import ARCHITECTURES, build
-from dataset.zoo_plan import plan_small_zoo, plan_strangers, plan_zoo
+from dataset.zoo_plan import DISTANT, plan_distant, plan_small_zoo, plan_strangers, plan_zoo
 from dataset.zoo_plots import PLOTS
 from dataset.zoo_weights import is_weight
 from mother.graph.manifest import Manifest, Node
@@ -63,6 +63,14 @@ def test_strangers_have_no_relatives(tmp_path: Path) -> None:
     plan = plan_strangers(tmp_path, 24)
     assert len(plan.nodes) == len({node.tree for node in plan.nodes}) == 24
     assert set(Counter(node.recipe["architecture"] for node in plan.nodes).values()) == {2}
+
+
+def test_distant_relatives_are_children_of_snapshots(tmp_path: Path) -> None:
+    nodes = plan_distant(tmp_path, 1).nodes
+    roots = {node.id: node for node in nodes if node.parent is None}
+    assert {node.recipe["schedule"] for node in roots.values()} == {"constant"}
+    assert Counter(node.parent for node in nodes if node.parent) == dict.fromkeys(roots, len(DISTANT))
+    assert len({node.recipe["seed"] for node in nodes}) == len(nodes)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

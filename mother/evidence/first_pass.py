@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mother.evidence.facts import Facts
-from mother.evidence.relatedness import layer_cosine
+from mother.evidence.permutation import Permuted, permuted
+from mother.evidence.relatedness import layer_cosine, near_threshold
 from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer, sort_key
 from mother.io.snapshots import Snapshot
@@ -33,6 +34,7 @@ class FirstPass:
     turned: Float[np.ndarray, "models models"]  # the same of the part that changes no matrix's length
     size: Float[np.ndarray, "models"]  # sum of W^2
     relatedness: Float[np.ndarray, "models models"]  # z of the cosine under independent initialisation
+    permuted: dict[tuple[int, int], Permuted] = field(default_factory=dict)  # tests of the pairs near the threshold
 
     def compared(self, i: int, j: int) -> float:
         """Entries compared, as share of all weights of the larger model but embeddings and heads, read or not."""
@@ -130,6 +132,7 @@ def take_first_pass(
     largest = np.maximum.outer(np.diagonal(compared), np.diagonal(compared)).clip(min=1)
     with np.errstate(invalid="ignore"):
         relatedness = np.where(tested > 0, cosine / np.sqrt(tested.clip(min=1)), 0)
+    relatedness, tests = near_threshold(relatedness, tested, lambda i, j: permuted(of_both(sketches[i], sketches[j])))
     return FirstPass(
         [sketch.model for sketch in sketches],
         list(dict.fromkeys(layer for layer, _, _ in found)),
@@ -139,4 +142,12 @@ def take_first_pass(
         np.where(compared > 0, turned, np.inf),
         sums["size"],
         relatedness,
+        tests,
     )
+
+
+def of_both(one: Sketch, other: Sketch) -> Iterator[tuple[Layer, Float[Tensor, "two rows columns"]]]:
+    """The parts of both models of each layer that they have in one shape."""
+    for layer, shape in one.shapes.items():
+        if other.shapes.get(layer) == shape:
+            yield layer, torch.stack([one.read(layer), other.read(layer)]).float()

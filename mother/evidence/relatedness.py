@@ -1,5 +1,7 @@
 """Which models are related at all: a test whose null is independent initialisation, without K."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 from torch import Tensor
 
-SIDE = 256  # budget: rows and columns of a matrix that the test of relatedness looks at
+from mother.evidence.permutation import Permuted, some_part, window, without_profiles
 
 
 def layer_cosine(
@@ -26,30 +28,40 @@ def cosine_and_deviation(
 ) -> tuple[Float[Tensor, "models models"], Float[Tensor, "models models"], Bool[Tensor, "models models"]]:
     """Cosines of one layer of all models, their deviation under independent initialisation, and which pairs have one.
 
-    For independent isotropic matrices the cosine has mean 0 and variance 1/P. Trained ones are not isotropic,
+    The profiles of a matrix over rows, over columns and along the diagonal are taken off first
+    (`without_profiles`): what is left of matrices of units in any order has the mean cosine 0. A matrix of which
+    nothing is left is a table that is computed, and has no cosine.
+    For independent isotropic matrices the variance is 1 over their freedoms. Trained ones are not isotropic,
     and where both prefer the same inputs the variance is larger: for matrices with row covariances R, R' and
     column covariances C, C' it is tr(R R') tr(C C') over the squared norms, and R = W W', C = W' W are at hand. The
     larger of the two is taken; it makes related models somewhat less significant, never unrelated ones more.
     Of a large matrix a fixed random part is looked at.
     """
-    generator = torch.Generator().manual_seed(0)
-    for axis in (1, 2):
-        if weights.shape[axis] > SIDE:
-            some = torch.randperm(weights.shape[axis], generator=generator)[:SIDE].sort().values
-            weights = weights.index_select(axis, some.to(weights.device))
-    # Mean and norm in float64: nothing is left of a constant matrix, no square overflows or vanishes. The rest needs
-    # no more digits.
-    centred = weights - weights.mean(dim=(1, 2), keepdim=True, dtype=torch.float64).float()
-    norms = torch.linalg.vector_norm(centred, dim=(1, 2), dtype=torch.float64)
-    valid = norms > 0
-    centred = centred / norms.float().clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
-    flat = centred.flatten(1)
+    rest, valid, freedoms = without_profiles(some_part(weights))
+    flat = rest.flatten(1)
     cosine = (flat @ flat.T).double()
-    rows = (centred @ centred.transpose(1, 2)).flatten(1)
-    columns = (centred.transpose(1, 2) @ centred).flatten(1)
+    rows = (rest @ rest.transpose(1, 2)).flatten(1)
+    columns = (rest.transpose(1, 2) @ rest).flatten(1)
     alike = (rows @ rows.T).double() * (columns @ columns.T).double()
-    variance = torch.maximum(alike, torch.full_like(cosine, 1 / flat.shape[1]))
+    variance = torch.maximum(alike, torch.full_like(cosine, 1 / freedoms))
     return cosine, variance.sqrt(), valid[:, None] & valid[None, :]
+
+
+def near_threshold(
+    relatedness: Float[np.ndarray, "models models"],
+    tested: Float[np.ndarray, "models models"],
+    test: Callable[[int, int], Permuted],
+) -> tuple[Float[np.ndarray, "models models"], dict[tuple[int, int], Permuted]]:
+    """The same scores, of pairs near the threshold by their own permutations; and these tests.
+
+    `tested` counts the layers of a pair. A pair's score follows from its two models; the others decide, as Holm's
+    correction does, by their number alone.
+    """
+    found = {pair: test(*pair) for pair in window(relatedness, tested)}
+    scores = relatedness.copy()
+    for (i, j), one in found.items():
+        scores[i, j] = scores[j, i] = one.score
+    return scores, found
 
 
 def related_components(
