@@ -160,6 +160,7 @@ TRY: dict[str, Callable[[Path, bytes], None]] = {
     "safetensors": _try_weights("model.safetensors"),
     "archive": _try_weights("pytorch_model.bin"),
     "pickle": _try_pickle,
+    "legacy": _try_weights("old.pth.tar"),
     "index": _try_beside("model.safetensors.index.json", "shard.safetensors", WEIGHTS),
     "config": _try_beside("config.json", "model.safetensors", WEIGHTS),
     "adapter": _try_beside("adapter_config.json", "adapter_model.safetensors", ADAPTER),
@@ -218,6 +219,9 @@ def valid() -> dict[str, bytes]:
     torch.save({"state_dict": WEIGHTS, "epoch": 3, "args": {"lr": 0.1}}, buffer)
     with ZipFile(BytesIO(buffer.getvalue())) as archive:
         pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    old = BytesIO()
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    torch.save({"net": module, "ema": {"w": torch.ones(2, 2)}}, old, _use_new_zipfile_serialization=False)
     node = {"id": "a", "source": "models/a", "parent": None, "tree": 0, "task": "t", "rank": None, "recipe": {"x": [1]}}
     merge = {"id": "m", "source": "hf://o/m@main:unet", "parents": ["a", "b"], "coefficients": [0.5, 0.5]}
     adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "init_lora_weights": True}
@@ -241,6 +245,7 @@ def valid() -> dict[str, bytes]:
         for kind, name in (("collection", STATE), ("run", RUN), ("graph", GRAPH)):
             found[kind] = (folder / name).read_bytes()
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
+    found["legacy"] = old.getvalue()
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 
 
@@ -309,7 +314,7 @@ def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
         length = int.from_bytes(content[:8], "little")
         head, content, data = content[:8], content[8 : 8 + length], content[8 + length :]
     for _ in range(moments.randint(1, 5)):
-        if kind not in ("card", "archive", "pickle") and moments.random() < 0.6:
+        if kind not in ("card", "archive", "pickle", "legacy") and moments.random() < 0.6:
             try:
                 content = json.dumps(_break_value(json.loads(content), moments)).encode()
                 continue

@@ -11,8 +11,8 @@ from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, applied
 from mother.io.layers import Layer, is_attention
 from mother.io.places import File
+from mother.io.reader import DTYPES, Storage, TensorInfo
 from mother.io.runtime import free_memory
-from mother.io.safetensors import DTYPES, TensorInfo
 
 LARGEST = float(np.finfo(np.float32).max) / 4  # differences of two weights, and their ranges, stay finite
 
@@ -42,6 +42,8 @@ class Checkpoint:
     tensors: dict[str, tuple[File, TensorInfo]]
     layers: dict[Layer, str]
     index: File | None = field(default=None, kw_only=True)  # that named the files of the tensors
+    aside: tuple[str, ...] = field(default=(), kw_only=True)  # what else its files hold
+    state: str | None = field(default=None, kw_only=True)  # that was asked for, of several in a file
 
     def shape(self, layer: Layer) -> tuple[int, ...]:
         """Shape of a layer's weight."""
@@ -98,7 +100,9 @@ class Checkpoint:
             infos = [self.tensors[name][1] for name in wanted]
             spans = [(info.start, info.end) for info in infos]
             rooms = [
-                _bytes_of(into[name]) if name in into and info.dtype == "F32" and info.end > info.start else None
+                _bytes_of(into[name])
+                if name in into and info.dtype == "F32" and info.end > info.start and info.unpack is None
+                else None
                 for name, info in zip(wanted, infos)
             ]
             parts = file.read(spans, rooms)
@@ -114,7 +118,8 @@ class Checkpoint:
             )
         import torch
 
-        return self._sound(name, file, torch.from_numpy(_decoded(part, info.dtype)).reshape(info.shape))
+        values = _decoded(part, info.dtype) if info.unpack is None else info.unpack(part)
+        return self._sound(name, file, torch.from_numpy(values).reshape(info.shape))
 
     def _sound(self, name: str, file: object, weight: "torch.Tensor") -> "torch.Tensor":
         """The same weight; raises CheckpointError where it is not finite, or too large."""
@@ -151,7 +156,13 @@ class Checkpoint:
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
-        return [file.fingerprint() for file in self._with_tensors()]
+        asked = [(f"state {self.state}", 0, 0, "")] if self.state is not None else []
+        return [file.fingerprint() for file in self._with_tensors()] + asked
+
+    @property
+    def storage(self) -> dict[str, Storage]:
+        """How tensors are stored that are not plain numbers, by their names."""
+        return {name: info.storage for name, (_, info) in self.tensors.items() if info.storage is not None}
 
 
 @dataclass(frozen=True)
