@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import resource
+import struct
 import sys
 import tempfile
 import time
@@ -161,6 +162,7 @@ TRY: dict[str, Callable[[Path, bytes], None]] = {
     "archive": _try_weights("pytorch_model.bin"),
     "pickle": _try_pickle,
     "legacy": _try_weights("old.pth.tar"),
+    "gguf": _try_weights("model.gguf"),
     "index": _try_beside("model.safetensors.index.json", "shard.safetensors", WEIGHTS),
     "config": _try_beside("config.json", "model.safetensors", WEIGHTS),
     "adapter": _try_beside("adapter_config.json", "adapter_model.safetensors", ADAPTER),
@@ -197,6 +199,22 @@ def _sketch() -> Path:
         for path in list((folder / "kept").glob("*.*")):
             path.rename(folder / f"sketch{path.suffix}")
     return Path(_made[0].name)
+
+
+def _gguf() -> bytes:
+    """A small file of llama.cpp, with facts of every type."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    facts = [("general.architecture", 8, text(b"llama")), ("llama.attention.head_count", 4, struct.pack("<I", 2))]
+    facts += [("tokens", 9, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"bc")), ("rope", 6, struct.pack("<f", 1e4))]
+    facts += [("types", 9, struct.pack("<IQ2i", 5, 2, 1, 1)), ("general.alignment", 4, struct.pack("<I", 32))]
+    head = b"GGUF" + struct.pack("<IQQ", 3, 2, len(facts))
+    head += b"".join(text(key.encode()) + struct.pack("<I", kind) + value for key, kind, value in facts)
+    for name, kind, offset in ((b"blk.0.attn_q.weight", 0, 0), (b"blk.0.attn_v.weight", 8, 512)):
+        head += text(name) + struct.pack("<IQQIQ", 2, 32, 4, kind, offset)
+    return head + bytes(-len(head) % 32) + bytes(512 + 4 * 34)
 
 
 CARD = """---
@@ -245,7 +263,7 @@ def valid() -> dict[str, bytes]:
         for kind, name in (("collection", STATE), ("run", RUN), ("graph", GRAPH)):
             found[kind] = (folder / name).read_bytes()
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
-    found["legacy"] = old.getvalue()
+    found |= {"legacy": old.getvalue(), "gguf": _gguf()}
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 
 
@@ -314,7 +332,7 @@ def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
         length = int.from_bytes(content[:8], "little")
         head, content, data = content[:8], content[8 : 8 + length], content[8 + length :]
     for _ in range(moments.randint(1, 5)):
-        if kind not in ("card", "archive", "pickle", "legacy") and moments.random() < 0.6:
+        if kind not in ("card", "archive", "pickle", "legacy", "gguf") and moments.random() < 0.6:
             try:
                 content = json.dumps(_break_value(json.loads(content), moments)).encode()
                 continue

@@ -31,7 +31,7 @@ def zoo(folder: Path) -> Path:
     save_model(folder / "a" / "checkpoint-5", moved(ROOT, 1))
     for name in ("pytorch_model.bin", "optimizer.pt", "model.onnx", "config.json", "README.md"):
         (folder / "a" / name).write_bytes(b"PK")
-    for name in ("old.tar.gz", "x.gguf", "notes.md", "w-00001-of-00002.safetensors", "odd.bits"):
+    for name in ("old.tar.gz", "x.ggml", "notes.md", "w-00001-of-00002.safetensors", "odd.bits"):
         (folder / name).write_bytes(bytes(100_000))
     (folder / ".hidden").mkdir()
     (folder / "1/2/3/4/5/6/7").mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_every_file_is_read_or_listed(tmp_path: Path) -> None:
     listed = {os.path.relpath(path, folder): reason for path, reason in found.gaps.not_read.items()}
     assert listed["a/pytorch_model.bin"] == "not the weights that are loaded"
     assert listed["a/optimizer.pt"] == "the state of a training" and listed["a/model.onnx"] == "ONNX is not read"
-    assert listed["old.tar.gz"] == "an archive" and listed["x.gguf"] == "GGUF is not read"
+    assert listed["old.tar.gz"] == "an archive" and listed["x.ggml"] == "GGML is not read"
     assert listed["w-00001-of-00002.safetensors"] == "a shard without its index"
     assert listed["odd.bits"] == "a type that is not known" and listed[".hidden"] == "a hidden folder"
     assert listed["1/2/3/4/5/6"] == "more than 5 folders deep" and "pipeline" in listed["pipeline/vae"]
@@ -71,10 +71,10 @@ def test_gaps_are_said_in_terminal_json_and_report(tmp_path: Path) -> None:
     assert "not read: " in text and "1 .tar.gz (an archive)" in text and "1 .onnx (ONNX is not read)" in text
     assert "4 files beside the models hold no weights (2 .json, 2 .md)" in text
     written = json.loads((out / "model_graph.json").read_text())["not_read"]
-    assert written[str(tmp_path / "zoo" / "x.gguf")] == "GGUF is not read"
-    assert "GGUF is not read" in (out / "report.html").read_text()
+    assert written[str(tmp_path / "zoo" / "x.ggml")] == "GGML is not read"
+    assert "GGML is not read" in (out / "report.html").read_text()
     assert "kept:" in run(tmp_path / "zoo", "--out", out)
-    (tmp_path / "zoo" / "more.gguf").touch()  # what is not read belongs to the result
+    (tmp_path / "zoo" / "more.ggml").touch()  # what is not read belongs to the result
     assert "kept:" not in run(tmp_path / "zoo", "--out", out)
     # What is added keeps the gaps of before.
     save_model(tmp_path / "late" / "b", moved(ROOT, 3))

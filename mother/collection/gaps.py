@@ -9,7 +9,15 @@ from mother.errors import CheckpointError, escaped
 from mother.io.checkpoint import Checkpoint
 from mother.io.places import Place
 from mother.io.readers import SUFFIXES
-from mother.io.weights import ADAPTER_CONFIG, ADAPTER_FILES, is_index, loaded_unasked, read_index, the_only_one
+from mother.io.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    is_index,
+    is_later_shard,
+    loaded_unasked,
+    read_index,
+    the_only_one,
+)
 
 # Weights in formats that are not read, by the end of their names: the longest that fits counts.
 UNREAD = {
@@ -18,7 +26,6 @@ UNREAD = {
     ".tgz": "an archive",
     ".zip": "an archive",
     ".7z": "an archive",
-    ".gguf": "GGUF is not read",
     ".ggml": "GGML is not read",
     ".onnx": "ONNX is not read",
     ".onnx_data": "ONNX is not read",
@@ -90,6 +97,8 @@ def reason_of(name: str, size: int) -> str | None:
     if end in SUFFIXES:
         if is_state(lower):
             return "the state of a training"
+        if is_later_shard(lower):
+            return "a part of a model that its first part leads to"
         return "a shard without its index" if "-of-" in lower else "not the weights that are loaded"
     if end in PLAIN or lower in PLAIN_NAMES or size < SMALL or lower.startswith("events.out."):
         return None

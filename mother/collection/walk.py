@@ -23,7 +23,8 @@ def _is_weights(folder: Path, name: str, size: int) -> bool:
     By its name, or by its content where the name says nothing, or something else.
     """
     lower = name.lower()
-    if is_state(lower) or "-of-" in lower:
+    first = lower.endswith(".gguf") and "-00001-of-" in lower  # which leads to the others
+    if is_state(lower) or ("-of-" in lower and not first):
         return False
     if lower.endswith(SUFFIXES):
         return True

@@ -40,6 +40,9 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
         raise CheckpointError(place.model, file, reason, "Save the model with save_pretrained.")
     try:
         return reader.listing(place, file, state)
+    except ImportError as error:
+        reason = f"reading {reader.name} needs the package {error.name}"
+        raise CheckpointError(place.model, file, reason, f"Run pip install {error.name}.") from None
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise

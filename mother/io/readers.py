@@ -2,11 +2,11 @@
 
 from pathlib import PurePath
 
-from mother.io import pickles, safetensors
+from mother.io import gguf, pickles, safetensors
 from mother.io.places import File
 from mother.io.reader import HEAD, Reader
 
-READERS: tuple[Reader, ...] = (safetensors.READER, pickles.READER)
+READERS: tuple[Reader, ...] = (safetensors.READER, pickles.READER, gguf.READER)
 SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
 

@@ -50,6 +50,11 @@ def read_text(model: str, file: File) -> str:
         raise CheckpointError(model, file, "it is not UTF-8", "Fetch or save the model again.") from None
 
 
+def is_later_shard(name: str) -> bool:
+    """Whether this is a part of a GGUF model that its first part leads to."""
+    return re.fullmatch(r".+-[0-9]{5}-of-[0-9]{5}\.gguf", name) is not None and "-00001-of-" not in name
+
+
 def is_index(name: str) -> bool:
     """Whether a file's name is that of an index of shards."""
     return name.endswith(".index.json") or VARIANT_INDEX.fullmatch(name) is not None
@@ -124,7 +129,7 @@ def the_only_one(place: Place) -> str | None:
     names = [name for name in place.names() if name not in ADAPTER_FILES]
     found = [name for name in names if VARIANT_INDEX.fullmatch(name)]
     found = found or [name for name in names if name.endswith(".safetensors")]
-    found = found or [name for name in names if name.lower().endswith(SUFFIXES)]
+    found = found or [name for name in names if name.lower().endswith(SUFFIXES) and not is_later_shard(name)]
     if len(found) > 1:
         kind = "indices of variants" if is_index(found[0]) else "weight files and no index"
         raise CheckpointError(place.model, place, f"has {len(found)} {kind}", "Name one of them.")
