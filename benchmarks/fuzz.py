@@ -157,8 +157,15 @@ def _try_sketch(folder: Path, content: bytes) -> None:
     kept_sketch(folder / "sketch.safetensors", about["key"])
 
 
+def _try_packed(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_text('{"quantization": {"group_size": 32, "bits": 4}}')
+    (folder / "model.safetensors").write_bytes(content)
+    _open(folder)
+
+
 TRY: dict[str, Callable[[Path, bytes], None]] = {
     "safetensors": _try_weights("model.safetensors"),
+    "packed": _try_packed,
     "archive": _try_weights("pytorch_model.bin"),
     "pickle": _try_pickle,
     "legacy": _try_weights("old.pth.tar"),
@@ -217,6 +224,25 @@ def _gguf() -> bytes:
     return head + bytes(-len(head) % 32) + bytes(512 + 4 * 34)
 
 
+def _packed() -> dict[str, torch.Tensor]:
+    """Weights as several libraries pack them."""
+    words, halves = torch.ones(4, 8, dtype=torch.int32), torch.ones(2, 8).half()
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "shape": [4, 32]}).encode()
+    modules: dict[str, dict[str, torch.Tensor]] = {
+        "gptq": {"qweight": words, "qzeros": words[:2, :1], "scales": halves, "g_idx": torch.arange(32).int() // 16},
+        "ct": {"weight_packed": words, "weight_scale": torch.ones(4, 2), "weight_shape": torch.tensor([4, 64])},
+        "mlx": {"weight": words[:, :4].view(torch.uint32), "scales": torch.ones(4, 1), "biases": torch.ones(4, 1)},
+        "fp8": {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)},
+        "nf4": {
+            "weight": torch.zeros(64, 1).byte(),
+            "weight.absmax": torch.ones(2),
+            "weight.quant_map": torch.ones(16),
+        },
+    }
+    modules["nf4"]["weight.quant_state.bitsandbytes__nf4"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+    return {f"{name}.{end}": part.clone() for name, parts in modules.items() for end, part in parts.items()}
+
+
 CARD = """---
 base_model:
 - o/base
@@ -264,6 +290,7 @@ def valid() -> dict[str, bytes]:
             found[kind] = (folder / name).read_bytes()
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
     found |= {"legacy": old.getvalue(), "gguf": _gguf()}
+    found["packed"] = save(_packed())
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 
 
@@ -328,7 +355,7 @@ def _break_bytes(content: bytes, moments: random.Random) -> bytes:
 def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
     """A sound file of a kind, broken in one to five places."""
     head = b""
-    if kind == "safetensors":  # what is broken is its header, mostly
+    if kind in ("safetensors", "packed"):  # what is broken is its header, mostly
         length = int.from_bytes(content[:8], "little")
         head, content, data = content[:8], content[8 : 8 + length], content[8 + length :]
     for _ in range(moments.randint(1, 5)):
@@ -339,7 +366,7 @@ def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
             except (ValueError, RecursionError):
                 pass
         content = _break_bytes(content, moments)
-    if kind == "safetensors":
+    if kind in ("safetensors", "packed"):
         head = head if moments.random() < 0.05 else len(content).to_bytes(8, "little")
         content = head + content + (data if moments.random() < 0.9 else _break_bytes(data, moments))
     return content

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, applied
 from mother.io.layers import Layer, is_attention
 from mother.io.places import File
-from mother.io.reader import DTYPES, Storage, TensorInfo
+from mother.io.reader import BITS, DTYPES, Storage, TensorInfo
 from mother.io.runtime import free_memory
 
 LARGEST = float(np.finfo(np.float32).max) / 4  # differences of two weights, and their ranges, stay finite
@@ -108,7 +109,34 @@ class Checkpoint:
             parts = file.read(spans, rooms)
             for name, info, part in zip(wanted, infos, parts):
                 found[name] = self._tensor(name, file, info, part)
-        return _filled(found, into)
+        return filled(found, into)
+
+    def read_bytes(self, names: Sequence[str]) -> dict[str, Any]:
+        """The bytes of tensors of any type, as they are stored. Raises CheckpointError."""
+        by_file: dict[File, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.tensors[name][0], []).append(name)
+        found = {}
+        for file, wanted in by_file.items():
+            infos = [self.tensors[name][1] for name in wanted]
+            for name, info, part in zip(wanted, infos, file.read([(info.start, info.end) for info in infos])):
+                if len(part) < info.end - info.start:
+                    raise CheckpointError(self.model, file, f"the file ends inside tensor {name}", "Fetch it again.")
+                found[name] = part
+        return found
+
+    def read_stored(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Tensors as they are stored: integers as they are, floats of 8 bits as bytes, others in float32."""
+        found = {}
+        for name, part in self.read_bytes(names).items():
+            info = self.tensors[name][1]
+            if info.dtype in DTYPES:
+                values = _decoded(part, info.dtype)
+            else:
+                kind = f"<{info.dtype.lower()[0]}{BITS[info.dtype] // 8}" if info.dtype[0] in "IU" else "u1"
+                values = np.frombuffer(part, dtype=kind)
+            found[name] = values.reshape(info.shape)
+        return found
 
     def _tensor(self, name: str, file: File, info: TensorInfo, part: bytes | bytearray | memoryview) -> "torch.Tensor":
         """Bytes as a sound tensor."""
@@ -189,7 +217,7 @@ class AdaptedCheckpoint(Checkpoint):
             parts = {part: read[raw] for part, raw in update.parts.items()}
             whole = read[own[name]] if name in own else found.get(name)
             found[name] = self._sound(name, self.config, applied(update, parts, whole))
-        return _filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
+        return filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
 
     def files(self) -> list[File]:
         """The files of the adapter, with its configuration, and those of its base."""
@@ -219,7 +247,7 @@ def _bytes_of(tensor: "torch.Tensor") -> memoryview:
     return memoryview(tensor.flatten().numpy()).cast("B")
 
 
-def _filled(found: dict[str, "torch.Tensor"], into: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+def filled(found: dict[str, "torch.Tensor"], into: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     """The tensors that were found; in place of those that `into` has the ones there, filled."""
     for name in found.keys() & into.keys():
         if found[name].data_ptr() != into[name].data_ptr():

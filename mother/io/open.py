@@ -15,6 +15,7 @@ from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, update_shape
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint, check_sizes
 from mother.io.layers import canonical_name, name_layers
+from mother.io.packed import unpacked
 from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, check_inside, unreadable
 from mother.io.reader import MAX_NAME, Listing, TensorInfo
 from mother.io.readers import READERS, reader_of
@@ -79,15 +80,21 @@ def _open_index(place: Place, name: str, state: str | None) -> Checkpoint:
             raise CheckpointError(model, place, reason, "Fetch or save the model again.")
         check_inside(place, index, shard)
         shards[shard] = place.open(shard)
-    opened = _open_files(place, list(shards.values()), state)
+    opened = _stored(place, list(shards.values()), state)
     for tensor, shard in shard_of.items():
         if tensor not in opened.tensors or opened.tensors[tensor][0] is not shards[shard]:
             reason = f"the index names tensor {ascii(tensor)[1:-1][:MAX_NAME]}, which shard {shard} lacks"
             raise CheckpointError(model, index, reason, "Fetch or save the model again.")
-    return replace(opened, index=index)
+    return unpacked(place, replace(opened, index=index))
 
 
 def _open_files(place: Place, files: Sequence[File], state: str | None = None) -> Checkpoint:
+    """The model in some files, packed weights as plain ones."""
+    return unpacked(place, _stored(place, files, state))
+
+
+def _stored(place: Place, files: Sequence[File], state: str | None) -> Checkpoint:
+    """The tensors of some files as they are stored."""
     model = place.model
     tensors: dict[str, tuple[File, TensorInfo]] = {}
     aside: list[str] = []
