@@ -163,6 +163,12 @@ def _try_packed(folder: Path, content: bytes) -> None:
     _open(folder)
 
 
+def _try_onnx(folder: Path, content: bytes) -> None:
+    (folder / "data").write_bytes(bytes(256))
+    (folder / "model.onnx").write_bytes(content)
+    _open(folder)
+
+
 TRY: dict[str, Callable[[Path, bytes], None]] = {
     "safetensors": _try_weights("model.safetensors"),
     "packed": _try_packed,
@@ -170,6 +176,7 @@ TRY: dict[str, Callable[[Path, bytes], None]] = {
     "pickle": _try_pickle,
     "legacy": _try_weights("old.pth.tar"),
     "gguf": _try_weights("model.gguf"),
+    "onnx": _try_onnx,
     "index": _try_beside("model.safetensors.index.json", "shard.safetensors", WEIGHTS),
     "config": _try_beside("config.json", "model.safetensors", WEIGHTS),
     "adapter": _try_beside("adapter_config.json", "adapter_model.safetensors", ADAPTER),
@@ -243,6 +250,27 @@ def _packed() -> dict[str, torch.Tensor]:
     return {f"{name}.{end}": part.clone() for name, parts in modules.items() for end, part in parts.items()}
 
 
+def _onnx() -> bytes:
+    """A small graph: a matrix whose name is lost, one of a name, one that lies in another file."""
+
+    def part(number: int, value: bytes | int) -> bytes:
+        if isinstance(value, int):
+            return bytes([number << 3, value])
+        length = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
+        return bytes([number << 3 | 2]) + length + value
+
+    def tensor(name: bytes, more: bytes) -> bytes:
+        return part(5, part(1, 4) + part(1, 4) + part(2, 1) + part(8, name) + more)
+
+    place = [(b"location", b"data"), (b"offset", b"64"), (b"length", b"64")]
+    away = b"".join(part(13, part(1, key) + part(2, value)) for key, value in place) + part(14, 1)
+    node = (
+        part(1, b"x") + part(1, b"onnx::MatMul_3") + part(2, b"y") + part(3, b"/block.0/up/MatMul") + part(4, b"MatMul")
+    )
+    graph = part(1, node) + tensor(b"onnx::MatMul_3", part(9, bytes(64))) + tensor(b"block.0.down.weight", away)
+    return part(1, 8) + part(2, b"pytorch") + part(7, graph + tensor(b"block.1.up.weight", part(4, bytes(64))))
+
+
 CARD = """---
 base_model:
 - o/base
@@ -289,7 +317,7 @@ def valid() -> dict[str, bytes]:
         for kind, name in (("collection", STATE), ("run", RUN), ("graph", GRAPH)):
             found[kind] = (folder / name).read_bytes()
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
-    found |= {"legacy": old.getvalue(), "gguf": _gguf()}
+    found |= {"legacy": old.getvalue(), "gguf": _gguf(), "onnx": _onnx()}
     found["packed"] = save(_packed())
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 
@@ -359,7 +387,7 @@ def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
         length = int.from_bytes(content[:8], "little")
         head, content, data = content[:8], content[8 : 8 + length], content[8 + length :]
     for _ in range(moments.randint(1, 5)):
-        if kind not in ("card", "archive", "pickle", "legacy", "gguf") and moments.random() < 0.6:
+        if kind not in ("card", "archive", "pickle", "legacy", "gguf", "onnx") and moments.random() < 0.6:
             try:
                 content = json.dumps(_break_value(json.loads(content), moments)).encode()
                 continue

@@ -131,7 +131,7 @@ class Checkpoint:
         for name, part in self.read_bytes(names).items():
             info = self.tensors[name][1]
             if info.dtype in DTYPES:
-                values = _decoded(part, info.dtype)
+                values = decoded(part, info.dtype)
             else:
                 kind = f"<{info.dtype.lower()[0]}{BITS[info.dtype] // 8}" if info.dtype[0] in "IU" else "u1"
                 values = np.frombuffer(part, dtype=kind)
@@ -146,7 +146,7 @@ class Checkpoint:
             )
         import torch
 
-        values = _decoded(part, info.dtype) if info.unpack is None else info.unpack(part)
+        values = decoded(part, info.dtype) if info.unpack is None else info.unpack(part)
         return self._sound(name, file, torch.from_numpy(values).reshape(info.shape))
 
     def _sound(self, name: str, file: object, weight: "torch.Tensor") -> "torch.Tensor":
@@ -177,15 +177,13 @@ class Checkpoint:
 
     def files(self) -> list[File]:
         """The files that the model is read from, each once: its index, and those of its tensors."""
-        return ([self.index] if self.index is not None else []) + self._with_tensors()
-
-    def _with_tensors(self) -> list[File]:
-        return sorted({file for file, _ in self.tensors.values()}, key=str)
+        holding = sorted({file for file, _ in self.tensors.values()}, key=str)
+        return ([self.index] if self.index is not None else []) + holding
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
         asked = [(f"state {self.state}", 0, 0, "")] if self.state is not None else []
-        return [file.fingerprint() for file in self._with_tensors()] + asked
+        return [file.fingerprint() for file in self.files()] + asked
 
     @property
     def storage(self) -> dict[str, Storage]:
@@ -230,7 +228,7 @@ class AdaptedCheckpoint(Checkpoint):
         return own + (self.base.fingerprint() if self.base is not None else [])
 
 
-def _decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
+def decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
     """Floating-point numbers of a type in DTYPES as float32, writable; in numpy, which uses the caller's thread only.
 
     Threads of torch's own, asked for by each of the threads that read, would keep those that compute waiting.

@@ -106,7 +106,9 @@ def _stored(place: Place, files: Sequence[File], state: str | None) -> Checkpoin
             tensors[name] = (there, info)
         aside += listing.aside
     check_sizes(model, tensors, memory(), "can have at most")
-    return Checkpoint(model, tensors, name_layers(tensors), aside=tuple(aside), state=state)
+    holding = {file for file, _ in tensors.values()}
+    index = next((file for file in files if file not in holding), None)  # an ONNX graph whose data lies outside
+    return Checkpoint(model, tensors, name_layers(tensors), index=index, aside=tuple(aside), state=state)
 
 
 def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
