@@ -141,6 +141,25 @@ def test_compressed_tensors_fp4(tmp_path: Path) -> None:
     check(save(tmp_path / "mx", {"weight_packed": packed, "weight_scale": powers}), expected, "mxfp4 4 bit, group 32")
 
 
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blocks, scales = rng.integers(0, 256, (2, 6, 3, 16)), rng.integers(120, 130, (2, 6, 3))
+    tensors = {
+        "experts.up_blocks": torch.from_numpy(blocks).byte(),
+        "experts.up_scales": torch.from_numpy(scales).byte(),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    expected = torch.zeros(2, 96, 6)
+    for expert, row, group, at in np.ndindex(blocks.shape):
+        for half, code in enumerate((blocks[expert, row, group, at] & 15, blocks[expert, row, group, at] >> 4)):
+            value = float(layouts.FP4[code]) * 2.0 ** (int(scales[expert, row, group]) - 127)
+            expected[expert, 32 * group + 2 * at + half, row] = value
+    checkpoint = open_checkpoint("m", tmp_path)
+    assert list(checkpoint.tensors) == ["experts.up"]
+    assert torch.equal(checkpoint.read_tensor("experts.up"), expected)
+    assert str(checkpoint.storage["experts.up"]) == "mxfp4 4 bit, group 32"
+
+
 def words(values: np.ndarray, bits: int) -> np.ndarray:
     """Numbers as words of 32 bits along the first axis, low bits first: one bit after the other."""
     found = np.zeros((values.shape[0] * bits // 32, values.shape[1]), dtype=np.uint32)

@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ def test_whole_modules_give_their_tensors(save: Any, tmp_path: Path) -> None:
 def test_torchscript_gives_its_tensors(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.ReLU()))
     with warnings.catch_warnings(action="ignore"):  # it is deprecated, and the files are there
-        torch.jit.script(model).save(tmp_path / "model.torchscript.pt")
-    check(tmp_path / "model.torchscript.pt", model.state_dict())
+        torch.jit.script(model).save(tmp_path / "model.torchscript")
+    check(tmp_path / "model.torchscript", model.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -112,6 +113,16 @@ def test_a_nested_checkpoint_opens_by_its_content(tmp_path: Path) -> None:
             (source,) = search([str(named)]).sources
             check(Path(source.location), weights)
         (tmp_path / name).rename(file)
+
+
+def test_other_archives_are_no_models(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", vit_weights(1))
+    for name in ("photos.zip", "weights.unknown", "model.tar"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr("photo.jpg", bytes(100_000))
+    assert len(search([str(tmp_path)]).sources) == 1
+    with pytest.raises(CheckpointError, match="of no format that is read"):
+        open_checkpoint("m", tmp_path / "weights.unknown")
 
 
 def test_lightning_with_objects_of_any_class(tmp_path: Path) -> None:

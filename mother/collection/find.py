@@ -43,7 +43,7 @@ class Source:
     def from_json(cls, content: dict[str, Any]) -> "Source":
         """What `to_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
         claims = tuple(Claim.from_json(claim) for claim in content["claims"])
-        found = cls(content["id"], content["location"], content["base"], claims, content["state"])
+        found = cls(content["id"], content["location"], content["base"], claims, content.get("state"))
         if not isinstance(found.id, str) or not isinstance(found.location, str):
             raise ValueError("a model has no id or no location")
         if not isinstance(found.base, str | None) or not isinstance(found.state, str | None):

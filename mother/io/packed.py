@@ -10,7 +10,7 @@ import numpy as np
 from mother.errors import CheckpointError, shown
 from mother.io.checkpoint import Checkpoint, check_sizes, filled
 from mother.io.layers import name_layers
-from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, Infos, Packed, Settings, packed
+from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, Infos, Packed, Settings, experts, packed
 from mother.io.places import File, Place
 from mother.io.reader import TensorInfo
 from mother.io.runtime import memory
@@ -120,16 +120,31 @@ def _found(raw: Checkpoint, modules: Mapping[str, Infos], settings: Settings) ->
     return found
 
 
+def _found_experts(raw: Checkpoint) -> dict[str, Packed]:
+    """The weights of experts of gpt-oss, which are no modules; raises CheckpointError where their parts do not fit."""
+    found = {}
+    for name, (file, info) in raw.tensors.items():
+        stem = name.removesuffix("_blocks")
+        if stem == name or info.dtype != "U8" or f"{stem}_scales" not in raw.tensors:
+            continue
+        try:
+            found[stem] = experts(stem, {"blocks": info, "scales": raw.tensors[f"{stem}_scales"][1]})
+        except ValueError as error:
+            raise CheckpointError(raw.model, file, str(error), "Fetch or save the model again.") from None
+    return found
+
+
 def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
     """The same model with its packed weights as plain ones; raises CheckpointError for a layout that is not read."""
     modules = _modules(raw.tensors)
     integers = any(info.dtype in INTEGERS and len(info.shape) == 2 for _, info in raw.tensors.values())
     settings = _settings(place) if modules or integers else {}
     _refuse_unread(raw, place, modules, settings)
-    found = _found(raw, modules, settings)
+    found = _found(raw, modules, settings) | _found_experts(raw)
     if not found:
         return raw
-    used = {f"{stem}.{end}" for stem, infos in modules.items() if f"{stem}.weight" in found for end in infos}
+    used = {part for one in found.values() for part in one.parts.values()}
+    used |= {f"{stem}.{end}" for stem, infos in modules.items() if f"{stem}.weight" in found for end in infos}
     tensors = {name: there for name, there in raw.tensors.items() if name not in used}
     for name, one in found.items():
         parts = [raw.tensors[part] for part in one.parts.values()]

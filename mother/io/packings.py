@@ -95,6 +95,20 @@ def _fp4(stem: str, infos: Infos) -> tuple[Storage, tuple[int, ...], Any]:
     return Storage(kind, 4, shape[-1] // scales.shape[-1]), shape, unpack
 
 
+def experts(stem: str, infos: Infos) -> Packed:
+    """MXFP4 of gpt-oss: (experts, outputs, groups, 16), which transformers has as (experts, inputs, outputs)."""
+    blocks, scales = infos["blocks"], infos["scales"]
+    fits = len(blocks.shape) == 4 and blocks.shape[:3] == scales.shape and blocks.shape[3] == 16
+    _expect(fits and blocks.dtype == scales.dtype == "U8", stem, infos)
+
+    def unpack(parts: dict[str, np.ndarray]) -> np.ndarray:
+        values = layouts.fp4(parts["blocks"], layouts.float8(parts["scales"], "F8_E8M0")[..., None])
+        return values.reshape(*scales.shape[:2], -1).swapaxes(1, 2)
+
+    shape = (blocks.shape[0], 32 * blocks.shape[2], blocks.shape[1])
+    return Packed({end: f"{stem}_{end}" for end in ("blocks", "scales")}, shape, Storage("mxfp4", 4, 32), unpack)
+
+
 def _scaled(stem: str, infos: Infos, settings: Settings) -> tuple[Storage, tuple[int, ...], Any]:
     """FP8 and INT8 with scales of all, of rows or of blocks; FP8 without."""
     weight, name = infos["weight"], next((end for end in SCALES if end in infos), None)

@@ -8,6 +8,7 @@ comes out is byte ranges, so that tensors are read where they stand, from disk o
 
 import io
 import math
+import re
 import struct
 import zipfile
 from typing import Any
@@ -21,6 +22,9 @@ from mother.io.unpickler import TensorUnpickler
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
 MAX_MEMBERS = 200_000
+_FIRST = re.compile(
+    rb".*?(data\.pkl|constants\.pkl|byteorder|/version|/\.\w+|/(data|constants)/\d+|/code/.*)", re.DOTALL
+)
 MOST_STATES = 32  # states of a file, largest first, that one may be chosen of
 MAX_DIRECTORY = 1 << 24  # bytes of the archive's directory; torch writes about seventy for a tensor
 
@@ -224,10 +228,16 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
     return Listing({name: (file, info) for name, info in infos.items()}, aside)
 
 
+def _recognises(head: bytes) -> bool:
+    """An archive whose first member is one that torch writes, or a file of the old kind."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head.startswith(MAGIC) or (head.startswith(b"PK\x03\x04") and _FIRST.fullmatch(name) is not None)
+
+
 READER = Reader(
     "a pickle of torch",
     (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar"),
-    lambda head: head.startswith((b"PK\x03\x04", MAGIC)),
+    _recognises,
     _listing,
     "Save it as safetensors, or do not trust it.",
 )

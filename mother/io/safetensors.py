@@ -93,4 +93,8 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
     return Listing({name: (file, info) for name, info in found.items()})
 
 
-READER = Reader("safetensors", (".safetensors",), lambda head: head[8:9] == b"{", _listing)
+def _recognises(head: bytes) -> bool:
+    return int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:9] == b"{"
+
+
+READER = Reader("safetensors", (".safetensors",), _recognises, _listing)
