@@ -79,7 +79,13 @@ def model(kind: str) -> torch.nn.Module:
     return made
 
 
-def converted(weights: dict[str, torch.Tensor], family: str, kind: str, file: Path) -> dict[str, torch.Tensor]:
+def converted(
+    weights: dict[str, torch.Tensor],
+    family: str,
+    kind: str,
+    file: Path,
+    facts: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+) -> dict[str, torch.Tensor]:
     """Write a model as GGUF, matrices of a type; returns what should be read, under the names of transformers."""
     known = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names, tensors, expected = gguf.get_tensor_name_map(known, 2), {}, {}
@@ -97,8 +103,29 @@ def converted(weights: dict[str, torch.Tensor], family: str, kind: str, file: Pa
         if heads:
             back = back.reshape(heads, -1, 2, *back.shape[1:]).swapaxes(1, 2).reshape(back.shape)
         expected[name] = torch.from_numpy(back)
-    write(file, family, tensors)
+    write(file, family, tensors, facts)
     return expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_transformers_reads_the_same(family: str, tmp_path: Path) -> None:
+    """Its own reader of GGUF, which is another one, gives these weights these names."""
+    made = model(family)
+
+    def facts(writer: gguf.GGUFWriter) -> None:
+        writer.add_embedding_length(WIDTH)
+        writer.add_feed_forward_length(96)
+        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_vocab_size(160)
+        writer.add_context_length(32)
+        writer.add_tokenizer_model("gpt2")
+
+    weights = {name: value.detach() for name, value in made.state_dict().items()}
+    converted(weights, family, "F32", tmp_path / "model.gguf", facts)
+    expected = type(made).from_pretrained(tmp_path, gguf_file="model.gguf").state_dict()
+    found = read(open_checkpoint("m", tmp_path))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def read(checkpoint) -> dict[str, torch.Tensor]:

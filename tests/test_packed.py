@@ -241,6 +241,10 @@ def test_fp8(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = save(tmp_path / "own", {"weight": values, "weight_scale_inv": blocks}, **config)
     spread = blocks.repeat_interleave(100, 0).repeat_interleave(100, 1)
     check(folder, values.float() * spread, "fp8 8 bit, blocks 100 x 100")
+    before = open_checkpoint("m", folder).fingerprint()
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [140, 100]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint("m", folder).fingerprint() != before
 
 
 def test_int8_with_scales(tmp_path: Path) -> None:

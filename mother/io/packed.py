@@ -1,5 +1,6 @@
 """Models whose weights are packed: each weight, in float32, under the name that it had before."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from mother.io.runtime import memory
 MOST_SMALL = 1 << 16  # bytes of a tensor that says what another one is
 UNREAD = {"q_weight": "EXL2", "W_q": "HQQ"}  # layouts that are known by a name, and not read
 UNREAD_METHODS = frozenset("torchao exl2 exl3 hqq aqlm quip vptq spqr higgs eetq quanto bitnet".split())
-CONFIGS = ("config.json", "quantize_config.json")
+CONFIG = "config.json"
+CONFIGS = (CONFIG, "quantize_config.json")
+MOST_CONFIG = 1 << 22  # bytes
 INTEGERS = ("I8", "U8", "I32", "U32")
 
 
@@ -28,6 +31,7 @@ class PackedCheckpoint(Checkpoint):
 
     raw: Checkpoint
     packed: dict[str, Packed]  # by the name of the weight
+    settings: str  # digest of the configuration that says how they are packed
 
     def read_tensors(
         self, names: Sequence[str], into: Mapping[str, "torch.Tensor"] = MappingProxyType({})
@@ -57,24 +61,25 @@ class PackedCheckpoint(Checkpoint):
         return self.raw.files()
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
-        """See Checkpoint."""
-        return self.raw.fingerprint()
+        """See Checkpoint; what the configuration says belongs to it."""
+        return [*self.raw.fingerprint(), (f"packed {self.settings}", 0, 0, "")]
 
 
-def _settings(place: Place) -> Settings:
-    """What the configuration says of the quantization; {} where it says nothing."""
+def _settings(place: Place) -> tuple[Settings, str]:
+    """What the configuration says of the quantization, and the digest of its file; {} where it says nothing."""
     for name in CONFIGS:
         if not place.has(name):
             continue
         try:
             file = place.open(name)
-            content = json.loads(file.head(min(file.size, 1 << 22)).decode("utf-8"))
-            found = content.get("quantization_config") or content.get("quantization") if name == CONFIGS[0] else content
+            content = file.head(min(file.size, MOST_CONFIG))
+            found = json.loads(content.decode("utf-8"))
+            found = found if name != CONFIG else found.get("quantization_config") or found.get("quantization")
         except (ValueError, RecursionError, AttributeError):
             continue
         if isinstance(found, dict):
-            return found
-    return {}
+            return found, hashlib.sha256(content).hexdigest()
+    return {}, ""
 
 
 def _modules(tensors: Mapping[str, tuple[File, TensorInfo]]) -> dict[str, dict[str, TensorInfo]]:
@@ -138,7 +143,7 @@ def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
     """The same model with its packed weights as plain ones; raises CheckpointError for a layout that is not read."""
     modules = _modules(raw.tensors)
     integers = any(info.dtype in INTEGERS and len(info.shape) == 2 for _, info in raw.tensors.values())
-    settings = _settings(place) if modules or integers else {}
+    settings, said = _settings(place) if modules or integers else ({}, "")
     _refuse_unread(raw, place, modules, settings)
     found = _found(raw, modules, settings) | _found_experts(raw)
     if not found:
@@ -152,4 +157,4 @@ def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
         tensors[name] = (file, TensorInfo("F32", one.shape, info.start, info.end, one.storage))
     check_sizes(raw.model, tensors, memory(), "can have at most")
     kept = {"index": raw.index, "aside": raw.aside, "state": raw.state}
-    return PackedCheckpoint(raw.model, tensors, name_layers(tensors), raw, found, **kept)
+    return PackedCheckpoint(raw.model, tensors, name_layers(tensors), raw, found, said, **kept)
