@@ -186,6 +186,15 @@ def test_experts_heads_of_each_block_and_unknown_names(tmp_path: Path) -> None:
     assert "model.layers.1.self_attn.q_proj.weight" in open_checkpoint("m", tmp_path / "c.gguf").tensors
 
 
+def test_norms_of_gemma(tmp_path: Path) -> None:
+    values = np.array([0.5, -0.25, 0.125], dtype=np.float32)
+    tensors = {name: (values + 1, TYPES.F32) for name in ("blk.0.attn_norm.weight", "output_norm.weight")}
+    write(tmp_path / "model.gguf", "gemma2", tensors)
+    found = read(open_checkpoint("m", tmp_path))
+    assert found.keys() == {"model.layers.0.input_layernorm.weight", "model.norm.weight"}
+    assert all(np.array_equal(value.numpy(), values) for value in found.values())
+
+
 def test_a_model_in_several_files(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float32)
     for number in range(2):

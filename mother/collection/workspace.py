@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mother.collection.copies import sketch_once
 from mother.collection.find import Found, Source
 from mother.collection.gaps import Gaps, aside_of
 from mother.collection.state import State, read_state, write_state
@@ -25,7 +26,7 @@ from mother.errors import InputError
 from mother.evidence.alignment import align, notes
 from mother.evidence.candidates import comparable_square
 from mother.evidence.facts import SKETCH_ENTRIES
-from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
+from mother.evidence.sketch import Sketch, kept_sketch
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.trace import Progress, trace_sketches
 from mother.heritage.trees import Heritage
@@ -192,7 +193,7 @@ def _sketches_of(
     before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
     again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
     opened, left_out = open_all(one.opened_by() for one in [*again, *sources])
-    taken = sketch_models(opened, folder, entries, progress("reading"))
+    taken = sketch_once(opened, folder, entries, progress("reading"))
     found = [one for one in before.values() if one is not None] + taken.sketches
     return sorted(found, key=lambda one: one.model), left_out | taken.left_out, aside_of(opened)
 

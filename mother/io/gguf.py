@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mother.errors import shown
-from mother.io.gguf_names import heads_of, transformers_name
+from mother.io.gguf_names import heads_of, shift_of, transformers_name
 from mother.io.places import File, Place
 from mother.io.reader import DTYPES, HEAD, MAX_NAME, Listing, Reader, Storage, TensorInfo, bytes_of, is_shape
 
@@ -143,7 +143,7 @@ def _places(rows: list[list[Any]], base: int, alignment: int, size: int) -> list
     return found
 
 
-def _unpacked(kind: str, shape: tuple[int, ...], heads: int, part: Any) -> np.ndarray:
+def _unpacked(kind: str, shape: tuple[int, ...], heads: int, shift: float, part: Any) -> np.ndarray:
     """The numbers of a tensor in float32, its rows in the order of transformers."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
@@ -158,21 +158,21 @@ def _unpacked(kind: str, shape: tuple[int, ...], heads: int, part: Any) -> np.nd
     values = values.reshape(shape)
     if heads:  # neighbours that are rotated together, to the halves that transformers has
         values = values.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
-    return np.ascontiguousarray(values)
+    return np.ascontiguousarray(values + np.float32(shift) if shift else values)
 
 
 def _info(row: list[Any]) -> tuple[str, TensorInfo]:
-    name, kind, shape, start, end, heads = row
+    name, kind, shape, start, end, heads, shift = row
     shape = tuple(shape)
-    if kind in PLAIN and not heads:
+    if kind in PLAIN and not heads and not shift:
         return name, TensorInfo(kind, shape, start, end)
     from gguf.quants import _type_traits  # which types its code undoes
 
-    if kind not in {one.name for one in _type_traits} | DTYPES.keys():
+    if kind not in {one.name for one in _type_traits} | DTYPES.keys():  # integers, and what only llama.cpp undoes
         return name, TensorInfo(kind, shape, start, end)
     storage = None if kind in PLAIN else Storage("gguf", detail=kind)
     dtype = kind if kind in DTYPES else "F32"
-    return name, TensorInfo(dtype, shape, start, end, storage, partial(_unpacked, kind, shape, heads))
+    return name, TensorInfo(dtype, shape, start, end, storage, partial(_unpacked, kind, shape, heads, shift))
 
 
 def read_table(read: Read, size: int) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def read_table(read: Read, size: int) -> dict[str, Any]:
         heads = heads_of(family, name, facts)
         if heads < 0 or (heads and (not shape or shape[0] % (2 * heads))):
             raise ValueError(f"tensor {name} of shape {shown(shape)} does not consist of {heads} heads")
-        tensors.append([transformers_name(family, name), kind, shape, start, end, heads])
+        tensors.append([transformers_name(family, name), kind, shape, start, end, heads, shift_of(family, name)])
     if len({row[0] for row in tensors}) < len(tensors):  # two that a family calls the same keep their names
         tensors = [[row[0], *one[1:]] for row, one in zip(rows, tensors)]
     count = facts.get("split.count")

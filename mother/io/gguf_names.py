@@ -39,6 +39,8 @@ FAMILIES |= dict.fromkeys(("bert", "nomic-bert", "jina-bert-v2", "jina-bert-v3")
 PERMUTED = frozenset(
     "llama granite granitemoe baichuan xverse internlm2 minicpm deci smollm3 arcee nanbeige mistral3".split()
 )
+# Families whose norms are stored as one more than transformers has them.
+SHIFTED = frozenset("gemma gemma2 gemma3 nemotron".split())
 _BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
 
 
@@ -85,3 +87,8 @@ def heads_of(family: str, name: str, facts: Mapping[str, Any]) -> int:
     if isinstance(heads, list):  # of each block
         heads = heads[int(match[1])] if int(match[1]) < len(heads) else 0
     return heads if isinstance(heads, int) else 0
+
+
+def shift_of(family: str, name: str) -> float:
+    """What is to be added to a tensor to have it as transformers does."""
+    return -1.0 if family in SHIFTED and name.endswith("norm.weight") else 0.0

@@ -70,9 +70,9 @@ def _settings(place: Place) -> tuple[Settings, str]:
     for name in CONFIGS:
         if not place.has(name):
             continue
+        file = place.open(name)
+        content = file.head(min(file.size, MOST_CONFIG))
         try:
-            file = place.open(name)
-            content = file.head(min(file.size, MOST_CONFIG))
             found = json.loads(content.decode("utf-8"))
             found = found if name != CONFIG else found.get("quantization_config") or found.get("quantization")
         except (ValueError, RecursionError, AttributeError):
