@@ -250,7 +250,7 @@ def _packed() -> dict[str, torch.Tensor]:
     return {f"{name}.{end}": part.clone() for name, parts in modules.items() for end, part in parts.items()}
 
 
-def _onnx() -> bytes:
+def small_onnx() -> bytes:
     """A small graph: a matrix whose name is lost, one of a name, one that lies in another file."""
 
     def part(number: int, value: bytes | int) -> bytes:
@@ -317,7 +317,7 @@ def valid() -> dict[str, bytes]:
         for kind, name in (("collection", STATE), ("run", RUN), ("graph", GRAPH)):
             found[kind] = (folder / name).read_bytes()
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
-    found |= {"legacy": old.getvalue(), "gguf": _gguf(), "onnx": _onnx()}
+    found |= {"legacy": old.getvalue(), "gguf": _gguf(), "onnx": small_onnx()}
     found["packed"] = save(_packed())
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 

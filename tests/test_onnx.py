@@ -13,7 +13,7 @@ from hub_server import HubServer, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import valid
+from benchmarks.fuzz import small_onnx
 from mother.collection.find import search
 from mother.errors import CheckpointError
 from mother.evidence.sketch import matrices
@@ -202,7 +202,7 @@ def test_mutated_files_never_raise_anything_else(data: st.DataObject) -> None:
     assert all(0 <= start <= end <= len(content) for *_, start, end, outside, _ in rows if outside is None)
 
 
-CONTENT = valid()["onnx"]
+CONTENT = small_onnx()
 
 
 def test_what_is_fuzzed_is_sound(tmp_path: Path) -> None:
