@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import resource
+import struct
 import sys
 import tempfile
 import time
@@ -156,10 +157,26 @@ def _try_sketch(folder: Path, content: bytes) -> None:
     kept_sketch(folder / "sketch.safetensors", about["key"])
 
 
+def _try_packed(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_text('{"quantization": {"group_size": 32, "bits": 4}}')
+    (folder / "model.safetensors").write_bytes(content)
+    _open(folder)
+
+
+def _try_onnx(folder: Path, content: bytes) -> None:
+    (folder / "data").write_bytes(bytes(256))
+    (folder / "model.onnx").write_bytes(content)
+    _open(folder)
+
+
 TRY: dict[str, Callable[[Path, bytes], None]] = {
     "safetensors": _try_weights("model.safetensors"),
+    "packed": _try_packed,
     "archive": _try_weights("pytorch_model.bin"),
     "pickle": _try_pickle,
+    "legacy": _try_weights("old.pth.tar"),
+    "gguf": _try_weights("model.gguf"),
+    "onnx": _try_onnx,
     "index": _try_beside("model.safetensors.index.json", "shard.safetensors", WEIGHTS),
     "config": _try_beside("config.json", "model.safetensors", WEIGHTS),
     "adapter": _try_beside("adapter_config.json", "adapter_model.safetensors", ADAPTER),
@@ -198,6 +215,62 @@ def _sketch() -> Path:
     return Path(_made[0].name)
 
 
+def _gguf() -> bytes:
+    """A small file of llama.cpp, with facts of every type."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    facts = [("general.architecture", 8, text(b"llama")), ("llama.attention.head_count", 4, struct.pack("<I", 2))]
+    facts += [("tokens", 9, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"bc")), ("rope", 6, struct.pack("<f", 1e4))]
+    facts += [("types", 9, struct.pack("<IQ2i", 5, 2, 1, 1)), ("general.alignment", 4, struct.pack("<I", 32))]
+    head = b"GGUF" + struct.pack("<IQQ", 3, 2, len(facts))
+    head += b"".join(text(key.encode()) + struct.pack("<I", kind) + value for key, kind, value in facts)
+    for name, kind, offset in ((b"blk.0.attn_q.weight", 0, 0), (b"blk.0.attn_v.weight", 8, 512)):
+        head += text(name) + struct.pack("<IQQIQ", 2, 32, 4, kind, offset)
+    return head + bytes(-len(head) % 32) + bytes(512 + 4 * 34)
+
+
+def _packed() -> dict[str, torch.Tensor]:
+    """Weights as several libraries pack them."""
+    words, halves = torch.ones(4, 8, dtype=torch.int32), torch.ones(2, 8).half()
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "shape": [4, 32]}).encode()
+    modules: dict[str, dict[str, torch.Tensor]] = {
+        "gptq": {"qweight": words, "qzeros": words[:2, :1], "scales": halves, "g_idx": torch.arange(32).int() // 16},
+        "ct": {"weight_packed": words, "weight_scale": torch.ones(4, 2), "weight_shape": torch.tensor([4, 64])},
+        "mlx": {"weight": words[:, :4].view(torch.uint32), "scales": torch.ones(4, 1), "biases": torch.ones(4, 1)},
+        "fp8": {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)},
+        "nf4": {
+            "weight": torch.zeros(64, 1).byte(),
+            "weight.absmax": torch.ones(2),
+            "weight.quant_map": torch.ones(16),
+        },
+    }
+    modules["nf4"]["weight.quant_state.bitsandbytes__nf4"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+    return {f"{name}.{end}": part.clone() for name, parts in modules.items() for end, part in parts.items()}
+
+
+def small_onnx() -> bytes:
+    """A small graph: a matrix whose name is lost, one of a name, one that lies in another file."""
+
+    def part(number: int, value: bytes | int) -> bytes:
+        if isinstance(value, int):
+            return bytes([number << 3, value])
+        length = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
+        return bytes([number << 3 | 2]) + length + value
+
+    def tensor(name: bytes, more: bytes) -> bytes:
+        return part(5, part(1, 4) + part(1, 4) + part(2, 1) + part(8, name) + more)
+
+    place = [(b"location", b"data"), (b"offset", b"64"), (b"length", b"64")]
+    away = b"".join(part(13, part(1, key) + part(2, value)) for key, value in place) + part(14, 1)
+    node = (
+        part(1, b"x") + part(1, b"onnx::MatMul_3") + part(2, b"y") + part(3, b"/block.0/up/MatMul") + part(4, b"MatMul")
+    )
+    graph = part(1, node) + tensor(b"onnx::MatMul_3", part(9, bytes(64))) + tensor(b"block.0.down.weight", away)
+    return part(1, 8) + part(2, b"pytorch") + part(7, graph + tensor(b"block.1.up.weight", part(4, bytes(64))))
+
+
 CARD = """---
 base_model:
 - o/base
@@ -218,6 +291,9 @@ def valid() -> dict[str, bytes]:
     torch.save({"state_dict": WEIGHTS, "epoch": 3, "args": {"lr": 0.1}}, buffer)
     with ZipFile(BytesIO(buffer.getvalue())) as archive:
         pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    old = BytesIO()
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    torch.save({"net": module, "ema": {"w": torch.ones(2, 2)}}, old, _use_new_zipfile_serialization=False)
     node = {"id": "a", "source": "models/a", "parent": None, "tree": 0, "task": "t", "rank": None, "recipe": {"x": [1]}}
     merge = {"id": "m", "source": "hf://o/m@main:unet", "parents": ["a", "b"], "coefficients": [0.5, 0.5]}
     adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "init_lora_weights": True}
@@ -241,6 +317,8 @@ def valid() -> dict[str, bytes]:
         for kind, name in (("collection", STATE), ("run", RUN), ("graph", GRAPH)):
             found[kind] = (folder / name).read_bytes()
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
+    found |= {"legacy": old.getvalue(), "gguf": _gguf(), "onnx": small_onnx()}
+    found["packed"] = save(_packed())
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 
 
@@ -305,18 +383,18 @@ def _break_bytes(content: bytes, moments: random.Random) -> bytes:
 def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
     """A sound file of a kind, broken in one to five places."""
     head = b""
-    if kind == "safetensors":  # what is broken is its header, mostly
+    if kind in ("safetensors", "packed"):  # what is broken is its header, mostly
         length = int.from_bytes(content[:8], "little")
         head, content, data = content[:8], content[8 : 8 + length], content[8 + length :]
     for _ in range(moments.randint(1, 5)):
-        if kind not in ("card", "archive", "pickle") and moments.random() < 0.6:
+        if kind not in ("card", "archive", "pickle", "legacy", "gguf", "onnx") and moments.random() < 0.6:
             try:
                 content = json.dumps(_break_value(json.loads(content), moments)).encode()
                 continue
             except (ValueError, RecursionError):
                 pass
         content = _break_bytes(content, moments)
-    if kind == "safetensors":
+    if kind in ("safetensors", "packed"):
         head = head if moments.random() < 0.05 else len(content).to_bytes(8, "little")
         content = head + content + (data if moments.random() < 0.9 else _break_bytes(data, moments))
     return content

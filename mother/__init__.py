@@ -16,6 +16,7 @@ def recover(
     error: float = 0.01,
     sketch: int = 1 << 16,
     device: str = "auto",
+    state: str | None = None,
 ) -> "networkx.DiGraph":
     """Recover the Model Graph of some models: who is related, who was made from whom, by which operation, how surely.
 
@@ -26,6 +27,7 @@ def recover(
     error     probability of a single false relation among independently initialised models
     sketch    entries that are compared of each matrix, at most
     device    "auto", "cpu", "cuda", ...
+    state     of a checkpoint that holds several sets of weights the one with this word in its name, such as "ema"
 
     Returns a networkx DiGraph, edges from parent to child. Graph attributes: `left_out` (id -> why) and `not_read`
     (path -> why). Nodes: `tree`, `group` (architecture), `root` (probability), `aliases` (copies), `hidden`. Edges:
@@ -49,7 +51,7 @@ def recover(
     names = [models] if isinstance(models, str | PathLike) else list(models)
     if not names:
         raise InputError("name models: paths, or owner/name.")
-    found = with_claims(search([os.fspath(name) for name in names]))
+    found = with_claims(search([os.fspath(name) for name in names], state=state))
     folder = Path(out) if out is not None else None
     chosen = choose_device(device)[0]
     with alone_in(folder) if folder is not None else nullcontext():

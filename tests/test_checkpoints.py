@@ -97,7 +97,7 @@ BROKEN = {
     "pickled": "no zip archive",
     "adapter": "damaged",
     "several": "2 weight files",
-    "text": "neither a safetensors",
+    "text": "no format that is read",
     "missing_shard": "no such file",
     "escaping_shard": "outside its folder",
     "absolute_shard": "outside its folder",

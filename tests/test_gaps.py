@@ -29,9 +29,9 @@ def zoo(folder: Path) -> Path:
     """Models, and all that lies about on a disk."""
     save_model(folder / "a", ROOT)
     save_model(folder / "a" / "checkpoint-5", moved(ROOT, 1))
-    for name in ("pytorch_model.bin", "optimizer.pt", "model.onnx", "config.json", "README.md"):
+    for name in ("pytorch_model.bin", "optimizer.pt", "model.npz", "config.json", "README.md"):
         (folder / "a" / name).write_bytes(b"PK")
-    for name in ("old.pth.tar", "x.gguf", "notes.md", "w-00001-of-00002.safetensors", "odd.bits"):
+    for name in ("old.tar.gz", "x.ggml", "notes.md", "w-00001-of-00002.safetensors", "odd.bits"):
         (folder / name).write_bytes(bytes(100_000))
     (folder / ".hidden").mkdir()
     (folder / "1/2/3/4/5/6/7").mkdir(parents=True)
@@ -52,8 +52,8 @@ def test_every_file_is_read_or_listed(tmp_path: Path) -> None:
     assert {source.id for source in found.sources} == {"a", "a/checkpoint-5", "pipeline"}
     listed = {os.path.relpath(path, folder): reason for path, reason in found.gaps.not_read.items()}
     assert listed["a/pytorch_model.bin"] == "not the weights that are loaded"
-    assert listed["a/optimizer.pt"] == "the state of a training" and listed["a/model.onnx"] == "ONNX is not read"
-    assert listed["old.pth.tar"] == "a nested checkpoint" and listed["x.gguf"] == "GGUF is not read"
+    assert listed["a/optimizer.pt"] == "the state of a training" and listed["a/model.npz"] == "numpy files are not read"
+    assert listed["old.tar.gz"] == "an archive" and listed["x.ggml"] == "GGML is not read"
     assert listed["w-00001-of-00002.safetensors"] == "a shard without its index"
     assert listed["odd.bits"] == "a type that is not known" and listed[".hidden"] == "a hidden folder"
     assert listed["1/2/3/4/5/6"] == "more than 5 folders deep" and "pipeline" in listed["pipeline/vae"]
@@ -68,18 +68,18 @@ def test_every_file_is_read_or_listed(tmp_path: Path) -> None:
 def test_gaps_are_said_in_terminal_json_and_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = run(zoo(tmp_path / "zoo"), "--out", out)
-    assert "not read: " in text and "1 .pth.tar (a nested checkpoint)" in text and "1 .onnx (ONNX is not read)" in text
+    assert "not read: " in text and "1 .tar.gz (an archive)" in text and "1 .npz (numpy files are not read)" in text
     assert "4 files beside the models hold no weights (2 .json, 2 .md)" in text
     written = json.loads((out / "model_graph.json").read_text())["not_read"]
-    assert written[str(tmp_path / "zoo" / "x.gguf")] == "GGUF is not read"
-    assert "GGUF is not read" in (out / "report.html").read_text()
+    assert written[str(tmp_path / "zoo" / "x.ggml")] == "GGML is not read"
+    assert "GGML is not read" in (out / "report.html").read_text()
     assert "kept:" in run(tmp_path / "zoo", "--out", out)
-    (tmp_path / "zoo" / "more.gguf").touch()  # what is not read belongs to the result
+    (tmp_path / "zoo" / "more.ggml").touch()  # what is not read belongs to the result
     assert "kept:" not in run(tmp_path / "zoo", "--out", out)
     # What is added keeps the gaps of before.
     save_model(tmp_path / "late" / "b", moved(ROOT, 3))
-    (tmp_path / "late" / "b.onnx").touch()
-    assert "2 .onnx" in run("add", tmp_path / "late", "--to", out)
+    (tmp_path / "late" / "b.npz").touch()
+    assert "2 .npz" in run("add", tmp_path / "late", "--to", out)
 
 
 def test_what_a_repository_holds_beside_its_weights_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,8 @@ def test_shards_are_read_with_their_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "reason", "end"),
     [
-        ("a.PTH.TAR", 1, "a nested checkpoint", ".pth.tar"),
+        ("a.PTH.TAR", 1, "not the weights that are loaded", ".pth.tar"),
+        ("a.TAR.GZ", 1, "an archive", ".tar.gz"),
         ("weights", 1 << 20, "a type that is not known", "without a suffix"),
         ("weights", 10, None, "without a suffix"),
         ("LICENSE", 1 << 20, None, "without a suffix"),
@@ -195,7 +196,7 @@ def test_reasons(name: str, size: int, reason: str | None, end: str) -> None:
 
 
 def test_gaps_add_up() -> None:
-    one, other = Gaps({"a": "x"}, {".md": 1}), Gaps({"b": "y"}, {".md": 2, ".py": 1}, {"z": "no"})
+    one, other = Gaps({"a": "x"}, {".md": 1}), Gaps({"b": "y"}, {".md": 2, ".py": 1}, {"z": "no"}, {"m": "ema"})
     both = one.joined(other)
-    assert both == Gaps({"a": "x", "b": "y"}, {".md": 3, ".py": 1}, {"z": "no"})
+    assert both == Gaps({"a": "x", "b": "y"}, {".md": 3, ".py": 1}, {"z": "no"}, {"m": "ema"})
     assert Gaps.from_json(json.loads(json.dumps(both.to_json()))) == both

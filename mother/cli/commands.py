@@ -115,7 +115,7 @@ def recover(args: Recover) -> None:
     from mother.collection.state import kept_result
 
     rules = audit_rules(args)  # before hours of reading
-    found = with_claims(search(_names(args), args.strict))
+    found = with_claims(search(_names(args), args.strict, args.state))
     sources = found.sources
     with _said(args), alone_in(args.out):
         print(f"found: {len(sources)} model{'s' if len(sources) > 1 else ''}")
@@ -153,7 +153,7 @@ def add(args: Add) -> None:
     with _said(args), alone_in(args.to):
         known = read_state(args.to).sources
         there = {source.location: source.id for source in known}
-        found = with_claims(search(args.models, args.strict), known)
+        found = with_claims(search(args.models, args.strict, args.state), known)
         for source in found.sources:
             if source.location in there:
                 print(f"{there[source.location]} is in {args.to} already, and is looked at again")

@@ -22,6 +22,8 @@ class Recover:
     """a file that names more models, a line each; - for standard input"""
     strict: bool = False
     """end with an error where one of several arguments names no model, instead of leaving it out"""
+    state: str | None = None
+    """of a checkpoint that holds several sets of weights the one with this word in its name, such as ema"""
     out: Path = Path("results/recover")
     """folder for the results"""
     audit: bool = False
@@ -55,6 +57,8 @@ class Add:
     """as for recover"""
     to: Path = Path("results/recover")
     """folder of the result"""
+    state: str | None = None
+    """as for recover"""
     strict: bool = False
     """end with an error where one of several arguments names no model, instead of leaving it out"""
     audit: bool = False

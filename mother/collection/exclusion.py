@@ -125,7 +125,7 @@ class Exclusion:
             return sketch.read(layer)
         if sketch.model not in self.opened:
             source = self.sources[sketch.model]
-            self.opened[sketch.model] = open_checkpoint(source.id, source.location, source.base)
+            self.opened[sketch.model] = open_checkpoint(*source.opened_by())
         return read_whole(sketch, self.opened[sketch.model], layer)
 
     def elsewhere(self, child: str, parent: str, least: float = LEAST_SHARE) -> str | None:

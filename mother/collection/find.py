@@ -12,10 +12,11 @@ from typing import Any
 from mother.collection.claims import Claim, place_of, read_claims
 from mother.collection.gaps import Gaps, holds_no_weights, read_files, summary
 from mother.collection.names import Names
-from mother.collection.walk import Search, printable
+from mother.collection.walk import Search, is_recognised, printable
 from mother.errors import InputError
 from mother.graph.manifest_io import read_manifest
 from mother.io.places import HUB_SOURCE, LocalFolder
+from mother.io.readers import stem_of
 from mother.io.runtime import IN_FLIGHT
 from mother.io.weights import ADAPTER_CONFIG
 
@@ -28,6 +29,11 @@ class Source:
     location: str  # absolute path, or hf://owner/name[@revision][:subfolder]
     base: str | None = None
     claims: tuple[Claim, ...] = ()
+    state: str | None = None  # of several in a checkpoint of a training, such as "ema"
+
+    def opened_by(self) -> tuple[str, str, str | None, str | None]:
+        """The arguments of `open_checkpoint`."""
+        return self.id, self.location, self.base, self.state
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -37,11 +43,11 @@ class Source:
     def from_json(cls, content: dict[str, Any]) -> "Source":
         """What `to_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
         claims = tuple(Claim.from_json(claim) for claim in content["claims"])
-        found = cls(content["id"], content["location"], content["base"], claims)
+        found = cls(content["id"], content["location"], content["base"], claims, content.get("state"))
         if not isinstance(found.id, str) or not isinstance(found.location, str):
             raise ValueError("a model has no id or no location")
-        if found.base is not None and not isinstance(found.base, str):
-            raise ValueError(f"the base of {found.id} is no text")
+        if not isinstance(found.base, str | None) or not isinstance(found.state, str | None):
+            raise ValueError(f"the base or the state of {found.id} is no text")
         return found
 
 
@@ -76,12 +82,13 @@ def _find_one(argument: str, search: Search, notes: list[str]) -> list[Source]:
             )
             for node in manifest.present
         ]
-    if path.is_file() and holds_no_weights(path.name, path.stat().st_size):  # a pattern fits such files, too
+    # A pattern fits such files, too.
+    if path.is_file() and holds_no_weights(path.name, path.stat().st_size) and not is_recognised(path):
         search.gaps.note(printable(str(path)), path.name, 0)
         return []
     if path.is_file():
         name = path.name.removesuffix(".index.json")
-        return [Source(printable(Path(name).stem if name == path.name else path.parent.name), str(path))]
+        return [Source(printable(stem_of(name) if name == path.name else path.parent.name), str(path))]
     found = search.below(path, path.name)
     if not found:
         unread = summary(item for item in search.gaps.not_read.items() if item[0].startswith(printable(str(path))))
@@ -123,12 +130,12 @@ def _unfolded(arguments: Iterable[str]) -> list[str]:
     return found
 
 
-def search(arguments: Iterable[str], strict: bool = False) -> Found:
+def search(arguments: Iterable[str], strict: bool = False, state: str | None = None) -> Found:
     """The models that a user names, each once, with ids of their own. Raises InputError where there is none.
 
     An argument among several that names no model is left out with the reason; `strict` makes it an error. An id is the
     name of the repository, or of the folder below the one that was given; where two are the same, folders above are put
-    in front.
+    in front. `state` names the weights that are taken where a checkpoint of a training holds several.
     """
     names, looking, notes = _unfolded(arguments), Search(), []
     found: dict[str, Source] = {}
@@ -142,7 +149,7 @@ def search(arguments: Iterable[str], strict: bool = False) -> Found:
             continue
         for source in sources:
             key = source.location if source.location.startswith("hf://") else os.path.realpath(source.location)
-            found.setdefault(key, source)
+            found.setdefault(key, replace(source, state=state))
     if not found:
         reasons = " ".join(list(looking.gaps.unusable.values())[:3])
         reasons = reasons or f"{names[0] if names else 'No argument'} holds no weights."

@@ -5,23 +5,30 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, escaped
+from mother.io.checkpoint import Checkpoint
 from mother.io.places import Place
-from mother.io.weights import ADAPTER_CONFIG, ADAPTER_FILES, PICKLES, is_index, loaded_unasked, read_index, the_only_one
+from mother.io.readers import SUFFIXES
+from mother.io.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    is_index,
+    is_later_shard,
+    loaded_unasked,
+    read_index,
+    the_only_one,
+)
 
 # Weights in formats that are not read, by the end of their names: the longest that fits counts.
 UNREAD = {
-    ".pth.tar": "a nested checkpoint",
     ".tar": "an archive",
     ".tar.gz": "an archive",
     ".tgz": "an archive",
     ".zip": "an archive",
     ".7z": "an archive",
-    ".gguf": "GGUF is not read",
     ".ggml": "GGML is not read",
-    ".onnx": "ONNX is not read",
-    ".onnx_data": "ONNX is not read",
-    ".onnx.data": "ONNX is not read",
+    ".onnx_data": "data of an ONNX file",
+    ".onnx.data": "data of an ONNX file",
     ".h5": "Keras files are not read",
     ".hdf5": "Keras files are not read",
     ".keras": "Keras files are not read",
@@ -40,6 +47,9 @@ UNREAD = {
     ".params": "files of MXNet are not read",
     ".pdparams": "files of Paddle are not read",
 }
+
+UNKNOWN = "a type that is not known"
+LOOKED_INTO = (UNKNOWN, UNREAD[".pkl"], UNREAD[".tar"])  # reasons of names under which anything may be
 
 # Ends of names of files that hold no weights.
 PLAIN = frozenset(
@@ -69,9 +79,9 @@ BARE = "without a suffix"
 
 
 def suffix(name: str) -> str:
-    """The end of a file's name by which its format is known: the longest that UNREAD has, or the last."""
+    """The end of a file's name by which its format is known: the longest that is known, or the last."""
     lower = name.lower()
-    known = [end for end in UNREAD if lower.endswith(end)]
+    known = [end for end in (*UNREAD, *SUFFIXES) if lower.endswith(end)]
     if known:
         return max(known, key=len)
     stem, dot, last = lower.rpartition(".")
@@ -83,18 +93,20 @@ def reason_of(name: str, size: int) -> str | None:
     end, lower = suffix(name), name.lower()
     if end in UNREAD:
         return UNREAD[end]
-    if end in (".safetensors", *PICKLES):
+    if end in SUFFIXES:
         if is_state(lower):
             return "the state of a training"
+        if is_later_shard(lower):
+            return "a part of a model that its first part leads to"
         return "a shard without its index" if "-of-" in lower else "not the weights that are loaded"
     if end in PLAIN or lower in PLAIN_NAMES or size < SMALL or lower.startswith("events.out."):
         return None
-    return "a type that is not known"
+    return UNKNOWN
 
 
 def holds_no_weights(name: str, size: int) -> bool:
     """Whether a file is one of those that go with models, such as a card or a picture."""
-    return not name.endswith((".safetensors", ".index.json", *PICKLES)) and reason_of(name, size) is None
+    return not name.lower().endswith((".index.json", *SUFFIXES)) and reason_of(name, size) is None
 
 
 @dataclass
@@ -104,6 +116,7 @@ class Gaps:
     not_read: dict[str, str] = field(default_factory=dict)
     plain: dict[str, int] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)  # arguments that name no model
+    aside: dict[str, str] = field(default_factory=dict)  # what a model's file holds beside its weights, by model
 
     def note(self, path: str, name: str, size: int) -> None:
         """Add a file that no model is read from."""
@@ -114,17 +127,22 @@ class Gaps:
             self.plain[suffix(name)] = self.plain.get(suffix(name), 0) + 1
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of files that hold no weights, in a line."""
+        """What a reader should know of files that hold no weights, and of files that hold more, in a line each."""
+        said = [
+            f"left aside in {model}: {what}" + (" (--state takes another)" if " tensors)" in what else "")
+            for model, what in self.aside.items()
+        ]
         if not self.plain:
-            return ()
+            return tuple(said)
         kinds = sorted(self.plain.items(), key=lambda item: (-item[1], item[0]))
         some = ", ".join(f"{count} {end}" for end, count in kinds[:6]) + (", ..." if len(kinds) > 6 else "")
-        return (f"{sum(self.plain.values())} files beside the models hold no weights ({some})",)
+        return (f"{sum(self.plain.values())} files beside the models hold no weights ({some})", *said)
 
     def joined(self, other: "Gaps") -> "Gaps":
         """Both; what the other says of a path counts."""
         plain = dict(Counter(self.plain) + Counter(other.plain))
-        return Gaps(self.not_read | other.not_read, plain, self.unusable | other.unusable)
+        aside = self.aside | other.aside
+        return Gaps(self.not_read | other.not_read, plain, self.unusable | other.unusable, aside)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -133,7 +151,12 @@ class Gaps:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Gaps":
         """What `to_json` gave."""
-        return cls(*(dict(content[name]) for name in ("not_read", "plain", "unusable")))
+        return cls(*(dict(content[name]) for name in ("not_read", "plain", "unusable")), dict(content.get("aside", {})))
+
+
+def aside_of(opened: Iterable[Checkpoint]) -> Gaps:
+    """What lies beside the weights in the files of models."""
+    return Gaps(aside={one.model: escaped(", ".join(one.aside)) for one in opened if one.aside})
 
 
 def read_files(place: Place, files: Iterable[str]) -> list[str]:

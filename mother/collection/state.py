@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mother.collection.find import Source
-from mother.collection.gaps import Gaps
+from mother.collection.gaps import Gaps, aside_of
 from mother.errors import CheckpointError, InputError, ManifestError
 from mother.evidence.keys import sketch_key
 from mother.graph.model_graph import ModelGraph, read_model_graph
@@ -113,12 +113,12 @@ def kept_result(
         return None
     if not whole or GRAPH not in digests or (audited and AUDIT not in digests):
         return None
-    opened, _ = open_all((source.id, source.location, source.base) for source in sources)
+    opened, _ = open_all(source.opened_by() for source in sources)
     keys: dict[str, str | None] = {source.id: None for source in sources}
     try:
         keys |= {checkpoint.model: sketch_key(checkpoint, sketch) for checkpoint in opened}
         # A model that opens and still was left out is one whose weights could not be used: try again.
-        state = State(list(sources), keys, error, sketch, gaps)
+        state = State(list(sources), keys, error, sketch, gaps.joined(aside_of(opened)))
         same = state.to_json() == before.to_json() and json.loads(json.dumps(collection_facts(state, title))) == facts
         return read_model_graph(folder / GRAPH) if same else None
     except (CheckpointError, ManifestError):

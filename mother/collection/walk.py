@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from mother.collection.gaps import Gaps, is_state, read_files
+from mother.collection.gaps import LOOKED_INTO, Gaps, is_state, read_files, reason_of
 from mother.io.files import KEPT_TAG
 from mother.io.places import LocalFolder
-from mother.io.weights import ADAPTER_CONFIG, PICKLES, is_model
+from mother.io.reader import HEAD
+from mother.io.readers import SUFFIXES, recognised, stem_of
+from mother.io.weights import ADAPTER_CONFIG, is_model
 
 DEPTH = 5  # budget: folders below one another that are searched
 MOST_FOLDERS = 100_000  # budget: folders that are searched at most
@@ -15,10 +17,27 @@ PIPELINE, MODULES = "model_index.json", "modules.json"  # of diffusers, of sente
 COMPONENTS = ("unet", "transformer", "prior")  # of a diffusers pipeline, the one that is trained
 
 
-def _is_weights(name: str) -> bool:
-    """Whether a file may be a model by itself: shards and the state of a training are none."""
-    stem = name.lower()
-    return stem.endswith((".safetensors", *PICKLES)) and not is_state(stem) and "-of-" not in stem
+def _is_weights(folder: Path, name: str, size: int) -> bool:
+    """Whether a file may be a model by itself: shards and the state of a training are none.
+
+    By its name, or by its content where the name says nothing, or something else.
+    """
+    lower = name.lower()
+    first = lower.endswith(".gguf") and "-00001-of-" in lower  # which leads to the others
+    if is_state(lower) or ("-of-" in lower and not first):
+        return False
+    if lower.endswith(SUFFIXES):
+        return True
+    return reason_of(name, size) in LOOKED_INTO and is_recognised(folder / name)
+
+
+def is_recognised(path: Path) -> bool:
+    """Whether a file begins as those of a format that is read."""
+    try:
+        with open(path, "rb") as file:
+            return recognised(file.read(HEAD)) is not None
+    except OSError:  # said where it is listed or opened
+        return False
 
 
 def _snapshot(folder: Path) -> Path | None:
@@ -62,12 +81,12 @@ class Search:
             return [(name, folder), *self._inside(folder, name, folders, depth, parts=MODULES in files)]
         if PIPELINE in files:
             return self._pipeline(folder, name, files, folders)
-        weights = [file for file in files if _is_weights(file)]
+        weights = [file for file, size in files.items() if _is_weights(folder, file, size)]
         inside = self._inside(folder, name, folders, depth)
         self._note(folder, files, weights)
         if len(weights) == 1 and not inside:  # a model under a name of its own
-            return [(name, folder)]
-        return [(f"{name}/{Path(file).stem}", folder / file) for file in weights] + inside
+            return [(name, folder if weights[0].lower().endswith(SUFFIXES) else folder / weights[0])]
+        return [(f"{name}/{stem_of(file)}", folder / file) for file in weights] + inside
 
     def _entries(self, folder: Path) -> tuple[dict[str, int], list[str]] | None:
         """Names of the files in a folder with their sizes, and of the folders, sorted; None where it cannot be read."""

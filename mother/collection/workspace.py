@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mother.collection.copies import sketch_once
 from mother.collection.find import Found, Source
-from mother.collection.gaps import Gaps
+from mother.collection.gaps import Gaps, aside_of
 from mother.collection.state import State, read_state, write_state
 from mother.errors import InputError
 from mother.evidence.alignment import align, notes
 from mother.evidence.candidates import comparable_square
 from mother.evidence.facts import SKETCH_ENTRIES
-from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
+from mother.evidence.sketch import Sketch, kept_sketch
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.trace import Progress, trace_sketches
 from mother.heritage.trees import Heritage
@@ -166,7 +167,8 @@ def recover_sources(
         raise InputError(f"a sketch must have at least 1024 entries of a matrix, not {sketch}.")
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as there:
         everyone = [source for source, _ in known] + list(sources)
-        sketches, left_out = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
+        sketches, left_out, aside = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
+        gaps = gaps.joined(aside)
         if not sketches:
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
         keep = Path(there) / "measurements" if folder is not None else None
@@ -183,14 +185,17 @@ def recover_sources(
 
 def _sketches_of(
     known: Sequence[tuple[Source, str]], sources: Sequence[Source], folder: Path, entries: int, progress: Progress
-) -> tuple[list[Sketch], dict[str, str]]:
-    """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why."""
+) -> tuple[list[Sketch], dict[str, str], Gaps]:
+    """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why.
+
+    Also what lies beside the weights of those that were opened.
+    """
     before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
     again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
-    opened, left_out = open_all((one.id, one.location, one.base) for one in [*again, *sources])
-    taken = sketch_models(opened, folder, entries, progress("reading"))
+    opened, left_out = open_all(one.opened_by() for one in [*again, *sources])
+    taken = sketch_once(opened, folder, entries, progress("reading"))
     found = [one for one in before.values() if one is not None] + taken.sketches
-    return sorted(found, key=lambda one: one.model), left_out | taken.left_out
+    return sorted(found, key=lambda one: one.model), left_out | taken.left_out, aside_of(opened)
 
 
 def _trace_groups(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, applied
 from mother.io.layers import Layer, is_attention
 from mother.io.places import File
+from mother.io.reader import BITS, DTYPES, Storage, TensorInfo
 from mother.io.runtime import free_memory
-from mother.io.safetensors import DTYPES, TensorInfo
 
 LARGEST = float(np.finfo(np.float32).max) / 4  # differences of two weights, and their ranges, stay finite
 
@@ -42,6 +43,8 @@ class Checkpoint:
     tensors: dict[str, tuple[File, TensorInfo]]
     layers: dict[Layer, str]
     index: File | None = field(default=None, kw_only=True)  # that named the files of the tensors
+    aside: tuple[str, ...] = field(default=(), kw_only=True)  # what else its files hold
+    state: str | None = field(default=None, kw_only=True)  # that was asked for, of several in a file
 
     def shape(self, layer: Layer) -> tuple[int, ...]:
         """Shape of a layer's weight."""
@@ -98,13 +101,42 @@ class Checkpoint:
             infos = [self.tensors[name][1] for name in wanted]
             spans = [(info.start, info.end) for info in infos]
             rooms = [
-                _bytes_of(into[name]) if name in into and info.dtype == "F32" and info.end > info.start else None
+                _bytes_of(into[name])
+                if name in into and info.dtype == "F32" and info.end > info.start and info.unpack is None
+                else None
                 for name, info in zip(wanted, infos)
             ]
             parts = file.read(spans, rooms)
             for name, info, part in zip(wanted, infos, parts):
                 found[name] = self._tensor(name, file, info, part)
-        return _filled(found, into)
+        return filled(found, into)
+
+    def read_bytes(self, names: Sequence[str]) -> dict[str, Any]:
+        """The bytes of tensors of any type, as they are stored. Raises CheckpointError."""
+        by_file: dict[File, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.tensors[name][0], []).append(name)
+        found = {}
+        for file, wanted in by_file.items():
+            infos = [self.tensors[name][1] for name in wanted]
+            for name, info, part in zip(wanted, infos, file.read([(info.start, info.end) for info in infos])):
+                if len(part) < info.end - info.start:
+                    raise CheckpointError(self.model, file, f"the file ends inside tensor {name}", "Fetch it again.")
+                found[name] = part
+        return found
+
+    def read_stored(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Tensors as they are stored: integers as they are, floats of 8 bits as bytes, others in float32."""
+        found = {}
+        for name, part in self.read_bytes(names).items():
+            info = self.tensors[name][1]
+            if info.dtype in DTYPES:
+                values = decoded(part, info.dtype)
+            else:
+                kind = f"<{info.dtype.lower()[0]}{BITS[info.dtype] // 8}" if info.dtype[0] in "IU" else "u1"
+                values = np.frombuffer(part, dtype=kind)
+            found[name] = values.reshape(info.shape)
+        return found
 
     def _tensor(self, name: str, file: File, info: TensorInfo, part: bytes | bytearray | memoryview) -> "torch.Tensor":
         """Bytes as a sound tensor."""
@@ -114,7 +146,8 @@ class Checkpoint:
             )
         import torch
 
-        return self._sound(name, file, torch.from_numpy(_decoded(part, info.dtype)).reshape(info.shape))
+        values = decoded(part, info.dtype) if info.unpack is None else info.unpack(part)
+        return self._sound(name, file, torch.from_numpy(values).reshape(info.shape))
 
     def _sound(self, name: str, file: object, weight: "torch.Tensor") -> "torch.Tensor":
         """The same weight; raises CheckpointError where it is not finite, or too large."""
@@ -144,14 +177,18 @@ class Checkpoint:
 
     def files(self) -> list[File]:
         """The files that the model is read from, each once: its index, and those of its tensors."""
-        return ([self.index] if self.index is not None else []) + self._with_tensors()
-
-    def _with_tensors(self) -> list[File]:
-        return sorted({file for file, _ in self.tensors.values()}, key=str)
+        holding = sorted({file for file, _ in self.tensors.values()}, key=str)
+        return ([self.index] if self.index is not None else []) + holding
 
     def fingerprint(self) -> list[tuple[str, int, int, str]]:
         """Fingerprints of all files: they change whenever a file does. Raises CheckpointError where one has gone."""
-        return [file.fingerprint() for file in self._with_tensors()]
+        asked = [(f"state {self.state}", 0, 0, "")] if self.state is not None else []
+        return [file.fingerprint() for file in self.files()] + asked
+
+    @property
+    def storage(self) -> dict[str, Storage]:
+        """How tensors are stored that are not plain numbers, by their names."""
+        return {name: info.storage for name, (_, info) in self.tensors.items() if info.storage is not None}
 
 
 @dataclass(frozen=True)
@@ -178,7 +215,7 @@ class AdaptedCheckpoint(Checkpoint):
             parts = {part: read[raw] for part, raw in update.parts.items()}
             whole = read[own[name]] if name in own else found.get(name)
             found[name] = self._sound(name, self.config, applied(update, parts, whole))
-        return _filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
+        return filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
 
     def files(self) -> list[File]:
         """The files of the adapter, with its configuration, and those of its base."""
@@ -191,7 +228,7 @@ class AdaptedCheckpoint(Checkpoint):
         return own + (self.base.fingerprint() if self.base is not None else [])
 
 
-def _decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
+def decoded(part: bytes | bytearray | memoryview, dtype: str) -> np.ndarray:
     """Floating-point numbers of a type in DTYPES as float32, writable; in numpy, which uses the caller's thread only.
 
     Threads of torch's own, asked for by each of the threads that read, would keep those that compute waiting.
@@ -208,7 +245,7 @@ def _bytes_of(tensor: "torch.Tensor") -> memoryview:
     return memoryview(tensor.flatten().numpy()).cast("B")
 
 
-def _filled(found: dict[str, "torch.Tensor"], into: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+def filled(found: dict[str, "torch.Tensor"], into: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     """The tensors that were found; in place of those that `into` has the ones there, filled."""
     for name in found.keys() & into.keys():
         if found[name].data_ptr() != into[name].data_ptr():

@@ -1,8 +1,9 @@
 """Open a model wherever it is; read the tensors asked for, and nothing else.
 
-A model is a folder, a safetensors or zip-format pickle file, shards with an index, a repository of the Hugging Face Hub
-(`hf://owner/name[@revision][:subfolder]`), or a PEFT adapter of one of these. Nothing of a checkpoint is executed, and
-nothing of it stays in memory: tensors are read where they stand, as byte ranges, and returned in float32.
+A model is a folder, a file of a format in `mother/io/readers.py`, shards with an index, a repository of the Hugging
+Face Hub (`hf://owner/name[@revision][:subfolder or file]`), or a PEFT adapter of one of these. Nothing of a checkpoint
+is executed, and nothing of it stays in memory: tensors are read where they stand, as byte ranges, and returned in
+float32.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +15,14 @@ from mother.errors import CheckpointError
 from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, update_shape
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint, check_sizes
 from mother.io.layers import canonical_name, name_layers
-from mother.io.pickles import parse_pickle
-from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, unreadable
+from mother.io.packed import unpacked
+from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, check_inside, unreadable
+from mother.io.reader import MAX_NAME, Listing, TensorInfo
+from mother.io.readers import READERS, reader_of
 from mother.io.runtime import IN_FLIGHT, memory
-from mother.io.safetensors import MAX_NAME, TensorInfo, header_length, parse_header
 from mother.io.weights import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
-    PICKLES,
-    check_inside,
     is_index,
     loaded_unasked,
     read_index,
@@ -32,28 +32,25 @@ from mother.io.weights import (
 from mother.io.weights import WEIGHT_FILES as WEIGHT_FILES  # where others look for it
 
 
-def _read_header(model: str, file: File) -> dict[str, TensorInfo]:
-    """Names, types, shapes and places of the tensors of a safetensors file or a pickle; raises CheckpointError."""
-    pickled = str(file).endswith(PICKLES)
+def _listing(place: Place, file: File, state: str | None) -> Listing:
+    """The tensors of a file, whatever format it has; raises CheckpointError."""
+    reader = reader_of(file)
+    if reader is None:
+        known = ", ".join(one.name for one in READERS)
+        reason = f"it is of no format that is read ({known})"
+        raise CheckpointError(place.model, file, reason, "Save the model with save_pretrained.")
     try:
-        if pickled:
-
-            def look() -> list[list]:
-                found = parse_pickle(lambda start, end: bytes(file.read([(start, end)])[0]), file.size)
-                return [[name, info.dtype, info.shape, info.start, info.end] for name, info in found.items()]
-
-            table = file.remembered(look)
-            return {name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in table}
-        length = header_length(file.head(8), file.size)
-        return parse_header(file.head(8 + length)[8:], file.size)
+        return reader.listing(place, file, state)
+    except ImportError as error:
+        reason = f"reading {reader.name} needs the package {error.name}"
+        raise CheckpointError(place.model, file, reason, f"Run pip install {error.name}.") from None
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        remedy = "Save it as safetensors, or do not trust it." if pickled else "Fetch or save the model again."
-        raise CheckpointError(model, file, str(error), remedy) from None
+        raise CheckpointError(place.model, file, str(error), reader.remedy) from None
 
 
-def _open_place(place: Place, base: Checkpoint | None) -> Checkpoint:
+def _open_place(place: Place, base: Checkpoint | None, state: str | None) -> Checkpoint:
     """Open the model, or the adapter, in a folder."""
     model, name = place.model, loaded_unasked(place)
     adapter = place.has(ADAPTER_CONFIG) and name is None
@@ -69,10 +66,10 @@ def _open_place(place: Place, base: Checkpoint | None) -> Checkpoint:
         raise CheckpointError(
             model, place, f"has no weights, only {found}", "Name another revision or a ':subfolder', or save it again."
         )
-    return _open_index(place, name) if is_index(name) else _open_files(model, [place.open(name)])
+    return _open_index(place, name, state) if is_index(name) else _open_files(place, [place.open(name)], state)
 
 
-def _open_index(place: Place, name: str) -> Checkpoint:
+def _open_index(place: Place, name: str, state: str | None) -> Checkpoint:
     """Open shards and all of their tensors: loaders read whole shards, also what the index does not name."""
     model, index = place.model, place.open(name)
     shard_of = read_index(model, index)
@@ -83,29 +80,41 @@ def _open_index(place: Place, name: str) -> Checkpoint:
             raise CheckpointError(model, place, reason, "Fetch or save the model again.")
         check_inside(place, index, shard)
         shards[shard] = place.open(shard)
-    opened = _open_files(model, list(shards.values()))
+    opened = _stored(place, list(shards.values()), state)
     for tensor, shard in shard_of.items():
         if tensor not in opened.tensors or opened.tensors[tensor][0] is not shards[shard]:
             reason = f"the index names tensor {ascii(tensor)[1:-1][:MAX_NAME]}, which shard {shard} lacks"
             raise CheckpointError(model, index, reason, "Fetch or save the model again.")
-    return replace(opened, index=index)
+    return unpacked(place, replace(opened, index=index))
 
 
-def _open_files(model: str, files: Sequence[File]) -> Checkpoint:
+def _open_files(place: Place, files: Sequence[File], state: str | None = None) -> Checkpoint:
+    """The model in some files, packed weights as plain ones."""
+    return unpacked(place, _stored(place, files, state))
+
+
+def _stored(place: Place, files: Sequence[File], state: str | None) -> Checkpoint:
+    """The tensors of some files as they are stored."""
+    model = place.model
     tensors: dict[str, tuple[File, TensorInfo]] = {}
+    aside: list[str] = []
     for file in files:
-        for name, info in _read_header(model, file).items():
+        listing = _listing(place, file, state)
+        for name, (there, info) in listing.tensors.items():
             if name in tensors:
                 raise CheckpointError(model, file, f"tensor {name} stands in two shards", "Fetch or save it again.")
-            tensors[name] = (file, info)
+            tensors[name] = (there, info)
+        aside += listing.aside
     check_sizes(model, tensors, memory(), "can have at most")
-    return Checkpoint(model, tensors, name_layers(tensors))
+    holding = {file for file, _ in tensors.values()}
+    index = next((file for file in files if file not in holding), None)  # an ONNX graph whose data lies outside
+    return Checkpoint(model, tensors, name_layers(tensors), index=index, aside=tuple(aside), state=state)
 
 
 def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
     """An adapter on its base, or alone."""
     model = place.model
-    parts = _open_files(model, [place.open(next(name for name in ADAPTER_FILES if place.has(name)))])
+    parts = _open_files(place, [place.open(next(name for name in ADAPTER_FILES if place.has(name)))])
     infos = {name: info for name, (_, info) in parts.tensors.items()}
     config = place.open(ADAPTER_CONFIG)
     adapter = parse_adapter(model, place, read_text(model, config), infos)
@@ -149,10 +158,13 @@ def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
     return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, base, update_of)
 
 
-def open_checkpoint(model: str, location: str | Path, base: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str, location: str | Path, base: str | Path | None = None, state: str | None = None
+) -> Checkpoint:
     """Open a local path or an `hf://` source; reads headers only. Raises CheckpointError.
 
     `base` is where the model is that an adapter belongs to; without it an adapter is what it adds, and nothing else.
+    `state` names the weights that are taken of a checkpoint of a training that holds several, such as "ema".
     """
     adapted = open_checkpoint(model, base) if base is not None else None
     if isinstance(adapted, AdaptedCheckpoint) and adapted.base is None:
@@ -167,33 +179,34 @@ def open_checkpoint(model: str, location: str | Path, base: str | Path | None = 
         from mother.io.remote import RemoteFolder
 
         repository = open_repository(model, match["repo"], match["revision"])
-        return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted)
+        folder, _, name = (match["subfolder"] or "").rpartition("/")
+        if match["subfolder"] in repository.files:  # one file of several
+            place = RemoteFolder(model, repository, folder or None)
+            return _open_files(place, [place.open(name)], state)
+        return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted, state)
     path = Path(location)
     try:
         if path.is_file():
+            place = LocalFolder(model, path.parent)
             if is_index(path.name):
-                return _open_index(LocalFolder(model, path.parent), path.name)
-            if path.suffix not in (".safetensors", *PICKLES):
-                raise CheckpointError(
-                    model, path, "is neither a safetensors file nor a pickle", "Save the model with save_pretrained."
-                )
-            return _open_files(model, [LocalFile.open(model, path)])
+                return _open_index(place, path.name, state)
+            return _open_files(place, [LocalFile.open(model, path)], state)
         if not path.is_dir():
             raise CheckpointError(model, path, "there is no such file or folder", "Mend the source in the manifest.")
-        return _open_place(LocalFolder(model, path), adapted)
+        return _open_place(LocalFolder(model, path), adapted, state)
     except OSError as error:  # no permission, or a name that no file can have
         raise unreadable(model, path, error) from None
 
 
 def open_all(
-    models: Iterable[tuple[str, str | Path, str | Path | None]],
+    models: Iterable[tuple],
 ) -> tuple[list[Checkpoint], dict[str, str]]:
-    """Open models, each given as (id, location, base of an adapter), headers only, several at once.
+    """Open models, each given as the arguments of `open_checkpoint`, headers only, several at once.
 
     Returns those that can be read, in their order, and why the others cannot.
     """
 
-    def look(model: tuple[str, str | Path, str | Path | None]) -> Checkpoint | CheckpointError:
+    def look(model: tuple) -> Checkpoint | CheckpointError:
         try:
             return open_checkpoint(*model)
         except CheckpointError as error:

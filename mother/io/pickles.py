@@ -1,27 +1,32 @@
 """Pickled checkpoints (`pytorch_model.bin`): which tensor lies where, without running a single line of theirs.
 
-Since torch 1.6 such a file is a zip archive: a small pickle that builds a dictionary of tensors, and one uncompressed
-member for each storage. The pickle is read by an unpickler that knows the few names by which torch rebuilds tensors and
-gives stand-ins for them; any other name is refused, so nothing that a pickle could call is ever called. What comes
-out is byte ranges, so that tensors are read where they stand, from disk or over HTTP.
+Since torch 1.6 such a file is a zip archive: a small pickle that builds a dictionary of tensors, or a module, and one
+uncompressed member for each storage; before, the pickle and then the storages (mother/io/legacy.py). The pickle is read
+by an unpickler that gives stand-ins for whatever it names, so nothing that a pickle could call is ever called. What
+comes out is byte ranges, so that tensors are read where they stand, from disk or over HTTP.
 """
 
 import io
 import math
-import pickle
+import re
 import struct
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
-from mother.io.safetensors import BITS, MAX_NAME, TensorInfo
-from mother.io.unpickler import StoredTensor, TensorUnpickler
+from mother.io.legacy import MAGIC, Locate, Read, read_legacy, unpickled
+from mother.io.pickle_names import StoredTensor
+from mother.io.places import File, Place
+from mother.io.reader import BITS, MAX_NAME, Listing, Reader, TensorInfo, bytes_of
+from mother.io.states import beside, choose, entries, find_states
+from mother.io.unpickler import TensorUnpickler
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
 MAX_MEMBERS = 200_000
+_FIRST = re.compile(
+    rb".*?(data\.pkl|constants\.pkl|byteorder|/version|/\.\w+|/(data|constants)/\d+|/code/.*)", re.DOTALL
+)
+MOST_STATES = 32  # states of a file, largest first, that one may be chosen of
 MAX_DIRECTORY = 1 << 24  # bytes of the archive's directory; torch writes about seventy for a tensor
-NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put the weights
-Read = Callable[[int, int], bytes]
 
 
 class _Window(io.RawIOBase):
@@ -129,71 +134,110 @@ def _read_pickle(window: _Window) -> tuple[bytes, str, dict[str, zipfile.ZipInfo
         return archive.read(pickles[0]), stem, members
 
 
-def parse_pickle(read: Read, size: int) -> dict[str, TensorInfo]:
-    """Names, types, shapes and byte ranges of the tensors of a zip-format pickle; raises ValueError with the reason.
+def parse_pickle(read: Read, size: int, state: str | None = None) -> dict[str, TensorInfo]:
+    """Names, types, shapes and byte ranges of the tensors of a pickle that torch wrote; raises ValueError why not.
 
     `read(start, end)` returns these bytes of the file. A strided view is listed with the type "view", and not read.
     """
+    return chosen(read_table(read, size), state)[0]
+
+
+def read_table(read: Read, size: int) -> list[list[Any]]:
+    """All states of a pickle as JSON: path, entries, rows of its tensors or why they cannot be used, what is beside."""
+    built, locate = (read_legacy if read(0, len(MAGIC)) == MAGIC else _read_archive)(read, size)
+    states, table = find_states(built), []
+    for path, state in sorted(states.items(), key=lambda item: -entries(item[1]))[:MOST_STATES]:
+        try:
+            rows: list[list[Any]] | str = _rows(state, locate, size)
+        except ValueError as error:
+            rows = str(error)
+        table.append([".".join(path), entries(state), rows, beside(built, path, states)])
+    if not table:
+        raise ValueError(f"the pickle holds no {'tensors' if isinstance(built, dict) else 'dictionary of tensors'}")
+    return table
+
+
+def chosen(table: list[list[Any]], state: str | None) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """The tensors of the state that is asked for, or of the weights, and what lies beside it; raises ValueError."""
+    by_path = {path: (count, rows, aside) for path, count, rows, aside in table}
+    _, rows, aside = by_path[choose({path: count for path, (count, _, _) in by_path.items()}, state)]
+    if isinstance(rows, str):
+        raise ValueError(rows)
+    infos = {name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in rows}
+    return infos, tuple(aside)
+
+
+def _read_archive(read: Read, size: int) -> tuple[Any, Locate]:
+    """What the pickle of a zip archive builds, and where its storages are; raises ValueError."""
     window = _Window(read, size)
     if window.read(4) != b"PK\x03\x04":
-        raise ValueError("this is no zip archive, as torch has written since 1.6")
+        raise ValueError("this is no zip archive, as torch has written since 1.6, and none of its older files")
     try:
         content, stem, members = _read_pickle(window)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"the archive is damaged: {error}") from None
-    try:
-        found = TensorUnpickler(content).load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"the pickle is refused: {' '.join(str(error).split())[:MAX_NAME]}") from None
-    except Exception as error:  # noqa: BLE001  A hostile pickle raises nearly anything.
-        raise ValueError(f"the pickle is damaged ({type(error).__name__})") from None
-    return _tensors(_state_dict(found), stem, members, read, size)
+
+    def locate(key: str) -> tuple[int, int]:
+        member = members.get(f"{stem}data/{key}")
+        if member is None:
+            raise KeyError(key)
+        return _data_start(read, member, size), member.file_size
+
+    return unpickled(lambda: TensorUnpickler(content).load()), locate
 
 
-def _state_dict(found: Any) -> dict[Any, Any]:
-    """The dictionary of tensors, at the top or where training scripts put it."""
-    if isinstance(found, dict) and not any(isinstance(value, StoredTensor) for value in found.values()):
-        for name in NESTED:
-            if isinstance(found.get(name), dict):
-                return found[name]
-    if not isinstance(found, dict):
-        raise ValueError("the pickle holds no dictionary of tensors")
-    return found
-
-
-def _tensors(
-    state: dict[Any, Any], stem: str, members: dict[str, zipfile.ZipInfo], read: Read, size: int
-) -> dict[str, TensorInfo]:
-    starts: dict[str, int] = {}
-    tensors = {}
+def _rows(state: dict[Any, StoredTensor], locate: Locate, size: int) -> list[list[Any]]:
+    """Name, type, shape and byte range of the tensors of a state; raises ValueError."""
+    places: dict[str, tuple[int, int]] = {}
+    rows = []
     for name, tensor in state.items():
-        if not isinstance(tensor, StoredTensor):
-            continue  # step counts, configurations
         if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
             raise ValueError(f"the name {ascii(name)[:MAX_NAME]} of a tensor is not usable")
         storage = tensor.storage
-        member = members.get(f"{stem}data/{storage.key}")
-        if member is None:
-            raise ValueError(f"the storage of tensor {name} is missing")
-        if storage.key not in starts:
-            starts[storage.key] = _data_start(read, member, size)
-        expected, strides = 1, []
-        for length in reversed(tensor.shape):
-            strides.insert(0, expected)
-            expected *= max(length, 1)
-        contiguous = all(
-            stride == plain or length <= 1 for stride, plain, length in zip(tensor.strides, strides, tensor.shape)
-        )
+        if storage.key not in places:
+            try:
+                places[storage.key] = locate(storage.key)
+            except KeyError:
+                raise ValueError(f"the storage of tensor {name} is missing") from None
+        first, length = places[storage.key]
         width = BITS[storage.dtype] // 8
-        start = starts[storage.key] + tensor.offset * width
+        start = first + tensor.offset * width
         end = start + math.prod(tensor.shape) * width
-        if contiguous and not 0 <= start <= end <= size:
+        if not _contiguous(tensor):
+            rows.append([name, "view", list(tensor.shape), 0, 0])
+            continue
+        if not 0 <= start <= end <= size:
             raise ValueError(f"tensor {name} lies outside the file")
-        if contiguous and (end > starts[storage.key] + member.file_size or end > size):
+        if end > first + length:
             raise ValueError(f"the file is truncated: tensor {name} ends at byte {end}")
-        if not contiguous:
-            start = end = 0
-        tensors[name] = TensorInfo(storage.dtype if contiguous else "view", tensor.shape, start, end)
-    if not tensors:
-        raise ValueError("the pickle holds no tensors")
-    return tensors
+        rows.append([name, storage.dtype, list(tensor.shape), start, end])
+    return rows
+
+
+def _contiguous(tensor: StoredTensor) -> bool:
+    """Whether the entries of a tensor stand one after another."""
+    expected, strides = 1, []
+    for length in reversed(tensor.shape):
+        strides.insert(0, expected)
+        expected *= max(length, 1)
+    return all(stride == plain or length <= 1 for stride, plain, length in zip(tensor.strides, strides, tensor.shape))
+
+
+def _listing(place: Place, file: File, state: str | None) -> Listing:
+    infos, aside = chosen(file.remembered(lambda: read_table(bytes_of(file), file.size)), state)
+    return Listing({name: (file, info) for name, info in infos.items()}, aside)
+
+
+def _recognises(head: bytes) -> bool:
+    """An archive whose first member is one that torch writes, or a file of the old kind."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head.startswith(MAGIC) or (head.startswith(b"PK\x03\x04") and _FIRST.fullmatch(name) is not None)
+
+
+READER = Reader(
+    "a pickle of torch",
+    (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar"),
+    _recognises,
+    _listing,
+    "Save it as safetensors, or do not trust it.",
+)

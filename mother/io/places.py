@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
 
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, shown
 
 ENDS = 65536  # bytes of a file that its fingerprint reads at either end
 
@@ -218,6 +218,24 @@ def leads_out(folder: Path, inside: PurePath, links: dict[str, bool] | None = No
     # The repository of the cache that the link lies in.
     roots += [one for one in (linked, *linked.parents) if one.name.startswith("models--")][:1]
     return None if any(target.is_relative_to(root) for root in roots) else str(target)
+
+
+def is_plain(name: object) -> bool:
+    """Whether this is a name of a file in the folder at hand, and no path to another one."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and name not in ("", ".", "..")
+        and not any(part in name for part in ("/", "\\", "\0"))
+    )
+
+
+def check_inside(place: Place, said: object, name: str) -> None:
+    """Refuse a file that `said` names and that is a link out of the folder of both."""
+    target = leads_out(place.path, PurePath(name)) if isinstance(place, LocalFolder) else None
+    if target is not None:
+        reason = f"it names {shown(name, 300)}, a link to {shown(target, 300)}, outside its folder"
+        raise CheckpointError(place.model, said, reason, "Put the file itself there, if you trust it.")
 
 
 HUB_SOURCE = re.compile(

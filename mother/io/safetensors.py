@@ -7,34 +7,13 @@ memory nor loaded as a whole.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mother.errors import shown
+from mother.io.places import File, Place
+from mother.io.reader import BITS, MAX_NAME, Listing, Reader, TensorInfo, is_count, is_shape
+from mother.io.reader import DTYPES as DTYPES  # where others look for it
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
-MAX_DIMENSIONS = 64
-MAX_ENTRIES = 1 << 62  # of a tensor; also of its dimensions that are not 0: torch multiplies those, too
-MAX_NAME = 300  # characters of a tensor's name; the longest in use have about a hundred
-
-# Floating-point types that weights come in, and torch's names of them. Others (integers, fp8, packed formats) are
-# listed but not read.
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
-
-BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64}
-
-BITS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor in a file: its type as stored, its shape, and its byte range in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -89,19 +68,6 @@ def parse_header(content: bytes, file_size: int) -> dict[str, TensorInfo]:
     return tensors
 
 
-def is_shape(shape: Sequence[object]) -> bool:
-    """Whether these may be the dimensions of a tensor: few, and with a product that fits 62 bits."""
-    entries = 1
-    for size in shape if len(shape) <= MAX_DIMENSIONS else [None]:
-        if not _is_count(size) or (entries := entries * max(size, 1)) > MAX_ENTRIES:
-            return False
-    return True
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
 def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
     """Check one entry of the header."""
     if not isinstance(entry, dict):
@@ -111,7 +77,7 @@ def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
         raise ValueError(f"tensor {name} has the unknown type {shown(dtype)}")
     if not isinstance(shape, list) or not is_shape(shape):
         raise ValueError(f"tensor {name} has the shape {shown(shape)}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_count(offset) for offset in offsets):
         raise ValueError(f"tensor {name} has the offsets {shown(offsets)}")
     start, end = base + offsets[0], base + offsets[1]
     if end > file_size:
@@ -119,3 +85,16 @@ def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
     if (end - start) * 8 != math.prod(shape) * BITS[dtype]:
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} cannot have {end - start} bytes")
     return TensorInfo(dtype, tuple(shape), start, end)
+
+
+def _listing(place: Place, file: File, state: str | None) -> Listing:
+    length = header_length(file.head(8), file.size)
+    found = parse_header(file.head(8 + length)[8:], file.size)
+    return Listing({name: (file, info) for name, info in found.items()})
+
+
+def _recognises(head: bytes) -> bool:
+    return int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:9] == b"{"
+
+
+READER = Reader("safetensors", (".safetensors",), _recognises, _listing)

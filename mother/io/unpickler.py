@@ -1,91 +1,20 @@
 """An unpickler that knows the few names by which torch rebuilds tensors, and gives stand-ins for them.
 
-Any other name is refused, so nothing that a pickle could call is ever called. Time and memory are bounded by the bytes
-of the pickle: each operation takes what its own bytes justify, and there are at most MOST_OPERATIONS.
+Every other name becomes a stand-in, too, which does nothing: a class of a model, a setting. So nothing that a pickle
+names is ever imported or called; a pickle that names what only an attack would is refused. Time and memory are bounded
+by the bytes of the pickle: each operation takes what its own bytes justify, and there are at most MOST_OPERATIONS.
 """
 
 import io
 import pickle
-from dataclasses import dataclass
 from typing import Any
 
-from mother.io.safetensors import MAX_NAME, is_shape
+from mother.io.pickle_names import CALLED, STORAGES, Opaque, SomeObject, StoredBytes, StoredTensor, named
+from mother.io.reader import MAX_NAME, is_count
 
 MOST_OPERATIONS = 4_000_000  # of a pickle; torch writes about forty for a tensor
 MOST_ARGUMENTS = 16  # of a call; torch gives seven at most
 MAX_KEY = 100  # characters of a storage's key; torch counts them
-SHOWN = 100  # characters of what a pickle says that an error shows
-
-STORAGES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-}
-
-
-@dataclass(frozen=True)
-class _Storage:
-    dtype: str
-    key: str
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Anything:
-    """Stands for what a checkpoint may hold beside tensors and we never look at."""
-
-    def __init__(self, *_: object, **__: object):
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> StoredTensor:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and is_shape(shape) and len(shape) == len(strides)):
-        raise pickle.UnpicklingError("a tensor of impossible shape")
-    if not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in (offset, *strides)):
-        raise pickle.UnpicklingError("a tensor of impossible shape")
-    return StoredTensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _size(shape: Any = ()) -> tuple[int, ...]:
-    """torch.Size: the dimensions of a tensor, and not a copy of whatever is given."""
-    if not isinstance(shape, tuple) or not is_shape(shape):
-        raise pickle.UnpicklingError("a tensor of impossible shape")
-    return shape
-
-
-def _rebuild_parameter(tensor: Any, *_: object) -> Any:
-    return tensor
-
-
-# The part of torch's names that we understand.
-_NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): _size,
-    ("torch", "device"): _Anything,
-    ("torch.serialization", "_get_layout"): _Anything,
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
-}
 
 
 class TensorUnpickler(pickle._Unpickler):
@@ -98,9 +27,12 @@ class TensorUnpickler(pickle._Unpickler):
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes, start: int = 0):
         self.length = len(content)
-        super().__init__(io.BytesIO(content))
+        self.stream = io.BytesIO(content)
+        self.stream.seek(start)
+        self.storages: dict[str, StoredBytes] = {}
+        super().__init__(self.stream)
 
     def load(self) -> Any:
         """What the pickle builds; raises nearly anything where it is damaged or hostile."""
@@ -121,20 +53,23 @@ class TensorUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it has more than {MOST_OPERATIONS} operations")
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _NAMES.get((module, name))
-        if found is None:
-            named = ascii(f"{module[:SHOWN]}.{name[:SHOWN]}")[1:-1]
-            raise pickle.UnpicklingError(f"it names {named}, which is no part of a tensor")
-        return found
+        return named(module, name)
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        # ("storage", type, key, device, number of entries)
-        sound = isinstance(pid, tuple) and len(pid) == 5 and all(isinstance(one, str) for one in pid[:3])
-        if not (sound and pid[0] == "storage" and pid[1] in STORAGES.values()):
+    def persistent_load(self, pid: Any) -> Any:
+        # ("storage", type, key, device, number of entries), before torch 1.6 with a view; or ("module", class, ...)
+        if isinstance(pid, tuple) and len(pid) == 4 and isinstance(pid[0], str) and pid[0] == "module":
+            return pid[1]
+        sound = isinstance(pid, tuple) and len(pid) in (5, 6) and all(isinstance(one, str) for one in pid[:3])
+        if not (sound and pid[0] == "storage" and pid[1] in {*STORAGES.values()}):
             raise pickle.UnpicklingError("it refers to something that is no storage")
         if len(pid[2]) > MAX_KEY:
             raise pickle.UnpicklingError("it refers to a storage of an impossible name")
-        return _Storage(pid[1], pid[2])
+        if pid[5:] not in ((), (None,)):
+            raise pickle.UnpicklingError("a storage is a part of another one")
+        count = pid[4] if is_count(pid[4]) else 0
+        found = StoredBytes(pid[1], pid[2], count)
+        self.storages.setdefault(pid[2], found)
+        return found
 
     def _set(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -143,11 +78,9 @@ class TensorUnpickler(pickle._Unpickler):
         for key, value in zip(items[::2], items[1::2]):
             if isinstance(key, str) and len(key) <= MAX_NAME:
                 target[key] = value
-            elif not isinstance(key, str | int | float | None):
-                raise pickle.UnpicklingError("a key is no plain value")
-            elif isinstance(value, StoredTensor):
-                # Numbers can be chosen to have one hash, and long texts to be compared: no such key is kept. A tensor
-                # under one is, so that it is refused where it matters.
+            elif isinstance(value, StoredTensor) and isinstance(key, str | int | float | None):
+                # Numbers can be chosen to have one hash, and long texts to be compared: no such key is kept, nor one
+                # that is no plain value. A tensor under one is, so that it is refused where it matters.
                 target[None] = value
 
     def _load_setitem(self) -> None:
@@ -164,15 +97,62 @@ class TensorUnpickler(pickle._Unpickler):
 
     def _load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
-        known = any(function is one for one in (dict, _size, _Anything, _rebuild_tensor, _rebuild_parameter))
+        if isinstance(function, Opaque):
+            self.stack[-1] = SomeObject()
+            return
+        known = any(function is one for one in CALLED)
         if not known or not isinstance(arguments, tuple) or len(arguments) > MOST_ARGUMENTS:
-            raise pickle.UnpicklingError("it calls something that is no part of a tensor")
+            raise pickle.UnpicklingError("it calls something that is no part of a model")
         if function is dict and arguments:
             raise pickle.UnpicklingError("a dictionary is made from something")
         self.stack[-1] = function(*arguments)
 
+    def _new(self, kind: Any) -> None:
+        if not isinstance(kind, Opaque) and kind is not dict:
+            raise pickle.UnpicklingError("it builds objects of something that is no class")
+        self.append({} if kind is dict else SomeObject())
+
+    def _load_newobj(self) -> None:
+        self.stack.pop()  # what it is made from
+        self._new(self.stack.pop())
+
+    def _load_newobj_ex(self) -> None:
+        self.stack.pop()
+        self._load_newobj()
+
+    def _load_obj(self) -> None:
+        self._new((self.pop_mark() or [None])[0])
+
+    def _load_inst(self) -> None:
+        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
+        self.pop_mark()
+        self._new(self.find_class(module, name))
+
     def _load_build(self) -> None:
-        self.stack.pop()  # torch gives dictionaries an attribute that we do not need
+        state = self.stack.pop()  # of anything but objects we need no attribute
+        built = self.stack[-1]
+        if type(built) is SomeObject and built.attributes is None:
+            parts = state if isinstance(state, tuple) else (state,)
+            built.attributes = next((part for part in parts[:2] if isinstance(part, dict)), None)
+
+    def _load_append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def _load_appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+        elif type(self.stack[-1]) is not SomeObject:
+            raise pickle.UnpicklingError("it adds to something that is no list")
+
+    def _load_empty_set(self) -> None:
+        self.append(SomeObject())  # hashes of what is in a set could be chosen
+
+    def _load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(SomeObject())
 
     def _remember(self, place: int) -> None:
         # Picklers count; places that somebody chose could have one hash.
@@ -193,19 +173,24 @@ class TensorUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError("it builds objects of its own")
 
 
-_REFUSED = (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4)
-
-_REFUSED += (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
-
-# They make room before they read, or read from elsewhere.
-_REFUSED += (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
+# Extensions name what we cannot see; the others make room before they read, or read from elsewhere.
+_REFUSED = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
 
 TensorUnpickler.dispatch |= {
     pickle.SETITEM[0]: TensorUnpickler._load_setitem,
     pickle.SETITEMS[0]: TensorUnpickler._load_setitems,
     pickle.DICT[0]: TensorUnpickler._load_dict,
     pickle.REDUCE[0]: TensorUnpickler._load_reduce,
+    pickle.NEWOBJ[0]: TensorUnpickler._load_newobj,
+    pickle.NEWOBJ_EX[0]: TensorUnpickler._load_newobj_ex,
+    pickle.OBJ[0]: TensorUnpickler._load_obj,
+    pickle.INST[0]: TensorUnpickler._load_inst,
     pickle.BUILD[0]: TensorUnpickler._load_build,
+    pickle.APPEND[0]: TensorUnpickler._load_append,
+    pickle.APPENDS[0]: TensorUnpickler._load_appends,
+    pickle.EMPTY_SET[0]: TensorUnpickler._load_empty_set,
+    pickle.ADDITEMS[0]: TensorUnpickler._load_appends,
+    pickle.FROZENSET[0]: TensorUnpickler._load_frozenset,
     pickle.PUT[0]: TensorUnpickler._load_put,
     pickle.BINPUT[0]: TensorUnpickler._load_binput,
     pickle.LONG_BINPUT[0]: TensorUnpickler._load_long_binput,

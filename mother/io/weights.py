@@ -6,11 +6,11 @@ that is loaded must not be hidden by another one.
 
 import json
 import re
-from pathlib import PurePath
 from typing import Any
 
 from mother.errors import CheckpointError, shown
-from mother.io.places import File, LocalFolder, Place, leads_out
+from mother.io.places import File, Place, check_inside, is_plain
+from mother.io.readers import SUFFIXES
 
 # In the order in which they are looked for. transformers takes a whole file before an index, diffusers an index before
 # a whole file; both take pickles last. diffusers takes an index of pickles only where it was told to.
@@ -36,7 +36,6 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
 EXPLICIT = "transformers_weights"  # the key of a configuration that names the weights
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MAX_JSON = 50_000_000  # bytes of an index or a configuration
 DAMAGED = (ValueError, RecursionError)  # what json raises; huge integers and text that is not UTF-8 are ValueErrors
 
@@ -51,27 +50,14 @@ def read_text(model: str, file: File) -> str:
         raise CheckpointError(model, file, "it is not UTF-8", "Fetch or save the model again.") from None
 
 
+def is_later_shard(name: str) -> bool:
+    """Whether this is a part of a GGUF model that its first part leads to."""
+    return re.fullmatch(r".+-[0-9]{5}-of-[0-9]{5}\.gguf", name) is not None and "-00001-of-" not in name
+
+
 def is_index(name: str) -> bool:
     """Whether a file's name is that of an index of shards."""
     return name.endswith(".index.json") or VARIANT_INDEX.fullmatch(name) is not None
-
-
-def is_plain(name: object) -> bool:
-    """Whether this is a name of a file in the folder at hand, and no path to another one."""
-    return (
-        isinstance(name, str)
-        and name.isprintable()
-        and name not in ("", ".", "..")
-        and not any(part in name for part in ("/", "\\", "\0"))
-    )
-
-
-def check_inside(place: Place, said: object, name: str) -> None:
-    """Refuse a file that `said` names and that is a link out of the folder of both."""
-    target = leads_out(place.path, PurePath(name)) if isinstance(place, LocalFolder) else None
-    if target is not None:
-        reason = f"it names {shown(name, 300)}, a link to {shown(target, 300)}, outside its folder"
-        raise CheckpointError(place.model, said, reason, "Put the file itself there, if you trust it.")
 
 
 def read_index(model: str, index: File) -> dict[str, str]:
@@ -143,7 +129,7 @@ def the_only_one(place: Place) -> str | None:
     names = [name for name in place.names() if name not in ADAPTER_FILES]
     found = [name for name in names if VARIANT_INDEX.fullmatch(name)]
     found = found or [name for name in names if name.endswith(".safetensors")]
-    found = found or [name for name in names if name.endswith(PICKLES)]
+    found = found or [name for name in names if name.lower().endswith(SUFFIXES) and not is_later_shard(name)]
     if len(found) > 1:
         kind = "indices of variants" if is_index(found[0]) else "weight files and no index"
         raise CheckpointError(place.model, place, f"has {len(found)} {kind}", "Name one of them.")

@@ -1,0 +1,113 @@
+"""Which of the maps of names to tensors in a checkpoint of a training are its weights, and what lies beside them."""
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from mother.io.pickle_names import SomeObject, StoredTensor
+from mother.io.reader import MAX_NAME
+
+MOST_STATES = 4096  # maps that are looked at
+DEPTH = 64  # levels of a checkpoint, and of the modules in it
+LOOKED_AT = 200  # things beside the weights that are looked at, at each level
+MOST_NAMED = 12  # things beside the weights that are named
+SHOWN = 60  # characters of a name
+ASIDE = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|optim\w*|exp_avg\w*|momentum\w*|grads?|master\w*)([._]|$)")
+Path = tuple[str, ...]
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """What is in a container, by its key."""
+    if isinstance(value, SomeObject) and value.attributes is not None:
+        yield from ((key, one) for key, one in value.attributes.items() if isinstance(key, str))
+    if isinstance(value, dict):
+        yield from ((key, one) for key, one in value.items() if isinstance(key, str))
+    elif isinstance(value, list | tuple):
+        yield from ((str(at), one) for at, one in enumerate(value))
+
+
+def of_module(module: SomeObject, seen: set[int]) -> dict[Any, StoredTensor]:
+    """The parameters and buffers of a pickled module, as its state dict names them; those in `seen` are left out.
+
+    Modules of torch keep them and their own modules apart; those of TorchScript have all as attributes.
+    """
+    found: dict[Any, StoredTensor] = {}
+    waiting = [("", module)]
+    while waiting:
+        prefix, one = waiting.pop()
+        if one.attributes is None or id(one) in seen or len(prefix) > MAX_NAME:
+            continue
+        seen.add(id(one))
+        tensors = modules = one.attributes
+        if isinstance(one.attributes.get("_modules"), dict):
+            modules = one.attributes["_modules"]
+            parts = [one.attributes.get(kind) for kind in ("_parameters", "_buffers")]
+            tensors = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+        for key, value in tensors.items():
+            if isinstance(value, StoredTensor):
+                found[None if key is None else prefix + key] = value
+        waiting += [(f"{prefix}{key}.", value) for key, value in modules.items() if isinstance(value, SomeObject)]
+    return found
+
+
+def find_states(found: Any) -> dict[Path, dict[Any, StoredTensor]]:
+    """Every map of names to tensors in what a pickle built, by its path; each is looked at once."""
+    states: dict[Path, dict[Any, StoredTensor]] = {}
+    waiting: deque[tuple[Path, Any]] = deque([((), found)])
+    seen: set[int] = set()
+    modules: set[int] = set()
+    while waiting and len(states) < MOST_STATES:
+        path, value = waiting.popleft()
+        if id(value) in seen or not isinstance(value, dict | list | tuple) or len(path) > DEPTH:
+            continue
+        seen.add(id(value))
+        own = of_module(value, modules) if isinstance(value, SomeObject) else {}
+        if isinstance(value, dict):
+            own |= {key: one for key, one in value.items() if isinstance(one, StoredTensor)}
+        if own:
+            states[path] = own
+        for key, one in _children(value):
+            if not (own and isinstance(one, SomeObject)) and key not in ("_modules", "_parameters", "_buffers"):
+                waiting.append(((*path, key), one))
+    return states
+
+
+def entries(state: dict[Any, StoredTensor]) -> int:
+    """Entries of all tensors of a state."""
+    return sum(math.prod(tensor.shape) for tensor in state.values())
+
+
+def choose(sizes: dict[str, int], wanted: str | None) -> str:
+    """The path of the weights among states of so many entries; raises ValueError where `wanted` is none of them.
+
+    The largest that is no optimizer's and no average; or the largest with `wanted` in its path.
+    """
+    if not sizes:
+        raise ValueError("the pickle holds no dictionary of tensors")
+    plain = {path for path in sizes if not ASIDE.search(path.lower())}
+    among = plain or set(sizes)
+    if wanted is not None and set(sizes) != {""}:
+        asked = re.compile(rf"(^|[._]){re.escape(wanted.lower())}([._]|$)")
+        among = {path for path in sizes if path == wanted} or {path for path in sizes if asked.search(path.lower())}
+        if not among:
+            there = ", ".join(path[:SHOWN] or "the whole file" for path in list(sizes)[:MOST_NAMED])
+            raise ValueError(f"it has no state {wanted!r}, but {there}")
+    return max(sorted(among), key=sizes.__getitem__)
+
+
+def beside(found: Any, path: Path, states: dict[Path, dict[Any, StoredTensor]]) -> list[str]:
+    """Names of what lies beside a state in a pickle, with the number of tensors in it."""
+    said = []
+    for depth, key in enumerate(path):
+        for name, value in islice(_children(found), LOOKED_AT):
+            if name == key:
+                continue
+            whole = (*path[:depth], name)
+            tensors = sum(len(state) for other, state in states.items() if other[: depth + 1] == whole)
+            tensors += isinstance(value, StoredTensor)
+            said.append(".".join(whole)[:SHOWN] + (f" ({tensors} tensors)" if tensors else ""))
+        found = dict(_children(found)).get(key)
+    return said[:MOST_NAMED] + ([f"{len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else [])
