@@ -151,7 +151,8 @@ class Gaps:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Gaps":
         """What `to_json` gave."""
-        return cls(*(dict(content[name]) for name in ("not_read", "plain", "unusable")), dict(content.get("aside", {})))
+        aside = {model: str(what) for model, what in dict(content.get("aside", {})).items()}
+        return cls(*(dict(content[name]) for name in ("not_read", "plain", "unusable")), aside)
 
 
 def aside_of(opened: Iterable[Checkpoint]) -> Gaps:
