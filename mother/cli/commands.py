@@ -194,6 +194,11 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
 def main(default: str | None = None, name: str = "mother") -> None:
     """The program `mother`. `default` is the command that is meant where none is named."""
     words = sys.argv[1:]
+    if words and words[0] == "index" and default is None:
+        from mother.cli.index import main as index
+
+        index(words[1:])
+        return
     if words and words[0] in COMMANDS:
         command, words = words[0], words[1:]
         name = f"{name} {command}"
@@ -205,6 +210,7 @@ def main(default: str | None = None, name: str = "mother") -> None:
         print(__doc__ or "")  # python -OO keeps no docstrings
         for known, (_, arguments) in COMMANDS.items():
             print(f"  mother {known:8} {(arguments.__doc__ or '').partition(chr(10))[0]}")
+        print("  mother index    Many models: build an index, search it, trace all of it")
         print("\n  mother COMMAND --help, mother --version")
         sys.exit(0 if not words or words[0] in ("-h", "--help") else 2)
     function, arguments = COMMANDS[command]
