@@ -29,6 +29,7 @@ NAMES = (
     "speed",
     "growth",
     "unrelated",
+    "index",
     "zoo",
     "audit",
     "precision",

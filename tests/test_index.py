@@ -285,10 +285,16 @@ def test_graph_by_blocks_is_that_of_the_whole(wild_index: Index, tmp_path: Path)
     whole = index_graph(wild_index, tmp_path / "whole", Engine())
     by_blocks = index_graph(wild_index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=6, block=60))
     told = [
-        {(e.parent, e.child, e.attributes["kind"]) for e in one.edges if not e.attributes.get("hidden")}
+        {
+            frozenset((e.parent, e.child)): (e.child, e.attributes["kind"])
+            for e in one.edges
+            if not e.attributes.get("hidden")
+        }
         for one in (whole, by_blocks)
     ]
-    assert len(told[0] ^ told[1]) <= 2 and len(told[0]) > 15
+    assert len(told[0]) > 15 and len(told[0].keys() ^ told[1].keys()) <= 2
+    same = [told[0][pair] == told[1][pair] for pair in told[0].keys() & told[1].keys()]
+    assert np.mean(same) > 0.85  # an arrow that is not known may be turned round
     assert {facts["how"] for facts in by_blocks.nodes.values() if "how" in facts} == {"exact"}
 
 

@@ -7,6 +7,7 @@ most: every model is held against the models that are nearest to many of its rel
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,20 +77,28 @@ def faiss_search(
 
 
 def _compare(
-    signatures: Float[np.ndarray, "models samples"], first: Int[np.ndarray, "pairs"], second: Int[np.ndarray, "pairs"]
-) -> tuple[Float[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
-    """Squared distances of unit signatures, by their differences, so that nothing cancels; and scores."""
-    square, z = np.empty(len(first)), np.empty(len(first))
+    signatures: Float[np.ndarray, "models samples"],
+    first: Int[np.ndarray, "pairs"],
+    second: Int[np.ndarray, "pairs"],
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Float[np.ndarray, "pairs"]:
+    """A measure of the unit signatures of pairs, some at a time."""
+    found = np.empty(len(first))
     for at in range(0, len(first), ROWS):
         part = slice(at, at + ROWS)
         # Each model once, however many pairs it is in.
         some, places = np.unique(np.concatenate([first[part], second[part]]), return_inverse=True)
         units = _unit(signatures[some])
-        one, other = units[places[: len(places) // 2]], units[places[len(places) // 2 :]]
-        z[part] = scores(one, other)
-        one -= other
-        square[part] = np.einsum("ij,ij->i", one, one)
-    return square, z
+        found[part] = measure(units[places[: len(places) // 2]], units[places[len(places) // 2 :]])
+    return found
+
+
+def square_distance(
+    one: Float[np.ndarray, "pairs samples"], other: Float[np.ndarray, "pairs samples"]
+) -> Float[np.ndarray, "pairs"]:
+    """Squared distances of pairs, by their differences, so that nothing cancels."""
+    difference = one - other
+    return np.einsum("ij,ij->i", difference, difference)
 
 
 def _smallest(
@@ -110,17 +119,31 @@ def near_models(signatures: Float[np.ndarray, "models samples"], flat: int = FLA
     first, second = np.repeat(np.arange(n), nearest.shape[1]), nearest.ravel().astype(np.int64)
     some = (first != second) & (second >= 0)
     first, second = first[some], second[some]
-    square, z = _compare(signatures, first, second)
+    square = _compare(signatures, first, second, square_distance)
     some = _smallest(first, square, K)
-    return _once(first[some], second[some], square[some], z[some], recall)
+    return _once(signatures, first[some], second[some], square[some], recall)
 
 
-def _once(first: np.ndarray, second: np.ndarray, square: np.ndarray, z: np.ndarray, recall: float) -> Near:
-    """Each pair once, the smaller place first."""
+def _once(
+    signatures: Float[np.ndarray, "models samples"],
+    first: Int[np.ndarray, "pairs"],
+    second: Int[np.ndarray, "pairs"],
+    square: Float[np.ndarray, "pairs"],
+    recall: float = 1.0,
+) -> Near:
+    """Each pair once, the smaller place first, with its score."""
     low, high = np.minimum(first, second), np.maximum(first, second)
+    keep = _firsts(low, high)
+    low, high = low[keep], high[keep]
+    return Near(low, high, square[keep], _compare(signatures, low, high, scores), recall)
+
+
+def _firsts(low: Int[np.ndarray, "pairs"], high: Int[np.ndarray, "pairs"]) -> Int[np.ndarray, "some"]:
+    """The first place of each pair, in the order of pairs."""
     order = np.lexsort((high, low))
-    keep = order[np.r_[True, (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)]] if len(order) else order
-    return Near(low[keep], high[keep], square[keep], z[keep], recall)
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
+    return order[new]
 
 
 def hubs_of(near: Near, models: int) -> list[int]:
@@ -147,16 +170,19 @@ def with_hubs(signatures: Float[np.ndarray, "models samples"], near: Near, label
         return near
     first, second = np.concatenate(pairs, axis=1)
     first, second = first[first != second], second[first != second]
-    square, z = _compare(signatures, first, second)
+    square = _compare(signatures, first, second, square_distance)
     first_hubs = [hub for hubs in of_label.values() for hub in hubs[:FIRST_HUBS]]
     some = _smallest(first, square, HUBS) | np.isin(second, first_hubs)
-    return joined(near, Near(first[some], second[some], square[some], z[some]))
+    return joined(near, _once(signatures, first[some], second[some], square[some]))
 
 
 def joined(one: Near, other: Near) -> Near:
     """The pairs of both, each once."""
-    parts = [np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("first", "second", "square", "z")]
-    return _once(*parts, min(one.recall, other.recall))
+    first, second, square, z = (
+        np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("first", "second", "square", "z")
+    )
+    keep = _firsts(first, second)
+    return Near(first[keep], second[keep], square[keep], z[keep], min(one.recall, other.recall))
 
 
 def sharing_pairs(
@@ -185,4 +211,4 @@ def with_pairs(signatures: Float[np.ndarray, "models samples"], near: Near, pair
     if not pairs:
         return near
     first, second = (np.array(ends, dtype=np.int64) for ends in zip(*pairs))
-    return joined(near, Near(first, second, *_compare(signatures, first, second)))
+    return joined(near, _once(signatures, first, second, _compare(signatures, first, second, square_distance)))

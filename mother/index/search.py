@@ -7,7 +7,7 @@ alone speak of it.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +34,7 @@ PROBES = 32  # budget: nearest models whose own neighbours are looked for hubs a
 SHARING = 3  # budget: models that share most tensors
 VOTES = 4  # budget: neighbours of each of these that count
 SHOWN = 10  # relatives that are told
+CACHED = 1 << 28  # budget: values in float16 that are kept between the passes of a search
 ROWS = 1024  # budget: signatures that are held in float32 at a time
 
 
@@ -63,18 +64,32 @@ class Relative:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """The models of a group: rows of the index, units of the signatures block by block."""
+@dataclass
+class Scan:
+    """The signatures of a group, block by block; those of a group of up to CACHED values are read once."""
 
     index: Index
     group: str
+    kept: list[Float[np.ndarray, "_ _"]] = field(default_factory=list)
+    whole: bool = False  # whether `kept` is all
+
+    def stored(self) -> Iterator[Float[np.ndarray, "_ _"]]:
+        """The signatures as they are stored."""
+        if self.whole:
+            yield from self.kept
+            return
+        size, self.kept = 0, []
+        for table in self.index.tables(["signature"], self.group):
+            values = signatures(table)
+            size += values.size
+            self.kept = [*self.kept, values] if size <= CACHED else []
+            yield values
+        self.whole = size <= CACHED
 
     def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "models samples"]]]:
         """Unit signatures of some models, and the place of the first."""
         start = 0
-        for table in self.index.tables(["signature"], self.group):
-            values = signatures(table)
+        for values in self.stored():
             for at in range(0, len(values), ROWS):
                 part = values[at : at + ROWS].astype(np.float32)
                 part /= np.sqrt(np.einsum("ij,ij->i", part, part)).clip(1e-30)[:, None]
@@ -119,11 +134,11 @@ def search_index(
     with TemporaryDirectory() as room:
         sketch = _read([source], Path(room), index.entries)[0]
         own = signature_of(sketch, index.entries, index.samples).astype(np.float32)
-        scan = _Scan(index, group_of(sketch.shapes))
+        scan = Scan(index, group_of(sketch.shapes))
         there = index.rows(["id", "location", "base", "key"], scan.group)
         if not there:
             return sketch.model, 0, []
-        chosen, z, square = _candidates(scan, own, tensor_numbers(sketch.facts.digests))
+        chosen, z, square = candidates_of(scan, own, tensor_numbers(sketch.facts.digests))
         related = significant(z, len(there), error, control)
         rows = [there[place] for place in chosen]
         fitting = [row for row, fits in zip(rows, related) if fits]
@@ -147,8 +162,8 @@ def _read(sources: Sequence[Source], room: Path, entries: int) -> list[Sketch]:
     return taken.sketches
 
 
-def _candidates(
-    scan: _Scan, own: Float[np.ndarray, "samples"], tensors: list[int]
+def candidates_of(
+    scan: Scan, own: Float[np.ndarray, "samples"], tensors: list[int]
 ) -> tuple[list[int], Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"]]:
     """Places of the models that may be relatives, with scores and squared distances."""
     unit = own / max(float(np.linalg.norm(own)), 1e-30)

@@ -11,6 +11,7 @@ reason, and is tried again.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,14 +128,7 @@ class Index:
 
     def _outdated(self) -> dict[str, set[str]]:
         """Of each shard the ids that a later one has, too."""
-        last: dict[str, str] = {}
-        found: dict[str, set[str]] = {}
-        for path in self.shards():
-            for one in self._read(path, ["id"])["id"].to_pylist():
-                if (before := last.get(one)) is not None:
-                    found.setdefault(before, set()).add(one)
-                last[one] = path.stem
-        return found
+        return _outdated(self, tuple(self.shards()))
 
     def _read(self, path: Path, columns: Sequence[str], group: str | None = None) -> "pa.Table":
         pa, parquet = arrow()
@@ -163,6 +157,19 @@ class Index:
                 gone = late.get(path.stem, set())
                 some.append(table.filter(pa.array([one not in gone for one in table["id"].to_pylist()], pa.bool_())))
                 paths.append(path)
+
+
+@lru_cache(maxsize=8)
+def _outdated(index: Index, shards: tuple[Path, ...]) -> dict[str, set[str]]:
+    """See Index; shards are written once, so that those of the same names say the same."""
+    last: dict[str, str] = {}
+    found: dict[str, set[str]] = {}
+    for path in shards:
+        for one in index._read(path, ["id"])["id"].to_pylist():
+            if (before := last.get(one)) is not None:
+                found.setdefault(before, set()).add(one)
+            last[one] = path.stem
+    return found
 
 
 def tensor_digests(table: "pa.Table") -> tuple[Integer[np.ndarray, "tensors"], Integer[np.ndarray, "tensors"]]:
