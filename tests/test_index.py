@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, run_here, save_family, save_model, vit_weights
 
+from mother.cli import many
 from mother.cli.commands import main as mother
 from mother.cli.index import main
 from mother.collection.find import search, with_claims
@@ -44,6 +45,11 @@ def built(folder: Path, *models: Path, keep: bool = True, samples: int = SAMPLES
     index = create_index(folder, samples, ENTRIES, keep)
     build(index, with_claims(search(map(str, models))).sources, Engine())
     return index
+
+
+def recover() -> None:
+    """The script."""
+    mother("recover", "recover.py")
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +385,25 @@ def test_commands(family: Path, tmp_path: Path) -> None:
         (["search", family / "m1", "--in", tmp_path / "none"], "holds no index"),
     ):
         code, _, err = run_here("index.py", words, main)
+        assert code == 2 and said in err
+
+
+def test_recover_of_many_models_looks_at_candidates(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recover_sources(search([str(family)]).sources, None, torch.device("cpu")).graph
+    monkeypatch.setattr(many, "MOST", 3)
+    code, out, _ = run_here("recover.py", [family, "--out", tmp_path, "--quiet", "--json"], recover)
+    graph = json.loads(out)
+    assert code == 0 and {(edge["parent"], edge["child"], edge["kind"]) for edge in graph["edges"]} == {
+        (edge.parent, edge.child, edge.attributes["kind"]) for edge in expected.edges
+    }
+    assert "m4" in (tmp_path / "trees.nwk").read_text() and (tmp_path / "model_graph.graphml").exists()
+    code, out, _ = run_here("recover.py", [family, "--out", tmp_path], recover)  # nothing is read again
+    assert code == 0 and "more than 3 models" in out and "4 edges in 1 tree" in out
+    four = [family / f"m{step}" for step in range(4)]
+    for words, said in (([family, "--audit"], "an audit is of 3 models"), (four, "result of other models")):
+        code, _, err = run_here("recover.py", [*words, "--out", tmp_path], recover)
         assert code == 2 and said in err
 
 

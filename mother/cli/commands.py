@@ -80,12 +80,17 @@ def _finish(args: Recover | Add, folder: Path, judged: "Judged | None") -> None:
     """Print a result as the user wants it, and leave with its exit code."""
     with _said(args):
         code = _report(folder, judged)
+    _print_json(args, folder)
+    if code:
+        sys.exit(code)
+
+
+def _print_json(args: Recover | Add, folder: Path) -> None:
+    """Print the Model Graph, where the user wants that."""
     if args.json:
         from mother.collection.state import GRAPH
 
         write_as_json(json.loads((folder / GRAPH).read_text(encoding="utf-8")))
-    if code:
-        sys.exit(code)
 
 
 def _names(args: Recover) -> list[str]:
@@ -109,6 +114,7 @@ def _names(args: Recover) -> list[str]:
 
 def recover(args: Recover) -> None:
     """Find, read, recover, write; or show what is kept of the same models."""
+    from mother.cli import many
     from mother.cli.audits import audit_rules, judge
     from mother.cli.tables import announce_device, announce_kept
     from mother.collection.find import search, with_claims
@@ -117,6 +123,11 @@ def recover(args: Recover) -> None:
     rules = audit_rules(args)  # before hours of reading
     found = with_claims(search(_names(args), args.strict))
     sources = found.sources
+    if len(sources) > many.MOST:
+        with _said(args), alone_in(args.out):
+            many.recover_many(args, found)
+        _print_json(args, args.out)
+        return
     with _said(args), alone_in(args.out):
         print(f"found: {len(sources)} model{'s' if len(sources) > 1 else ''}")
         for note in found.notes:

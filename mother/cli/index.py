@@ -24,7 +24,7 @@ def _names(args: Build) -> list[str]:
     return names
 
 
-def _progress(quiet: bool) -> Callable[[int], Callable[..., object]]:
+def show_progress(quiet: bool) -> Callable[[int], Callable[..., object]]:
     """A bar over models on a terminal, a line elsewhere."""
 
     def start(total: int) -> Callable[..., object]:
@@ -55,7 +55,7 @@ def build(args: Build) -> None:
     with alone_in(args.to):
         index = create_index(args.to, args.samples, args.sketch, args.keep)
         engine = Engine(args.workers, args.ray)
-        built = build_index(index, found.sources, engine, _progress(args.quiet))
+        built = build_index(index, found.sources, engine, show_progress(args.quiet))
     if args.quiet:
         return
     report_left_out(built.left_out | found.gaps.unusable, ())
@@ -105,7 +105,9 @@ def graph(args: Graph) -> None:
     index = open_index(args.index)
     with alone_in(args.to):
         engine = Engine(args.workers, args.ray)
-        found = index_graph(index, args.to / "traced", engine, args.error, args.control, progress=_progress(args.quiet))
+        found = index_graph(
+            index, args.to / "traced", engine, args.error, args.control, progress=show_progress(args.quiet)
+        )
         write_graph(found, args.to)
         for number, model in enumerate(args.family, 1):
             folder = args.to / "families" / str(number)
