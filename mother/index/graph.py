@@ -27,6 +27,7 @@ from mother.index.engine import Engine
 from mother.index.groups import Group, group_names, load_group, members_of
 from mother.index.store import Index, arrow
 from mother.index.traced import ALIAS, EDGE, LEFT_OUT, NODE, OFFER, trace_models
+from mother.io.runtime import code_digest
 
 WHOLE = 200  # budget: models of a family that is traced as a whole, as by recover.py
 
@@ -78,19 +79,28 @@ def index_graph(
     for name, size in names:
         group = load_group(index, name, tests, error, control)
         found.recall = min(found.recall, group.near.recall)
-        trees = len({facts["tree"] for facts in found.nodes.values()})
-        _add_models(found, group, trees)
-        for traced in _traced(index, group, work, engine, error, sizes):
-            _add_family(found, *traced, sizes)
+        _add_models(found, group)
+        for ids, rows in _traced(index, group, work, engine, error, sizes):
+            _add_family(found, group.name, ids, rows, sizes)
         step(size)
+    _number_trees(found)
     return found
 
 
-def _add_models(found: Found, group: Group, trees: int) -> None:
-    """A node for each model: its tree, its group; those of copies hold their names."""
+def _number_trees(found: Found) -> None:
+    """Number the trees: what edges join."""
+    place = {one: at for at, one in enumerate(found.nodes)}
+    ends = np.array([(place[edge.parent], place[edge.child]) for edge in found.edges], dtype=np.int64).reshape(-1, 2)
+    trees = Edges(len(place), ends[:, 0], ends[:, 1], np.zeros(len(ends))).components()
+    for facts, tree in zip(found.nodes.values(), trees.tolist()):
+        facts["tree"] = str(tree)
+
+
+def _add_models(found: Found, group: Group) -> None:
+    """A node for each model of a group; those of copies hold their names."""
     for place, one in enumerate(group.ids):
         if place not in group.copies:
-            found.nodes[one] = {"tree": str(trees + int(group.labels[place])), "group": group.name, "root": 1.0}
+            found.nodes[one] = {"tree": "", "group": group.name, "root": 1.0}
     for copy, original in sorted(group.copies.items()):
         found.nodes[group.ids[original]].setdefault("aliases", []).append(group.ids[copy])
 
@@ -105,17 +115,13 @@ def _traced(
         if not index.keep:
             yield ids, signature_rows(group.ids, near)
             continue
-        small = len(members) <= sizes.whole
-        parts = (
-            [(None, members.tolist())]
-            if small
-            else [(b.core, b.models) for b in cut(near, members, sizes.core, sizes.block)]
-        )
-        outs = []
+        parts, outs = [(None, members.tolist())], []
+        if len(members) > sizes.whole:
+            parts = [(block.core, block.models) for block in cut(near, members, sizes.core, sizes.block)]
         for core, models in parts:
             what = [(group.ids[place], group.keys[place]) for place in models]
             inside = None if core is None else [group.ids[place] for place in core]
-            digest = hashlib.sha256(repr((what, inside, error)).encode()).hexdigest()[:24]
+            digest = hashlib.sha256(repr((code_digest(), what, inside, error)).encode()).hexdigest()[:24]
             outs.append(work / f"{digest}.parquet")
             if not outs[-1].exists():
                 jobs.append((str(index.folder), what, inside, error, str(outs[-1])))
@@ -147,14 +153,13 @@ def signature_rows(ids: Sequence[str], near: Near) -> list[dict]:
     return rows
 
 
-def _add_family(found: Found, ids: list[str], rows: list[dict], sizes: Sizes) -> None:
+def _add_family(found: Found, group: str, ids: list[str], rows: list[dict], sizes: Sizes) -> None:
     """Put what was traced of a family into the graph: as it is, or as the most probable tree of all offers."""
     for row in rows:
         facts = json.loads(row["facts"])
         if row["what"] == NODE:
             below = {key: value for key, value in facts.items() if key not in ("tree", "aliases")}
-            same = found.nodes[ids[0]]
-            node = found.nodes.setdefault(row["child"], {"tree": same["tree"], "group": same["group"]})
+            node = found.nodes.setdefault(row["child"], {"tree": "", "group": group})
             node |= below
             for alias in facts.get("aliases", ()):
                 _make_alias(found, alias, row["child"])
