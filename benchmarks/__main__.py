@@ -30,6 +30,7 @@ NAMES = (
     "growth",
     "unrelated",
     "strangers",
+    "index",
     "zoo",
     "audit",
     "precision",

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 ROOT = Path(__file__).parent.parent
-UNCHECKED = {"mother.numeric.kernels"}  # machine code has no types at run time
+UNCHECKED = {"mother.numeric.kernels", "mother.numeric.branchings"}  # machine code has no types at run time
 
 
 def modules() -> list[str]:

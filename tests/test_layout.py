@@ -22,11 +22,13 @@ BELOW = {
     "heritage": {"evidence", "graph", "io", "numeric"},
     "runs": {"heritage", "evidence", "paper", "graph", "io", "numeric"},
     "collection": {"heritage", "evidence", "graph", "io", "numeric"},
+    "index": {"collection", "heritage", "evidence", "graph", "io", "numeric"},
     "report": {"collection", "heritage", "evidence", "graph", "io", "numeric"},
-    "cli": {"report", "collection", "runs", "heritage", "evidence", "paper", "graph", "io", "numeric"},
+    "cli": {"report", "index", "collection", "runs", "heritage", "evidence", "paper", "graph", "io", "numeric"},
 }
 LINES, FUNCTION = 300, 60
 SLOW = ("torch", "matplotlib", "networkx", "sklearn", "scipy", "transformers", "numba", "huggingface_hub", "pandas")
+SLOW += ("pyarrow", "faiss", "ray")
 SCRIPTS = ("get_vit_layer_statistics", "clustering", "MoTHer_FullFT", "MoTHer_LoRA", "recover", "summarize")
 
 
@@ -80,7 +82,7 @@ def test_only_the_terminal_wing_prints_and_parses(module: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
-@pytest.mark.parametrize("script", [*SCRIPTS, "-m mother recover", "-m dataset.grow", "-m dataset.vthr"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "index", "-m mother recover", "-m dataset.grow", "-m dataset.vthr"])
 def test_help_loads_nothing_slow(script: str, flag: str) -> None:
     """Of 110 modules that are needed, and of libraries, none that takes long to load."""
     words = script.split() if script.startswith("-m") else [f"{script}.py"]

@@ -80,12 +80,17 @@ def _finish(args: Recover | Add, folder: Path, judged: "Judged | None") -> None:
     """Print a result as the user wants it, and leave with its exit code."""
     with _said(args):
         code = _report(folder, judged)
+    _print_json(args, folder)
+    if code:
+        sys.exit(code)
+
+
+def _print_json(args: Recover | Add, folder: Path) -> None:
+    """Print the Model Graph, where the user wants that."""
     if args.json:
         from mother.collection.state import GRAPH
 
         write_as_json(json.loads((folder / GRAPH).read_text(encoding="utf-8")))
-    if code:
-        sys.exit(code)
 
 
 def _names(args: Recover) -> list[str]:
@@ -109,6 +114,7 @@ def _names(args: Recover) -> list[str]:
 
 def recover(args: Recover) -> None:
     """Find, read, recover, write; or show what is kept of the same models."""
+    from mother.cli import many
     from mother.cli.audits import audit_rules, judge
     from mother.cli.tables import announce_device, announce_kept
     from mother.collection.find import search, with_claims
@@ -117,6 +123,11 @@ def recover(args: Recover) -> None:
     rules = audit_rules(args)  # before hours of reading
     found = with_claims(search(_names(args), args.strict, args.state))
     sources = found.sources
+    if len(sources) > many.MOST:
+        with _said(args), alone_in(args.out):
+            many.recover_many(args, found)
+        _print_json(args, args.out)
+        return
     with _said(args), alone_in(args.out):
         print(f"found: {len(sources)} model{'s' if len(sources) > 1 else ''}")
         for note in found.notes:
@@ -194,6 +205,11 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
 def main(default: str | None = None, name: str = "mother") -> None:
     """The program `mother`. `default` is the command that is meant where none is named."""
     words = sys.argv[1:]
+    if words and words[0] == "index" and default is None:
+        from mother.cli.index import main as index
+
+        index(words[1:])
+        return
     if words and words[0] in COMMANDS:
         command, words = words[0], words[1:]
         name = f"{name} {command}"
@@ -205,6 +221,7 @@ def main(default: str | None = None, name: str = "mother") -> None:
         print(__doc__ or "")  # python -OO keeps no docstrings
         for known, (_, arguments) in COMMANDS.items():
             print(f"  mother {known:8} {(arguments.__doc__ or '').partition(chr(10))[0]}")
+        print("  mother index    Many models: build an index, search it, trace all of it")
         print("\n  mother COMMAND --help, mother --version")
         sys.exit(0 if not words or words[0] in ("-h", "--help") else 2)
     function, arguments = COMMANDS[command]

@@ -1,0 +1,142 @@
+"""The commands of an index: build, search, graph."""
+
+import sys
+from collections.abc import Callable
+
+from mother.cli.arguments import run
+from mother.cli.index_flags import Build, Graph, Search
+from mother.cli.locks import alone_in
+from mother.cli.streams import write_as_json
+from mother.errors import InputError, escaped
+
+
+def _names(args: Build) -> list[str]:
+    """All that the user names."""
+    names = list(args.models)
+    if args.hub_list is not None:
+        try:
+            lines = args.hub_list.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--hub-list {args.hub_list} cannot be read: {error}. Give a file of names.") from None
+        names += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not names:
+        raise InputError("name models: paths, owner/name, or --hub-list.")
+    return names
+
+
+def show_progress(quiet: bool) -> Callable[[int], Callable[..., object]]:
+    """A bar over models on a terminal, a line elsewhere."""
+
+    def start(total: int) -> Callable[..., object]:
+        if quiet:
+            return lambda count=1: None
+        if not sys.stderr.isatty():
+            print(f"{total:,} models", file=sys.stderr, flush=True)
+            return lambda count=1: None
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, unit="model", leave=False, file=sys.__stderr__)
+        return lambda count=1: bar.update(count)
+
+    return start
+
+
+def build(args: Build) -> None:
+    """Find and read."""
+    from mother.cli.tables import report_left_out
+    from mother.collection.find import search, with_claims
+    from mother.index.build import build as build_index
+    from mother.index.engine import Engine
+    from mother.index.store import create_index
+
+    if args.workers < 1 or args.samples < 64 or args.sketch < 1024:
+        raise InputError("there must be a worker, 64 samples of a model and 1024 entries of a matrix, at least.")
+    found = with_claims(search(_names(args)))
+    with alone_in(args.to):
+        index = create_index(args.to, args.samples, args.sketch, args.keep)
+        engine = Engine(args.workers, args.ray)
+        built = build_index(index, found.sources, engine, show_progress(args.quiet))
+    if args.quiet:
+        return
+    report_left_out(built.left_out | found.gaps.unusable, ())
+    print(f"{built.read} models read, {built.there} were there already: {args.to}")
+    print(f"next: python index.py search MODEL --in {args.to}, or python index.py graph --in {args.to}")
+
+
+def search(args: Search) -> None:
+    """One model against an index."""
+    from mother.collection.find import search as find
+    from mother.collection.find import with_claims
+    from mother.index.search import search_index
+    from mother.index.store import open_index
+
+    index = open_index(args.index)
+    sources = with_claims(find([args.model])).sources
+    if len(sources) != 1:
+        raise InputError(f"{escaped(args.model)} is {len(sources)} models. Name one.")
+    if not 0 < args.error < 1:
+        raise InputError(f"the error level must be between 0 and 1, not {args.error}.")
+    model, count, relatives = search_index(index, sources[0], args.error, args.control, not args.signatures_only)
+    if args.json:
+        write_as_json({"model": model, "compared": count, "relatives": [one.to_json() for one in relatives]})
+        return
+    print(f"{escaped(model)}: {count} models of its shapes in {args.index}")
+    if not any(one.verdict != "unrelated" for one in relatives):
+        print("none of them is related to it")
+    for one in relatives:
+        told = [f"{one.verdict:15} {escaped(one.model)}"]
+        told += [one.kind] if one.kind and one.kind != "copy" else []
+        told += [f"edge {one.probability:.2f}"] if one.probability is not None else []
+        told += [f"arrow {one.arrow:.2f}"] if one.arrow is not None else []
+        print(f"  {', '.join([*told, f'z {one.z:.1f}', f'distance {one.distance:.4f}', f'by {one.by}'])}")
+
+
+def graph(args: Graph) -> None:
+    """Everything in an index."""
+    from mother.index.engine import Engine
+    from mother.index.families import recover_family
+    from mother.index.graph import index_graph
+    from mother.index.store import open_index
+    from mother.index.write import write_graph
+    from mother.report.write import write_outputs
+
+    if not 0 < args.error < 1:
+        raise InputError(f"the error level must be between 0 and 1, not {args.error}.")
+    index = open_index(args.index)
+    with alone_in(args.to):
+        engine = Engine(args.workers, args.ray)
+        found = index_graph(
+            index, args.to / "traced", engine, args.error, args.control, progress=show_progress(args.quiet)
+        )
+        write_graph(found, args.to)
+        for number, model in enumerate(args.family, 1):
+            folder = args.to / "families" / str(number)
+            write_outputs(recover_family(index, found, model, folder, args.error), folder)
+            if not args.quiet:
+                print(f"the family of {escaped(model)}: {folder / 'report.html'}")
+    if not args.quiet:
+        trees = len({facts["tree"] for facts in found.nodes.values()})
+        print(f"{len(found.nodes)} models in {trees} trees, {len(found.edges)} edges: {args.to}/edges.parquet")
+
+
+COMMANDS: dict[str, tuple[Callable, type]] = {
+    "build": (build, Build),
+    "search": (search, Search),
+    "graph": (graph, Graph),
+}
+
+
+def main(words: list[str] | None = None, name: str = "mother index") -> None:
+    """The commands of an index."""
+    words = sys.argv[1:] if words is None else words
+    if words and words[0] in COMMANDS:
+        function, arguments = COMMANDS[words[0]]
+        run(function, arguments, words[1:], f"{name} {words[0]}")
+        return
+    if "--version" in words:
+        run(build, Build, ["--version"], name)
+        return
+    print(f"usage: {name} build | search | graph, each with --help\n")
+    for known, (_, arguments) in COMMANDS.items():
+        print(f"  {name} {known:6} {(arguments.__doc__ or '').partition(chr(10))[0]}")
+    sys.exit(0 if not words or words[0] in ("-h", "--help") else 2)

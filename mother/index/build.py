@@ -1,0 +1,129 @@
+"""Build an index: every model is read once, in shards that workers write by themselves.
+
+A shard that is written stays. A run that was killed, and one with more models, goes through the headers of all, and
+reads those that are new or changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mother.collection.find import Source
+from mother.errors import CheckpointError
+from mother.evidence.keys import sketch_key
+from mother.evidence.sketch import Sketch, sketch_models
+from mother.index.engine import Engine
+from mother.index.signature import group_of, signature_of
+from mother.index.store import Index, open_index
+from mother.io.checkpoint import Checkpoint
+from mother.io.open import open_all
+
+SHARD = 64  # budget: models of a shard: what a killed run, or a worker that dies, reads again
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build did: how many models it read, how many were there already, and why others could not be read."""
+
+    read: int
+    there: int
+    left_out: dict[str, str]
+
+
+def build(
+    index: Index,
+    sources: Sequence[Source],
+    engine: Engine,
+    progress: Callable[[int], Callable[..., object]] = lambda total: lambda count=1: None,
+) -> Built:
+    """Read the models that an index lacks, or has otherwise. Those that cannot be read are said, and tried again."""
+    known = index.known()
+    named = name_apart(sources, known)
+    first, jobs = index.next_number(), []
+    for at in range(0, len(named), SHARD):
+        some = named[at : at + SHARD]
+        before = {one.id: known[one.id]["key"] for one in some if one.id in known}
+        jobs.append((str(index.folder), first + len(jobs), [one.to_json() for one in some], before))
+    step, read, there, left_out = progress(len(named)), 0, 0, {}
+    for done in engine.run(read_shard, jobs):
+        read, there = read + done["read"], there + done["there"]
+        left_out |= done["left_out"]
+        step(done["read"] + done["there"] + len(done["left_out"]))
+    index.compact()
+    return Built(read, there, left_out)
+
+
+def name_apart(sources: Sequence[Source], known: dict[str, dict[str, Any]]) -> list[Source]:
+    """Sources with ids that no other model of the index has; one that is there at the same place keeps its id."""
+    by_place = {row["location"]: one for one, row in known.items()}
+    taken, named = set(known), []
+    for source in sources:
+        if source.location in by_place:
+            named.append(replace(source, id=by_place[source.location]))
+            continue
+        name, number = source.id, 2
+        while name in taken:
+            name, number = f"{source.id} ({number})", number + 1
+        taken.add(name)
+        named.append(replace(source, id=name))
+    return named
+
+
+def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, str | None]) -> dict[str, Any]:
+    """Read some models into one shard of an index; `before` are the keys that the index has of them. For a worker."""
+    index = open_index(Path(folder))
+    chosen = [Source.from_json(one) for one in sources]
+    by_id = {one.id: one for one in chosen}
+    opened, left_out = open_all((one.id, one.location, one.base) for one in chosen)
+    missing = [one for one in opened if not _is_there(one, index.entries, before.get(one.model))]
+    with nullcontext(folder) if index.keep else TemporaryDirectory() as room:
+        taken = sketch_models(missing, Path(room) / "sketches", index.entries)
+        rows = []
+        for sketch in taken.sketches:
+            try:
+                rows.append(row_of(sketch, by_id[sketch.model], index))
+            except CheckpointError as error:
+                left_out[sketch.model] = str(error)
+    left_out |= taken.left_out
+    # One that failed before, too, has its row.
+    failed = [_place(by_id[one]) | {"error": why} for one, why in left_out.items() if before.get(one, "") is not None]
+    if rows or failed:
+        index.write(number, rows + failed)
+    return {"read": len(rows), "there": len(opened) - len(missing), "left_out": left_out}
+
+
+def _is_there(checkpoint: Checkpoint, entries: int, key: str | None) -> bool:
+    try:
+        return key is not None and sketch_key(checkpoint, entries) == key
+    except CheckpointError:  # it has gone meanwhile: reading it says so
+        return False
+
+
+def _place(source: Source) -> dict[str, Any]:
+    claims = json.dumps([vars(claim) for claim in source.claims])
+    return {"id": source.id, "location": source.location, "base": source.base, "claims": claims}
+
+
+def tensor_numbers(digests: Mapping[str, str]) -> list[int]:
+    """Of each tensor 64 bits of the digest of its name and its values."""
+    joined = (f"{name}\0{digest}".encode(errors="surrogatepass") for name, digest in digests.items())
+    return sorted(int.from_bytes(hashlib.sha256(one).digest()[:8], "little") for one in joined)
+
+
+def row_of(sketch: Sketch, source: Source, index: Index) -> dict[str, Any]:
+    """The row of a model in an index. Raises CheckpointError."""
+    facts = sketch.facts
+    said = {"fits": sorted(facts.fits), "zeros": facts.zeros, "entries": facts.entries, "weights": facts.weights}
+    return _place(source) | {
+        "key": sketch.key,
+        "group": group_of(sketch.shapes),
+        "signature": signature_of(sketch, index.entries, index.samples),
+        "tensors": tensor_numbers(facts.digests),
+        "facts": json.dumps(said),
+        "files": json.dumps(sketch.files),
+    }

@@ -1,0 +1,235 @@
+"""What is one model made from? Its nearest relatives in an index, from signatures first, then from sketches.
+
+The model is read. Of the index the signatures of models of its shapes are gone through twice, some at a time, and the
+sketches of the candidates are opened. A candidate whose sketch is not kept is read, if that can be; else signatures
+alone speak of it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mother.collection.find import Source
+from mother.errors import CheckpointError, InputError
+from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
+from mother.heritage.trace import trace_sketches
+from mother.heritage.trees import Heritage
+from mother.heritage.typed_graph import KNOWN
+from mother.index.build import tensor_numbers
+from mother.index.related import scores, significant
+from mother.index.signature import group_of, signature_of
+from mother.index.store import Index, signatures, tensor_digests
+from mother.index.traced import odds, pair_facts
+from mother.io.open import open_all
+
+K, HUBS = 12, 4  # budget: nearest models, and models nearest to most of these, that are candidates
+PROBES = 32  # budget: nearest models whose own neighbours are looked for hubs among
+SHARING = 3  # budget: models that share most tensors
+VOTES = 4  # budget: neighbours of each of these that count
+SHOWN = 10  # relatives that are told
+CACHED = 1 << 28  # budget: values in float16 that are kept between the passes of a search
+ROWS = 1024  # budget: signatures that are held in float32 at a time
+
+
+@dataclass(frozen=True)
+class Relative:
+    """What an index says of one model and the one that is looked for.
+
+    verdict      "copy", "parent", "child", "parent or child" (the arrow is not known), "related" (neither, or not
+                 told) or "unrelated"
+    probability  that the two are parent and child, whichever; arrow: that it points as the verdict says, given that
+    by           "sketch", or "signature" where no more could be had
+    """
+
+    model: str
+    location: str
+    verdict: str
+    kind: str | None
+    probability: float | None
+    arrow: float | None
+    z: float
+    distance: float  # of signatures of length 1
+    by: str
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class Scan:
+    """The signatures of a group, block by block; those of a group of up to CACHED values are read once."""
+
+    index: Index
+    group: str
+    kept: list[Float[np.ndarray, "_ _"]] = field(default_factory=list)
+    whole: bool = False  # whether `kept` is all
+
+    def stored(self) -> Iterator[Float[np.ndarray, "_ _"]]:
+        """The signatures as they are stored."""
+        if self.whole:
+            yield from self.kept
+            return
+        size, self.kept = 0, []
+        for table in self.index.tables(["signature"], self.group):
+            values = signatures(table)
+            size += values.size
+            self.kept = [*self.kept, values] if size <= CACHED else []
+            yield values
+        self.whole = size <= CACHED
+
+    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "models samples"]]]:
+        """Unit signatures of some models, and the place of the first."""
+        start = 0
+        for values in self.stored():
+            for at in range(0, len(values), ROWS):
+                part = values[at : at + ROWS].astype(np.float32)
+                part /= np.sqrt(np.einsum("ij,ij->i", part, part)).clip(1e-30)[:, None]
+                yield start + at, part
+            start += len(values)
+
+    def sharing(self, tensors: list[int]) -> list[int]:
+        """Places of the SHARING models that share most of these tensors."""
+        start, count = 0, Counter[int]()
+        for table in self.index.tables(["tensors"], self.group):
+            digests, owner = tensor_digests(table)
+            count.update((start + owner[np.isin(digests, np.array(tensors, dtype=np.uint64))]).tolist())
+            start += len(table)
+        return [place for place, _ in count.most_common(SHARING)]
+
+    def nearest(
+        self, probes: Float[np.ndarray, "probes samples"], count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(places, squared distances, units) of the `count` nearest models of each probe, nearest first."""
+        places, square = np.zeros((len(probes), 0), int), np.zeros((len(probes), 0))
+        units = np.zeros((len(probes), 0, probes.shape[1]), np.float32)
+        for start, part in self.blocks():
+            far = (2 - 2 * probes @ part.T).clip(0).astype(np.float64)
+            some = np.argsort(far, axis=1, kind="stable")[:, :count]
+            places = np.concatenate([places, start + some], axis=1)
+            square = np.concatenate([square, np.take_along_axis(far, some, 1)], axis=1)
+            # Units are needed of the nearest of a single probe alone.
+            units = np.concatenate([units, part[some] if len(probes) == 1 else units[:, :0]], axis=1)
+            best = np.argsort(square, axis=1, kind="stable")[:, :count]
+            places, square = np.take_along_axis(places, best, 1), np.take_along_axis(square, best, 1)
+            units = np.take_along_axis(units, best[:, :, None], 1) if len(probes) == 1 else units
+        return places, square, units
+
+
+def search_index(
+    index: Index, source: Source, error: float = 0.01, control: str = "family", by_sketch: bool = True
+) -> tuple[str, int, list[Relative]]:
+    """(id of the model, models of its shapes in the index, its relatives, likeliest first).
+
+    Raises InputError where the model cannot be read.
+    """
+    with TemporaryDirectory() as room:
+        sketch = _read([source], Path(room), index.entries)[0]
+        own = signature_of(sketch, index.entries, index.samples).astype(np.float32)
+        scan = Scan(index, group_of(sketch.shapes))
+        there = index.rows(["id", "location", "base", "key"], scan.group)
+        if not there:
+            return sketch.model, 0, []
+        chosen, z, square = candidates_of(scan, own, tensor_numbers(sketch.facts.digests))
+        related = significant(z, len(there), error, control)
+        rows = [there[place] for place in chosen]
+        fitting = [row for row, fits in zip(rows, related) if fits]
+        known = _by_sketch(index, sketch, fitting, Path(room)) if by_sketch else {}
+        found = [known.get(row["id"]) or _by_signature(row, bool(fits)) for row, fits in zip(rows, related)]
+    found = [
+        replace(one, z=round(float(score), 2), distance=round(float(far) ** 0.5, 6))
+        for one, score, far in zip(found, z, square)
+    ]
+    order = {"copy": 0, "parent": 1, "child": 1, "parent or child": 1, "related": 2, "unrelated": 3}
+    found.sort(key=lambda one: (order[one.verdict], -(one.probability or 0) * (one.arrow or 0), one.distance))
+    return sketch.model, len(there), found[:SHOWN]
+
+
+def _read(sources: Sequence[Source], room: Path, entries: int) -> list[Sketch]:
+    """Sketches of models that are read now. Raises InputError where one cannot be."""
+    opened, left_out = open_all((one.id, one.location, one.base) for one in sources)
+    taken = sketch_models(opened, room, entries)
+    for why in (left_out | taken.left_out).values():
+        raise InputError(why)
+    return taken.sketches
+
+
+def candidates_of(
+    scan: Scan, own: Float[np.ndarray, "samples"], tensors: list[int]
+) -> tuple[list[int], Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"]]:
+    """Places of the models that may be relatives, with scores and squared distances."""
+    unit = own / max(float(np.linalg.norm(own)), 1e-30)
+    places, _, units = scan.nearest(unit[None], PROBES)
+    near = places[0].tolist()
+    votes: Counter[int] = Counter()
+    for row, probe in zip(scan.nearest(units[0], VOTES + 1)[0].tolist(), near):
+        votes.update(one for one in row if one != probe)
+    chosen = near[:K] + [one for one, _ in votes.most_common(HUBS)]
+    chosen += scan.sharing(tensors)
+    chosen = list(dict.fromkeys(chosen))
+    wanted = {place: None for place in chosen}
+    for start, part in scan.blocks():
+        wanted |= {place: part[place - start] for place in wanted if 0 <= place - start < len(part)}
+    theirs = np.stack([wanted[place] for place in chosen])
+    return chosen, scores(theirs, unit[None]), np.square(theirs - unit).sum(axis=1, dtype=np.float64)
+
+
+def _by_signature(row: dict, related: bool) -> Relative:
+    verdict = "related" if related else "unrelated"
+    return Relative(row["id"], row["location"], verdict, None, None, None, 0.0, 0.0, "signature", {})
+
+
+def _by_sketch(index: Index, sketch: Sketch, rows: list[dict], room: Path) -> dict[str, Relative]:
+    """What sketches say of the model and each of its candidates; those that cannot be had are left out."""
+    sketches = []
+    for row in rows:
+        kept = kept_sketch(index.sketches / f"{row['key']}.safetensors", row["key"])
+        if kept is None:
+            try:
+                kept = _read([Source(row["id"], row["location"], row["base"])], room, index.entries)[0]
+            except (InputError, CheckpointError, OSError):
+                continue
+        sketches.append(replace(kept, model=row["id"]))
+    if not sketches:
+        return {}
+    name = "\0"  # no id in an index is this: the model may be in it
+    heritage = trace_sketches([replace(sketch, model=name), *sketches], torch.device("cpu"))
+    models = heritage.first_pass.models
+    by_id = {row["id"]: row for row in rows}
+    return {one: _told(heritage, models.index(name), models.index(one), by_id[one]) for one in models if one != name}
+
+
+def _told(heritage: Heritage, own: int, other: int, row: dict) -> Relative:
+    """What a traced heritage says of the model and another one."""
+    models = heritage.first_pass.models
+    here, there = heritage.aliases.get(own, own), heritage.aliases.get(other, other)
+    base = Relative(row["id"], row["location"], "copy", "copy", 1.0, None, 0.0, 0.0, "sketch", {})
+    if here == there:
+        return base
+    cluster = next(one for one in heritage.clusters if here in one.members)
+    if there not in cluster.members:
+        return replace(base, verdict="unrelated", kind=None, probability=0.0)
+    up, down = odds(cluster, there, here), odds(cluster, here, there)
+    forth, back = up[0], down[0]
+    relation = {"parent": heritage.relations.get(here), "child": heritage.relations.get(there)}
+    for verdict, end in (("parent", there), ("child", here)):
+        found = relation[verdict]
+        if found is not None and end in found.parents:
+            return replace(base, verdict=verdict, kind=found.kind, arrow=1.0, facts=dict(found.attributes))
+    total, verdict = min(1.0, forth + back), "parent" if forth >= back else "child"
+    arrow = max(forth, back) / max(forth + back, 1e-300)
+    if total < 0.5:
+        return replace(base, verdict="related", kind=None, probability=round(total, 4), arrow=round(arrow, 4))
+    ends = (models[there], models[here]) if verdict == "parent" else (models[here], models[there])
+    facts = pair_facts(heritage, [ends]).get(ends, {})
+    told = verdict if arrow >= KNOWN else "parent or child"
+    base = replace(base, probability=round(total, 4), arrow=round(arrow, 4))
+    return replace(base, verdict=told, kind=facts.pop("kind", None), facts=facts)

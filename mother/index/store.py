@@ -1,0 +1,219 @@
+"""An index on disk: settings as JSON, models as rows of Parquet files that are written once, sketches if wanted.
+
+    INDEX/index.json             format, samples of a signature, entries of a sketch, whether sketches are kept
+    INDEX/shards/00000012.parquet   some models; a later row of an id takes the place of an earlier one
+    INDEX/sketches/              as in a result folder
+
+Columns are those of SCHEMA; docs/scale.md says what each holds. A model that could not be read has a row, too, with the
+reason, and is tried again.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from mother.errors import InputError
+from mother.io.files import write_atomically, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = "mother-index/1"
+FULL = 8192  # budget: models of a shard that stays as it is
+ROW_GROUP = 512  # budget: models that are read at a time where one group is looked for
+SETTINGS, SHARDS, SKETCHES = "index.json", "shards", "sketches"
+
+
+def arrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet module; raises InputError where they are not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("an index needs pyarrow, which is not installed. Install `mother[index]`.") from None
+    return pyarrow, pyarrow.parquet
+
+
+def schema() -> "pa.Schema":
+    """The columns of a shard."""
+    pa, _ = arrow()
+    text = pa.string()
+    return pa.schema(
+        [
+            ("id", text),
+            ("location", text),
+            ("base", text),  # of an adapter: where the model is that it belongs to
+            ("key", text),  # equal for equal files and versions; null where the model could not be read
+            ("group", text),  # digest of names and shapes
+            ("signature", pa.list_(pa.float16())),
+            ("tensors", pa.list_(pa.uint64())),  # of each tensor 64 bits of the digest of name and values, ascending
+            ("facts", text),  # JSON: half precisions that hold all weights, share of zeros, weights
+            ("claims", text),  # JSON: what the model says of its origin
+            ("files", text),  # JSON: name, size and SHA-256 of what was read
+            ("error", text),  # why the model could not be read
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index that is there."""
+
+    folder: Path
+    samples: int
+    entries: int  # of a matrix in a sketch, at most: signatures are drawn from these
+    keep: bool  # whether sketches are kept
+
+    @property
+    def sketches(self) -> Path:
+        """Where sketches are kept."""
+        return self.folder / SKETCHES
+
+    def shards(self) -> list[Path]:
+        """The files of models, oldest first."""
+        return sorted((self.folder / SHARDS).glob("[0-9]*.parquet"))
+
+    def shard(self, number: int) -> Path:
+        """Where a shard is."""
+        return self.folder / SHARDS / f"{number:08}.parquet"
+
+    def next_number(self) -> int:
+        """The number of the next shard."""
+        shards = self.shards()
+        return int(shards[-1].stem) + 1 if shards else 0
+
+    def write(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Write a shard, whole or not at all. A row lacks the columns that are null."""
+        pa, _ = arrow()
+        columns = {name: [row.get(name) for row in rows] for name in schema().names}
+        self._write(number, pa.table(columns, schema()))
+
+    def _write(self, number: int, table: "pa.Table") -> None:
+        _, parquet = arrow()
+        options = {"compression": "zstd", "compression_level": 1, "row_group_size": ROW_GROUP}
+        write_atomically(self.shard(number), lambda file: parquet.write_table(table, file, **options))
+
+    def tables(self, columns: Sequence[str], group: str | None = None) -> Iterator["pa.Table"]:
+        """These columns of all models that could be read, or of a group, shard by shard: the last row of each id.
+
+        Raises InputError for a shard that is damaged.
+        """
+        pa, _ = arrow()
+        late = self._outdated()
+        for path in self.shards():
+            table = self._read(path, list(dict.fromkeys([*columns, "id", "group"])), group)
+            chosen = [one is not None for one in table["group"].to_pylist()]
+            if gone := late.get(path.stem):
+                chosen = [here and one not in gone for here, one in zip(chosen, table["id"].to_pylist())]
+            if any(chosen):
+                yield table.select(list(columns)).filter(pa.array(chosen))
+
+    def rows(self, columns: Sequence[str], group: str | None = None) -> list[dict[str, Any]]:
+        """The same as dictionaries."""
+        return [row for table in self.tables(columns, group) for row in table.to_pylist()]
+
+    def known(self) -> dict[str, dict[str, Any]]:
+        """Location, key, group and error of every model by its id, those that could not be read as well."""
+        found = {}
+        for path in self.shards():
+            rows = self._read(path, ["id", "location", "key", "group", "error"]).to_pylist()
+            found |= {row["id"]: row for row in rows}
+        return found
+
+    def _outdated(self) -> dict[str, set[str]]:
+        """Of each shard the ids that a later one has, too."""
+        return _outdated(self, tuple(self.shards()))
+
+    def _read(self, path: Path, columns: Sequence[str], group: str | None = None) -> "pa.Table":
+        pa, parquet = arrow()
+        chosen = None if group is None else [("group", "=", group)]
+        try:
+            return parquet.read_table(path, columns=list(columns), schema=schema(), filters=chosen)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise InputError(f"{path} cannot be read ({error}). Remove it, and build the index again.") from None
+
+    def compact(self) -> None:
+        """Put many small shards together, models of a group side by side; what was read before stays what counts.
+
+        The new shard comes last and holds what those that it replaces held: killed in between, nothing is lost.
+        """
+        pa, _ = arrow()
+        late, some, paths = self._outdated(), [], []
+        for path in [*self.shards(), None]:
+            if path is None or sum(map(len, some)) >= FULL:
+                if len(paths) > 1:
+                    self._write(self.next_number(), pa.concat_tables(some).sort_by("group"))
+                    for old in paths:
+                        old.unlink()
+                some, paths = [], []
+            if path is not None:
+                table = self._read(path, schema().names)
+                gone = late.get(path.stem, set())
+                some.append(table.filter(pa.array([one not in gone for one in table["id"].to_pylist()], pa.bool_())))
+                paths.append(path)
+
+
+@lru_cache(maxsize=8)
+def _outdated(index: Index, shards: tuple[Path, ...]) -> dict[str, set[str]]:
+    """See Index; shards are written once, so that those of the same names say the same."""
+    last: dict[str, str] = {}
+    found: dict[str, set[str]] = {}
+    for path in shards:
+        for one in index._read(path, ["id"])["id"].to_pylist():
+            if (before := last.get(one)) is not None:
+                found.setdefault(before, set()).add(one)
+            last[one] = path.stem
+    return found
+
+
+def tensor_digests(table: "pa.Table") -> tuple[Integer[np.ndarray, "tensors"], Integer[np.ndarray, "tensors"]]:
+    """The digests of the tensors of all models in a table, and the row that each is of."""
+    column = table["tensors"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat, np.repeat(np.arange(len(table)), column.value_lengths().to_numpy(zero_copy_only=False))
+
+
+def signatures(table: "pa.Table") -> Float[np.ndarray, "models samples"]:
+    """The signatures in a table of models of one group, in float16. Raises InputError where lengths differ."""
+    column = table["signature"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if len(table) == 0 or len(flat) % len(table) or not np.isfinite(flat).all():
+        raise InputError("the index holds signatures that are none. Build it again.")
+    return flat.reshape(len(table), -1)
+
+
+def create_index(folder: Path, samples: int, entries: int, keep: bool) -> Index:
+    """The index in a folder, made where there is none. Raises InputError where it has other settings."""
+    if not (folder / SETTINGS).exists():
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise InputError(f"{folder} holds other things. Give --to a folder that is new, or an index.")
+        settings = {"format": FORMAT, "samples": samples, "entries": entries, "sketches": keep}
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        write_json(folder / SETTINGS, settings)
+    index = open_index(folder)
+    if (index.samples, index.entries, index.keep) != (samples, entries, keep):
+        now = f"--samples {index.samples} --sketch {index.entries} {'--keep' if index.keep else '--no-keep'}"
+        raise InputError(f"{folder} was built with {now}. Give the same, or another folder.")
+    return index
+
+
+def open_index(folder: Path) -> Index:
+    """The index in a folder; raises InputError where there is none."""
+    try:
+        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f'it does not say "format": "{FORMAT}"')
+        samples, entries, keep = content["samples"], content["entries"], content["sketches"]
+        if type(samples) is not int or type(entries) is not int or type(keep) is not bool or min(samples, entries) < 1:
+            raise ValueError("a setting is of a wrong type")
+        return Index(folder, samples, entries, keep)
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no index. Run `python index.py build MODEL ... --to {folder}`.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / SETTINGS} cannot be used ({error}). Build the index again.") from None

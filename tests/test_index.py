@@ -1,0 +1,470 @@
+"""An index of many models: signatures, shards, candidates, families, blocks, search, and the graph of all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import ROOT, run_here, save_family, save_model, vit_weights
+
+from mother.cli import many
+from mother.cli.commands import main as mother
+from mother.cli.index import main
+from mother.collection.find import search, with_claims
+from mother.collection.workspace import recover_sources
+from mother.errors import InputError
+from mother.evidence.sketch import sketch_models
+from mother.index import build as building
+from mother.index.blocks import HALO, cut
+from mother.index.build import build
+from mother.index.candidates import COARSE, K, Near, faiss_search, near_models, sharing_pairs, with_hubs
+from mother.index.engine import Engine
+from mother.index.graph import Found as Graph
+from mother.index.graph import Sizes, best_edges, index_graph
+from mother.index.groups import find_copies
+from mother.index.related import families, scores, significant
+from mother.index.search import search_index
+from mother.index.signature import counts, group_of, signature_of
+from mother.index.store import Index, create_index, open_index, signatures
+from mother.io.open import open_checkpoint
+
+ENTRIES, SAMPLES = 4096, 512
+
+
+def built(folder: Path, *models: Path, keep: bool = True, samples: int = SAMPLES) -> Index:
+    """An index of these."""
+    index = create_index(folder, samples, ENTRIES, keep)
+    build(index, with_claims(search(map(str, models))).sources, Engine())
+    return index
+
+
+def recover() -> None:
+    """The script."""
+    mother("recover", "recover.py")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain of five models, a copy of one of them, and a stranger."""
+    folder = tmp_path_factory.mktemp("family")
+    save_family(folder)
+    weights = vit_weights(9)
+    save_model(folder / "stranger", weights)
+    (folder / "twin").mkdir()
+    (folder / "twin/model.safetensors").write_bytes((folder / "m2/model.safetensors").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Of all models of `family`."""
+    return built(tmp_path_factory.mktemp("index") / "it", *family.glob("*/"))
+
+
+def test_places_of_a_signature_are_shared_by_shape() -> None:
+    assert counts(np.array([100, 300]), np.array([100, 300]), 40) == [10, 30]
+    assert counts(np.array([100, 300]), np.array([100, 4]), 400) == [100, 4]
+    for samples in range(1, 60):
+        found = counts(np.array([5, 100, 37]), np.array([5, 30, 37]), samples)
+        assert sum(found) <= samples and all(np.array(found) <= [5, 30, 37])
+
+
+def test_a_signature_is_centred_weights_at_fixed_places(tmp_path: Path) -> None:
+    """Of a model plus a constant it is the same; of one with noise the cosine is that of all weights."""
+    weights = vit_weights(0)
+    moved = {name: one + 0.5 for name, one in weights.items()}
+    noisy = {
+        name: one + 0.3 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
+        for name, one in weights.items()
+    }
+    found = []
+    for name, one in (("plain", weights), ("moved", moved), ("noisy", noisy)):
+        opened = open_checkpoint(name, save_model(tmp_path / name, one))
+        sketch = sketch_models([opened], tmp_path / "sketches", ENTRIES).sketches[0]
+        found.append(signature_of(sketch, ENTRIES, SAMPLES).astype(float))
+    plain, shifted, other = found
+    assert len(plain) == SAMPLES and np.allclose(plain, shifted, atol=4e-3)
+    cosine = plain @ other / np.linalg.norm(plain) / np.linalg.norm(other)
+    assert cosine == pytest.approx(1 / np.sqrt(1.09), abs=0.04)
+    assert len(group_of(sketch.shapes)) == 16
+
+
+def test_what_is_there_is_not_read_again_and_what_changed_is(family: Path, tmp_path: Path) -> None:
+    models = with_claims(search([str(family)])).sources
+    index = create_index(tmp_path / "it", SAMPLES, ENTRIES, True)
+    first = build(index, models, Engine())
+    assert (first.read, first.there, first.left_out) == (7, 0, {})
+    again = build(index, models, Engine())
+    assert (again.read, again.there) == (0, 7)
+    save_model(tmp_path / "new", vit_weights(3))
+    more = with_claims(search([str(tmp_path / "new")])).sources
+    assert build(index, [*models, *more], Engine()).read == 1
+    before = index.rows(["id", "key"])
+    save_model(tmp_path / "new", vit_weights(4))
+    assert build(index, [*models, *more], Engine()).read == 1
+    after = index.rows(["id", "key"])
+    assert sorted(row["id"] for row in after) == sorted(row["id"] for row in before)
+    assert sum(row not in before for row in after) == 1
+    assert build(index, [replace(more[0], location=models[0].location)], Engine()).there == 1  # its place counts
+
+
+def test_a_model_that_cannot_be_read_is_said_once_and_tried_again(tmp_path: Path) -> None:
+    save_family(tmp_path / "models")
+    weights = tmp_path / "models/m1/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:2000])
+    index, models = create_index(tmp_path / "it", SAMPLES, ENTRIES, False), search([str(tmp_path / "models")]).sources
+    for _ in range(2):
+        found = build(index, models, Engine())
+        assert list(found.left_out) == ["m1"] and "model.safetensors" in found.left_out["m1"]
+    assert len(index.rows(["id"])) == 4 and not index.sketches.exists()
+    assert len(index.shards()) == 1
+    weights.write_bytes(whole)
+    assert build(index, models, Engine()).read == 1
+    assert len(index.rows(["id"])) == 5 and index.known()["m1"]["error"] is None
+
+
+def test_a_killed_build_goes_on(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "SHARD", 2)
+    index, models = create_index(tmp_path / "it", SAMPLES, ENTRIES, True), search([str(family)]).sources
+
+    class Killed(Engine):
+        def run(self, function: object, jobs: object) -> Iterator:
+            for number, result in enumerate(Engine().run(function, jobs)):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield result
+
+    with pytest.raises(KeyboardInterrupt):
+        build(index, models, Killed())
+    assert len(index.rows(["id"])) == 6
+    found = build(index, models, Engine())
+    assert (found.read, found.there) == (1, 6)
+    assert len(index.shards()) == 1  # put together
+
+
+def test_later_rows_count_before_and_after_putting_together(tmp_path: Path) -> None:
+    index = create_index(tmp_path / "it", 4, 1024, False)
+    for number, (name, value) in enumerate([("a", 1), ("b", 2), ("a", 3)]):
+        index.write(number, [{"id": name, "group": "0" * 16, "signature": np.full(4, value, np.float16)}])
+    for _ in range(2):
+        found = {
+            row["id"]: signatures(table) for table in index.tables(["id", "signature"]) for row in table.to_pylist()
+        }
+        assert sorted(found) == ["a", "b"] and len(index.rows(["id"])) == 2
+        values = np.concatenate([signatures(table) for table in index.tables(["signature"], "0" * 16)])
+        assert sorted(values[:, 0].tolist()) == [2, 3]
+        index.compact()
+    assert len(index.shards()) == 1
+
+
+def test_odd_folders_are_refused(index: Index, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no index"):
+        open_index(tmp_path)
+    with pytest.raises(InputError, match="--samples 512"):
+        create_index(index.folder, 1024, ENTRIES, True)
+    (tmp_path / "other").write_text("x")
+    with pytest.raises(InputError, match="holds other things"):
+        create_index(tmp_path, SAMPLES, ENTRIES, True)
+    there = create_index(tmp_path / "it", SAMPLES, ENTRIES, False)
+    (there.folder / "shards/00000000.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match="cannot be read"):
+        there.rows(["id"])
+    (there.folder / "index.json").write_text('{"format": "mother-index/9"}')
+    with pytest.raises(InputError, match="does not say"):
+        open_index(there.folder)
+
+
+def star(rng: np.random.Generator, children: int, samples: int = 1024) -> np.ndarray:
+    """A base and children that moved by .2 to 20 % of it."""
+    base = rng.normal(size=samples)
+    moves = np.exp(rng.uniform(np.log(0.002), np.log(0.2), children))
+    return np.vstack([base, base + moves[:, None] * rng.normal(size=(children, samples))]).astype(np.float16)
+
+
+def test_near_models_are_the_nearest_by_all_pairs(rng: np.random.Generator) -> None:
+    values = np.concatenate([star(rng, 40), star(rng, 40)])
+    near = near_models(values)
+    unit = values.astype(np.float64) / np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
+    square = np.square(unit[:, None] - unit[None]).sum(axis=-1)
+    np.fill_diagonal(square, np.inf)
+    pairs = {*zip(near.first.tolist(), near.second.tolist())}
+    assert all(first < second for first, second in pairs) and len(pairs) == len(near.first)
+    for model, row in enumerate(square.argsort(axis=1)[:, :K].tolist()):
+        assert {(min(model, other), max(model, other)) for other in row} <= pairs
+    assert np.allclose(near.square, square[near.first, near.second], rtol=1e-3)
+
+
+def test_hubs_make_the_base_of_a_star_a_candidate_of_all(rng: np.random.Generator) -> None:
+    values = star(rng, 3000, 512)
+    near = near_models(values)
+    labels = np.zeros(len(values), dtype=np.int64)
+
+    def of_base(near: Near) -> float:
+        return len({*near.first[near.second == 0].tolist(), *near.second[near.first == 0].tolist()}) / 3000
+
+    assert of_base(near) < 0.9
+    assert of_base(with_hubs(values, near, labels)) == 1
+
+
+def test_search_by_cells_says_its_recall(rng: np.random.Generator) -> None:
+    values = rng.normal(size=(3000, 8)).astype(np.float32)
+    exact, one = faiss_search(values, 5, flat=3000)
+    cells, recall = faiss_search(values, 5, flat=2999)
+    same = np.mean([len({*a} & {*b}) / 5 for a, b in zip(exact, cells)])
+    assert one == 1 and 0.5 < recall < 1 and recall == pytest.approx(same, abs=0.06)
+    assert COARSE <= 4096
+
+
+def test_equal_tensors_pair_models_and_copies() -> None:
+    digests = np.array([1, 2, 3, 1, 2, 9, 3, 1, 2, 3], dtype=np.uint64)
+    owner = np.array([0, 0, 0, 1, 1, 1, 2, 3, 3, 3])
+    assert find_copies(["d", "c", "b", "a"], digests, owner) == {0: 3}
+    assert sharing_pairs(digests, owner, most=1) == [(0, 1), (0, 2), (0, 3)]
+    many = np.zeros(100, dtype=np.uint64)
+    assert sharing_pairs(many, np.arange(100)) == []
+
+
+def test_error_control_is_that_of_the_textbook(rng: np.random.Generator) -> None:
+    """Holm and Benjamini-Hochberg of all pairs, of which only the largest are at hand."""
+    from scipy.special import ndtr
+
+    for _ in range(20):
+        z = np.concatenate([rng.normal(size=300), rng.normal(4, 1, 30)])
+        p, order = ndtr(-z), np.argsort(-z)
+        ranked = p[order]
+        holm = np.cumprod(ranked <= 0.05 / np.arange(330, 0, -1)).sum()
+        fits = np.flatnonzero(ranked <= 0.05 * np.arange(1, 331) / 330)
+        largest = order[:60]
+        assert significant(z[largest], 330, 0.05).sum() == min(holm, 60)
+        assert significant(z[largest], 330, 0.05, "fdr").sum() == (fits[-1] + 1 if len(fits) else 0)
+    with pytest.raises(ValueError, match="family, fdr"):
+        significant(z, 330, 0.05, "none")
+
+
+def test_scores_of_independent_models_are_standard_normal(rng: np.random.Generator) -> None:
+    """Whatever the scales of matrices and the tails of weights are."""
+    scale = np.exp(rng.normal(size=1024))
+    one, other = (rng.standard_t(3, size=(2000, 1024)) * scale for _ in range(2))
+    z = scores(one, other)
+    assert abs(z.mean()) < 0.1 and z.std() == pytest.approx(1, abs=0.08) and z.max() < 4.5
+    assert scores(np.zeros((1, 4)), np.ones((1, 4))).tolist() == [0]
+
+
+def test_families_are_components() -> None:
+    assert families(5, np.array([0, 3]), np.array([1, 1])).tolist() == [0, 0, 1, 0, 2]
+
+
+def test_blocks_hold_all_candidates_of_their_cores(rng: np.random.Generator) -> None:
+    values = star(rng, 500, 512)
+    near = with_hubs(values, near_models(values), np.zeros(501, dtype=np.int64))
+    blocks = cut(near, np.arange(501), core=32, most=120)
+    assert sorted(model for block in blocks for model in block.core) == list(range(501))
+    assert max(len(block.models) for block in blocks) <= 120 and len(blocks) < 60
+    far = np.full((501, 501), np.inf)
+    far[near.first, near.second] = far[near.second, near.first] = near.square
+    for block in blocks:
+        for model in block.core:
+            assert {0, model, *far[model].argsort()[:HALO].tolist()} <= set(block.models)
+
+
+def test_graph_of_an_index_is_that_of_recover(family: Path, index: Index, tmp_path: Path) -> None:
+    expected = recover_sources(search([str(family)]).sources, None, torch.device("cpu"), sketch=ENTRIES).graph
+    found = index_graph(index, tmp_path / "work", Engine())
+    edges = {(edge.parent, edge.child): edge.attributes for edge in found.edges}
+    assert edges == {(edge.parent, edge.child): edge.attributes for edge in expected.edges}
+    assert len(edges) == 4 and found.nodes["m2"]["aliases"] == ["twin"] and "twin" not in found.nodes
+    assert found.nodes["stranger"]["tree"] not in {found.nodes[f"m{step}"]["tree"] for step in range(5)}
+
+
+def neighbours(graph: Graph) -> dict[frozenset[str], tuple[str, str]]:
+    """The child and the kind of each pair that an edge joins."""
+    edges = [edge for edge in graph.edges if not edge.attributes.get("hidden")]
+    return {frozenset((edge.parent, edge.child)): (edge.child, edge.attributes["kind"]) for edge in edges}
+
+
+def test_graph_by_blocks_is_that_of_the_whole(index: Index, tmp_path: Path) -> None:
+    whole = index_graph(index, tmp_path / "whole", Engine())
+    by_blocks = index_graph(index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=2))
+    assert len(list((tmp_path / "blocks").iterdir())) == 3
+    assert neighbours(by_blocks) == neighbours(whole) and by_blocks.nodes.keys() == whole.nodes.keys()
+    assert {facts["how"] for facts in by_blocks.nodes.values() if "how" in facts} == {"exact"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "blocks").iterdir()}
+    again = index_graph(index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=2, exact=0))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "blocks").iterdir()}  # nothing traced anew
+    assert neighbours(again) == neighbours(whole)
+    assert {facts["how"] for facts in again.nodes.values() if "how" in facts} == {"local"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_grown_models_by_blocks_are_those_of_the_whole(wild_index: Index, tmp_path: Path) -> None:
+    whole = neighbours(index_graph(wild_index, tmp_path / "whole", Engine()))
+    by_blocks = index_graph(wild_index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=6, block=60))
+    told = neighbours(by_blocks)
+    # A third model that tells two candidates apart may be in no block of theirs.
+    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.95 * len(whole)
+    same = [whole[pair] == told[pair] for pair in whole.keys() & told.keys()]
+    assert np.mean(same) > 0.85  # an arrow that is not known may be turned round
+
+
+@pytest.fixture(scope="module")
+def wild_index(wild: object, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Of grown models: every operation once."""
+    return built(tmp_path_factory.mktemp("wild") / "it", wild.folder, samples=4096)
+
+
+def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
+    """c is a merge of a and b; that b comes from c, which the offers say, cannot be."""
+    ids = ["a", "b", "c"]
+    offers = [("a", "c", 9.0), ("c", "b", 5.0), ("a", "b", 4.0), ("b", "a", 0.0)]
+    rows = [
+        {"what": "offer", "parent": p, "child": c, "weight": w, "facts": '{"kind": "fine-tune"}'} for p, c, w in offers
+    ]
+    rows += [{"what": "edge", "parent": p, "child": "c", "weight": None, "facts": '{"kind": "merge"}'} for p in "ab"]
+    edges = best_edges(Graph({one: {} for one in ids}), ids, rows, Sizes())
+    assert {(edge.parent, edge.child) for edge in edges} == {("a", "c"), ("b", "c"), ("a", "b")}
+
+
+def test_without_sketches_distances_alone_tell_who_is_next_to_whom(family: Path, tmp_path: Path) -> None:
+    index = built(tmp_path / "it", family, keep=False)
+    found = index_graph(index, tmp_path / "work", Engine())
+    pairs = {tuple(sorted((edge.parent, edge.child))) for edge in found.edges}
+    assert pairs == {(f"m{step}", f"m{step + 1}") for step in range(4)}
+    assert {edge.attributes["kind"] for edge in found.edges} == {None}
+
+
+def test_search_names_parent_children_copies_and_strangers(family: Path, index: Index, tmp_path: Path) -> None:
+    def found(path: Path, **options: bool) -> dict[str, str]:
+        source = with_claims(search([str(path)])).sources[0]
+        model, count, relatives = search_index(index, source, **options)
+        assert count == 7
+        return {one.model: one.verdict for one in relatives}
+
+    told = found(family / "m2")
+    assert told["m2"] == told["twin"] == "copy"
+    assert "parent" in told["m1"] and "child" in told["m3"]  # or both: arrows of this chain are not all known
+    assert (told["m0"], told["m4"], told["stranger"]) == ("related", "related", "unrelated")
+    told = found(family / "m2", by_sketch=False)
+    assert told["m1"] == "related" and told["stranger"] == "unrelated"
+    save_model(tmp_path / "new", vit_weights(77))
+    assert set(found(tmp_path / "new").values()) == {"unrelated"}
+    save_model(tmp_path / "wide", vit_weights(0, width=16))
+    source = search([str(tmp_path / "wide")]).sources[0]
+    assert search_index(index, source) == ("wide", 0, [])
+
+
+def test_commands(family: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    names.write_text(f"# all of them\n{family}\n")
+    there, result = tmp_path / "index", tmp_path / "graph"
+    code, out, _ = run_here("mother", ["index", "build", "--hub-list", names, "--to", there], mother)
+    assert code == 0 and "7 models read, 0 were there already" in out
+    code, out, _ = run_here("index.py", ["search", family / "m2", "--in", there], main)
+    assert code == 0 and "parent" in out and "copy            twin" in out and "unrelated       stranger" in out
+    code, out, _ = run_here("index.py", ["search", family / "m2", "--in", there, "--json"], main)
+    assert json.loads(out)["compared"] == 7
+    words = ["graph", "--in", there, "--to", result, "--family", "m2"]
+    code, out, _ = run_here("index.py", words, main)
+    assert code == 0 and "6 models in 2 trees, 4 edges" in out
+    edges = pyarrow.parquet.read_table(result / "edges.parquet").to_pylist()
+    assert {(edge["parent"], edge["child"]) for edge in edges} == {(f"m{step}", f"m{step + 1}") for step in range(4)}
+    assert (result / "families/1/report.html").exists() and (result / "families/1/model_graph.json").exists()
+    for words, said in (
+        (["build"], "name models"),
+        (["search", family, "--in", there], "is 7 models"),
+        (["graph", "--in", there, "--to", result, "--family", "nobody"], "no model"),
+        (["search", family / "m1", "--in", tmp_path / "none"], "holds no index"),
+    ):
+        code, _, err = run_here("index.py", words, main)
+        assert code == 2 and said in err
+
+
+def test_recover_of_many_models_looks_at_candidates(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recover_sources(search([str(family)]).sources, None, torch.device("cpu")).graph
+    monkeypatch.setattr(many, "MOST", 3)
+    code, out, _ = run_here("recover.py", [family, "--out", tmp_path, "--quiet", "--json"], recover)
+    graph = json.loads(out)
+    assert code == 0 and {(edge["parent"], edge["child"], edge["kind"]) for edge in graph["edges"]} == {
+        (edge.parent, edge.child, edge.attributes["kind"]) for edge in expected.edges
+    }
+    assert "m4" in (tmp_path / "trees.nwk").read_text() and (tmp_path / "model_graph.graphml").exists()
+    code, out, _ = run_here("recover.py", [family, "--out", tmp_path], recover)  # nothing is read again
+    assert code == 0 and "more than 3 models" in out and "4 edges in 1 tree" in out
+    four = [family / f"m{step}" for step in range(4)]
+    for words, said in (([family, "--audit"], "an audit is of 3 models"), (four, "result of other models")):
+        code, _, err = run_here("recover.py", [*words, "--out", tmp_path], recover)
+        assert code == 2 and said in err
+
+
+@pytest.mark.slow
+def test_processes_find_what_one_finds(family: Path, index: Index, tmp_path: Path) -> None:
+    """In a program of its own: the workers of a pool import the main module."""
+    program = (
+        "import sys; from mother.cli.index import main\nif __name__ == '__main__': main(sys.argv[1:], 'index.py')\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    for words in (
+        ["build", family, "--to", tmp_path / "it", "--sketch", 4096],
+        ["graph", "--in", tmp_path / "it", "--to", tmp_path / "out"],
+    ):
+        command = [sys.executable, tmp_path / "program.py", *words, "--workers", 2]
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    edges = pyarrow.parquet.read_table(tmp_path / "out/edges.parquet").to_pylist()
+    expected = index_graph(index, tmp_path / "work", Engine()).edges
+    assert {(edge["parent"], edge["child"]) for edge in edges} == {(edge.parent, edge.child) for edge in expected}
+
+
+def die_once(marker: str, number: int) -> tuple[int, int]:
+    """For a worker: the first that has number 3 is killed, once."""
+    if number == 3 and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    return number, os.getpid()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ray", [None, "local"])
+def test_a_worker_that_is_killed_costs_its_jobs_alone(tmp_path: Path, ray: str | None) -> None:
+    """In a program of its own, so that no process of a cluster outlives the test."""
+    if ray:
+        pytest.importorskip("ray")
+    program = (
+        "import sys; sys.path[:0] = [{root!r}, {tests!r}]\n"
+        "from mother.index.engine import Engine\n"
+        "import killed_worker\n"
+        "if __name__ == '__main__':\n"
+        "    jobs = [({marker!r}, number) for number in range(12)]\n"
+        "    print(sorted(Engine(3, {ray!r}).run(killed_worker.die_once, jobs)))\n"
+    )
+    marker = tmp_path / "died"
+    (tmp_path / "killed_worker.py").write_text(
+        "import os, signal, time\nfrom pathlib import Path\n\n\n"
+        + __import__("inspect")
+        .getsource(die_once)
+        .replace("(marker: str, number: int) -> tuple[int, int]", "(marker, number)")
+    )
+    text = program.format(root=str(ROOT), tests=str(tmp_path), marker=str(marker), ray=ray)
+    (tmp_path / "program.py").write_text(text)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = eval(done.stdout.strip().splitlines()[-1])
+    assert [number for number, _ in found] == list(range(12)) and marker.exists()
+    assert len({process for _, process in found}) > 1
