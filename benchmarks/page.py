@@ -12,10 +12,11 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
+from mother.graph.exports import describe
 from mother.graph.layered import families, short_names
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.html import drawing_of, to_html
-from mother.report.words import GLOSSARY, LIMITS, ranges, sentence
+from mother.report.words import EXACT, GLOSSARY, LIMITS, ranges, sentence
 
 KINDS = ("fine-tune", "lora", "merge", "quantize", "cast", "prune")
 LIMIT = {1000: 2.0, 10_000: 5.0}  # seconds
@@ -33,6 +34,8 @@ def collection(models: int, family: int) -> dict[str, Any]:
             continue
         kind = KINDS[k % len(KINDS)] if place > 6 else "fine-tune"
         facts = {"kind": kind, "adjacency": round(1 - (k * 7 % 41) / 100, 2), "arrow": round(1 - (k * 11 % 37) / 80, 2)}
+        if kind in EXACT:
+            facts |= {"adjacency": 1.0, "arrow": 1.0}
         parents = [(place - 1) // 3] + ([(place - 1) // 3 + 2] if kind == "merge" else [])
         for number in parents:
             share = {"coefficient": 0.5} if kind == "merge" else {}
@@ -64,7 +67,14 @@ def _edge(edge: Edge, k: int) -> dict[str, Any]:
     evidence = {"relatedness": 99.5, "distance": 0.05, "compared": 1.0, "newness": 0.4, "newness_t": 12.0}
     evidence |= {"rounding": None, "equal": 0.0, "layers_changed": 24, "layers_compared": 24, "layers": layers}
     words = sentence(edge.attributes, edge.parent, edge.child)
-    said = {"words": words, "summary": words, "why": [], "wrong_if": ["words"], "attributes": {}, "evidence": evidence}
+    said = {
+        "words": describe(edge.attributes),
+        "summary": words,
+        "why": [],
+        "wrong_if": ["words"],
+        "attributes": {},
+        "evidence": evidence,
+    }
     return {"parent": edge.parent, "child": edge.child, **edge.attributes, **said}
 
 

@@ -3,7 +3,6 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  document.documentElement.classList.add("js");
   const { svgOf, kindOf } = Drawing;
   const nodes = new Map(data.nodes.map((node) => [node.id, { ...node, into: [], below: [], count: 0 }]));
   for (const edge of data.edges) {
@@ -438,14 +437,18 @@
   });
 
   // Tables can be sorted, and a row of the edges shows its evidence
+  const numberOf = new Map();
   for (const one of document.querySelectorAll("#edge-table, #claims, #files")) {
     const body = one.tBodies[0];
-    if (one.id === "edge-table") [...body.rows].forEach((line, k) => {
-      line.className = "link";
-      line.tabIndex = 0;
-      line.addEventListener("click", () => select(data.edges[k].child, data.edges[k]));
-      line.addEventListener("keydown", (event) => { if (event.key === "Enter") select(data.edges[k].child, data.edges[k]); });
-    });
+    if (one.id === "edge-table") {
+      [...body.rows].forEach((line, k) => { line.className = "link"; line.tabIndex = 0; numberOf.set(line, k); });
+      const open = (event) => {
+        const edge = data.edges[numberOf.get(event.target.closest("tr"))];
+        if (event.type === "click" || event.key === "Enter") select(edge.child, edge);
+      };
+      body.addEventListener("click", open);
+      body.addEventListener("keydown", open);
+    }
     [...one.tHead.rows[0].cells].forEach((cell, column) => {
       const button = make("button", cell.textContent, { type: "button" });
       let up = false;
@@ -523,6 +526,7 @@
   buildHeat();
   setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
   show("summary");
+  document.documentElement.classList.remove("loading");
   follow();
   window.addEventListener("hashchange", follow);
   window.addEventListener("resize", moveMap);
