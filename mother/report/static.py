@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mother.errors import escaped
 from mother.graph.exports import COLOURS
 from mother.graph.layered import Family, width_of
 from mother.report.words import KNOWN, percent
@@ -15,8 +16,8 @@ MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one i
 
 
 def text(value: object) -> str:
-    """Anything as text of HTML."""
-    return html.escape(str(value), quote=True).encode("utf-8", "replace").decode()
+    """Anything as text of HTML, without letters that cannot be shown."""
+    return html.escape(escaped(str(value)), quote=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], name: str = "", numbers: Sequence[int] = ()) -> str:

@@ -88,7 +88,7 @@ def formats(recovered: Recovered) -> dict[str, str]:
     for group in recovered.groups:
         for one in group.sketches:
             endings = {str(file["file"]).rsplit(".", 1)[-1] for file in one.files if "." in str(file["file"])}
-            found[one.model] = " + ".join(sorted(endings)) or "unknown"
+            found[one.model] = escaped(" + ".join(sorted(endings)) or "unknown")
     return found
 
 
