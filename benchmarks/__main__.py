@@ -27,6 +27,7 @@ NAMES = (
     "arborescence",
     "kernels",
     "speed",
+    "page",
     "growth",
     "unrelated",
     "strangers",

@@ -1,4 +1,4 @@
-"""The picture of the report that docs/own_models.md shows: `recover.py` on mini_wild, opened in headless Chromium.
+"""The pictures of the report that docs/own_models.md shows: mini_wild and 1,000 made-up models, in headless Chromium.
 
 python -m benchmarks.screenshot
 """
@@ -9,25 +9,65 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from benchmarks.page import collection
+from mother.report.html import to_html
 
 SHOWN = "nofodi"  # a LoRA in the middle of its tree
+IMAGES = Path("imgs")
 
 
-def main() -> None:
-    """Write imgs/report.png."""
-    chromium = shutil.which("chromium") or sys.exit("needs Chromium")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        command = [sys.executable, "recover.py", "--manifest", "dataset/mini_wild.json", "--out", f"{folder}/mini_wild"]
-        subprocess.run(command, check=True)
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1360, "height": 820}, color_scheme="light")
-        page.goto(Path(f"{folder}/mini_wild/report.html").as_uri())
-        page.fill("#search", SHOWN)
+def _small(path: Path) -> None:
+    """Without transparency, and packed as tightly as can be."""
+    with Image.open(path) as image:
+        image.convert("RGB").save(path, optimize=True)
+
+
+def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int, int], search: str = "") -> None:
+    """One picture of the tree, or of the list on a phone."""
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    page.goto(report.as_uri())
+    page.click("#tab-tree")
+    if search:
+        page.fill("#search", search)
         page.press("#search", "Enter")
         page.fill("#search", "")
         page.evaluate("document.activeElement.blur()")
-        page.screenshot(path="imgs/report.png")
+    page.screenshot(path=IMAGES / f"{name}.png")
+    _small(IMAGES / f"{name}.png")
+    page.close()
+
+
+def take_print(browser: Browser, report: Path) -> None:
+    """The part of the printed report in which the families begin."""
+    page = browser.new_page(viewport={"width": 794, "height": 1123})
+    page.emulate_media(media="print")
+    page.goto(report.as_uri())
+    top = page.evaluate("document.getElementById('view-picture').getBoundingClientRect().top + scrollY")
+    clip = {"x": 0, "y": top, "width": 794, "height": 900}
+    page.screenshot(path=IMAGES / "report_print.png", full_page=True, clip=clip)
+    _small(IMAGES / "report_print.png")
+    page.close()
+
+
+def main() -> None:
+    """Write imgs/report*.png."""
+    chromium = shutil.which("chromium") or sys.exit("needs Chromium")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        manifest = sys.argv[1] if len(sys.argv) > 1 else "dataset/mini_wild.json"
+        command = [sys.executable, "recover.py", "--audit", "--manifest", manifest, "--out", f"{folder}/mini_wild"]
+        subprocess.run(command, check=True)
+        many = Path(folder) / "thousand.html"
+        many.write_text(to_html(collection(1000, family=250)), encoding="utf-8")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        wild = Path(folder) / "mini_wild" / "report.html"
+        take(browser, wild, "report", "light", (1360, 820), SHOWN)
+        take(browser, wild, "report_dark", "dark", (1360, 820), SHOWN)
+        take(browser, wild, "report_phone", "light", (390, 780))
+        take(browser, many, "report_thousand", "light", (1360, 820), "00777")
+        take_print(browser, wild)
         browser.close()
 
 

@@ -88,6 +88,7 @@ RECOVERED = (
     "model_graph.json",
     "drawn.json",
     "audit.sarif",
+    "evidence.safetensors",
     "models/*.json",
     "models/*.safetensors",
     "measurements/*/first_pass.npz",

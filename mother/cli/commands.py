@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mother.cli.arguments import run
 from mother.cli.flags import Add, Audit, Explain, Recover
-from mother.cli.locks import alone_in, reading
+from mother.cli.locks import alone_in
 from mother.cli.streams import write_as_json
 from mother.errors import InputError, escaped
 
@@ -37,6 +38,11 @@ def _progress(args: Recover | Add) -> Callable:
     return no_progress if args.quiet else progress
 
 
+def _command() -> str:
+    """What the user typed, as a report says it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def _title(folder: Path) -> str:
     return f"Model Graph of {escaped(folder.name)}" if folder.name != "recover" else "Model Graph"
 
@@ -46,8 +52,7 @@ def _report(folder: Path, judged: "Judged | None") -> int:
     from mother.cli.audits import report_audit
     from mother.cli.tables import report_left_out
     from mother.collection.gaps import summary
-    from mother.collection.state import GRAPH
-    from mother.graph.model_graph import read_model_graph
+    from mother.graph.model_graph import GRAPH, read_model_graph
     from mother.graph.text import graph_text, head_line
 
     graph = read_model_graph(folder / GRAPH)
@@ -88,7 +93,7 @@ def _finish(args: Recover | Add, folder: Path, judged: "Judged | None") -> None:
 def _print_json(args: Recover | Add, folder: Path) -> None:
     """Print the Model Graph, where the user wants that."""
     if args.json:
-        from mother.collection.state import GRAPH
+        from mother.graph.model_graph import GRAPH
 
         write_as_json(json.loads((folder / GRAPH).read_text(encoding="utf-8")))
 
@@ -142,7 +147,8 @@ def recover(args: Recover) -> None:
 
             settings = announce_device(args.device), args.error, args.sketch, _progress(args)
             recovered = recover_sources(sources, args.out, *settings, gaps=found.gaps)
-            write_outputs(recovered, args.out, audit_of(recovered) if args.audit else None, _title(args.out))
+            verdicts = audit_of(recovered) if args.audit else None
+            write_outputs(recovered, args.out, verdicts, _title(args.out), _command())
         judged = judge(args.out, rules) if args.audit else None
     _finish(args, args.out, judged)
 
@@ -171,27 +177,40 @@ def add(args: Add) -> None:
         for note in found.notes:
             print(f"note: {note}")
         recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
-        write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to))
+        write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to), _command())
         judged = judge(args.to, rules) if args.audit else None
     _finish(args, args.to, judged)
 
 
 def explain(args: Explain) -> None:
-    """Print the evidence on two models."""
-    from mother.cli.progress import progress
-    from mother.collection.state import read_state
-    from mother.collection.workspace import reopen
-    from mother.io.runtime import choose_device
+    """Print the evidence on two models, or the line of descent of one."""
+    from mother.graph.model_graph import GRAPH, read_model_graph
     from mother.report.explain import explain as evidence_on
-    from mother.report.explain import explain_text
+    from mother.report.explain import lineage
+    from mother.report.explain_text import explain_text, layers_csv, layers_text, lineage_text
+    from mother.report.kept import read_evidence
 
-    read_state(args.to)  # raises where there is no result
-    with reading(args.to) as folder:  # it may be one that must not be changed
-        found = evidence_on(reopen(folder, choose_device("cpu")[0], progress=progress), args.one, args.other)
+    evidence = read_evidence(args.to)
+    graph = read_model_graph(args.to / GRAPH)
+    if args.other is None:
+        if args.layers is not None:
+            raise InputError("--layers is about two models: name another.")
+        line = lineage(graph, evidence, args.one)
+        write_as_json(line) if args.json else print(lineage_text(line))
+        return
+    found = evidence_on(graph, evidence, args.one, args.other)
+    if args.layers not in (None, "-"):
+        from mother.io.files import write_text
+
+        write_text(Path(args.layers), layers_csv(found))
     if args.json:
         write_as_json(found)
-    else:
-        print(explain_text(found))
+        return
+    print(explain_text(found))
+    if args.layers == "-":
+        print("\n" + layers_text(found))
+    elif args.layers is not None:
+        print(f"written: {args.layers}")
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {

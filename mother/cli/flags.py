@@ -79,14 +79,16 @@ class Add:
 
 @dataclass
 class Explain:
-    """Are two models of a result related, how, which came first, and how sure is that?"""
+    """Are two models of a result related, how, which came first, how sure? Or: what does one model descend from?"""
 
     one: tyro.conf.Positional[str]
-    """id of a model, as the tree shows it"""
-    other: tyro.conf.Positional[str]
-    """id of another"""
+    """id of a model, the end of one, or its path"""
+    other: tyro.conf.Positional[str | None] = None
+    """another; without it, the line of descent of the first is told"""
     to: Path = Path("results/recover")
     """folder of the result"""
+    layers: str | None = None
+    """the table of matrices: - prints it, FILE.csv writes it"""
     json: bool = False
     """print all figures as JSON"""
 

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mother.io.files import TEMPORARY
 
@@ -54,17 +53,3 @@ def _is_alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[Path]:
-    """A folder that shows a result, for one who only reads: what is written there never reaches the result."""
-    with TemporaryDirectory() as there:
-        for pattern in ("*.json", "models/*", "measurements/*/*"):
-            for path in folder.glob(pattern):
-                if path.name.startswith("."):  # marks and locks, which would be touched through a link
-                    continue
-                link = Path(there) / path.relative_to(folder)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.absolute())
-        yield Path(there)

@@ -14,14 +14,15 @@ from mother.collection.find import Source
 from mother.collection.gaps import Gaps, aside_of
 from mother.errors import CheckpointError, InputError, ManifestError
 from mother.evidence.keys import sketch_key
-from mother.graph.model_graph import ModelGraph, read_model_graph
+from mother.graph.model_graph import GRAPH, ModelGraph, read_model_graph
 from mother.io.files import sha256, write_json
 from mother.io.open import open_all
 from mother.io.runtime import code_digest, versions
 
 FORMAT = "mother-collection/1"
 STATE, RUN = "collection.json", "run.json"
-GRAPH, AUDIT = "model_graph.json", "audit.json"
+AUDIT, EVIDENCE = "audit.json", "evidence.safetensors"
+DIGESTED = (GRAPH, AUDIT, EVIDENCE)  # files of a result that are read again
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def collection_facts(state: State, title: str) -> dict[str, Any]:
 
 def finish_result(folder: Path, facts: dict[str, Any], files: Sequence[str]) -> None:
     """Say that all files of a result are there, and what those hold that are read again."""
-    digests = {name: sha256(folder / name) for name in (GRAPH, AUDIT) if name in files}
+    digests = {name: sha256(folder / name) for name in DIGESTED if name in files}
     write_json(folder / RUN, {"facts": facts, "files": list(files), "digests": digests})
 
 
@@ -106,12 +107,12 @@ def kept_result(
         kept = json.loads((folder / RUN).read_text(encoding="utf-8"))
         facts, files = kept["facts"], set(kept["files"])
         whole = all((folder / name).exists() for name in files)
-        digests = {name: digest for name, digest in kept["digests"].items() if name in (GRAPH, AUDIT)}
+        digests = {name: digest for name, digest in kept["digests"].items() if name in DIGESTED}
         whole &= all(sha256(folder / name) == digest for name, digest in digests.items())
         before = read_state(folder)  # what adding and explaining need belongs to the result
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not whole or GRAPH not in digests or (audited and AUDIT not in digests):
+    if not whole or not {GRAPH, EVIDENCE} <= digests.keys() or (audited and AUDIT not in digests):
         return None
     opened, _ = open_all(source.opened_by() for source in sources)
     keys: dict[str, str | None] = {source.id: None for source in sources}

@@ -9,6 +9,7 @@ from mother.errors import ManifestError
 from mother.io.files import write_json
 
 GRAPH_FORMAT = "mother-model-graph/1"
+GRAPH = "model_graph.json"  # its file in a folder of results
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def core_rows(heritage: Heritage, sketches: Sequence[Sketch], core: set[str]) ->
         if models[copy] in core:
             rows.append(_row(ALIAS, models[original], models[copy]))
     for cluster in heritage.clusters:
-        weights = log_weights(cluster.evidence, cluster.coefficients, cluster.forced)
+        weights = log_weights(cluster.evidence, cluster.coefficients, cluster.forced).parent
         for i, j in zip(*np.nonzero(np.isfinite(weights))):
             child = cluster.members[j]
             looked = cluster.evidence.candidate[i, j] or cluster.forced.get(int(j)) == i

@@ -1,290 +1,156 @@
-"""Why an edge is there, or is not: the evidence on two models, and what would have to be wrong for it to be wrong."""
+"""What is known of two models of a result, or of one and its ancestors, from what is kept."""
 
+from collections import deque
 from typing import Any
 
-import networkx as nx
-import numpy as np
-import torch
-
-from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import InputError
-from mother.evidence.direction import cast_direction
-from mother.evidence.edges import DECISIVE, decay_direction, pooled_newness
-from mother.evidence.facts import common_grid, mantissa
-from mother.evidence.second_pass import SecondPass, is_lora, take_second_pass
-from mother.heritage.typed_graph import KNOWN
-from mother.report.terms import edge_terms, terms_text
+from mother.graph.model_graph import Edge, ModelGraph
+from mother.report.kept import Evidence, GroupEvidence, same_place
+from mother.report.names import find_model
+from mother.report.reasons import reasons, strongest, wrong_if
+from mother.report.words import KNOWN, percent, sentence, sure
+
+ALIKE = 0.5  # share of the weights that two models must have in equal shapes to be compared
+TRAINED = ("relatedness", "distance", "compared", "equal", "layers_changed", "layers_compared")
 
 
-def _pairs_of(group: Group, i: int, j: int) -> tuple[SecondPass, int]:
-    """Measurements of a pair and its number in them; a pair that was not looked at is measured now."""
-    second_pass = group.heritage.second_pass
-    p = second_pass.number(i, j)
-    if p is not None:
-        return second_pass, p
-    both = [group.sketches[min(i, j)], group.sketches[max(i, j)]]
-    facts = [one.facts for one in both]
-    grids, bits = [common_grid(one.grids) for one in facts], [mantissa(one) for one in facts]
-    return take_second_pass(both, [(0, 1)], [[], []], grids, bits, torch.device("cpu")), 0
-
-
-def _cast_direction(group: Group, second_pass: SecondPass, p: int, i: int, j: int) -> float | None:
-    """Log likelihood ratio that j came last, by cast residuals; None for models of one type."""
-    if not second_pass.cast[p].any():
-        return None
-    facts = group.heritage.first_pass.facts
-    ratio = cast_direction(second_pass.cast[p])
-    return round(ratio if mantissa(facts[i]) > mantissa(facts[j]) else -ratio, 1) + 0.0
-
-
-def _node(recovered: Recovered, model: str) -> str:
-    """The node that stands for a model: itself, or the one that it is a copy of."""
-    for key, facts in recovered.graph.nodes.items():
-        if key == model or model in facts.get("aliases", ()):
-            return key
-    return model
-
-
-def pair_evidence(group: Group, parent: str, child: str) -> dict[str, Any]:
-    """The figures behind a pair of one group, read as parent -> child.
-
-    terms          what each evidence added to the log weight of this edge (`mother/heritage/terms.py`), and their sum
-    third          the model that fits best between the two, which the term "between" is about
-    newness        mean over layers in -1..1 and its t statistic: positive where what changed is new in the child
-    rounding       log likelihood ratio that the child was rounded last; null where the update has no low rank
-    cast           log likelihood ratio that the child came last, by how the finer model's weights lie about the
-                   coarser's; null where both have one type
-    decay          1 where rows of the child's tables are the parent's, shrunk by one factor; -1 the reverse
-    equal          share of the compared entries that are equal
-    layers         of each matrix that changed: share of the squared change, rank ("full" where it is), newness,
-                   rounding
-    """
-    heritage = group.heritage
-    place = {model: at for at, model in enumerate(heritage.first_pass.models)}
-    i, j = place[parent], place[child]
-    first_pass = heritage.first_pass
-    distance = float(group.distances()[i, j])
-    found: dict[str, Any] = {
-        "relatedness": round(float(first_pass.relatedness[i, j]), 2),
-        "distance": round(distance, 6) if np.isfinite(distance) else None,
-        "compared": round(first_pass.compared(i, j), 4),
+def told(group: GroupEvidence | None, graph: ModelGraph, edge: Edge) -> dict[str, Any]:
+    """All that is said of an edge: its sentence, its reasons, its figures, and what would refute it."""
+    parents = sorted(one.parent for one in graph.edges if one.child == edge.child)
+    facts = dict(edge.attributes)
+    if facts.get("kind") == "merge":
+        facts["parents"] = parents
+    figures: dict[str, Any] = {}
+    if group is not None and edge.parent in group.place and edge.child in group.place:
+        figures = group.pair(edge.parent, edge.child)
+    words = sentence(facts, edge.parent, edge.child, parents)
+    by = strongest(facts, figures, edge.parent, edge.child)
+    return {
+        "summary": f"{words} {by}".strip(),
+        "why": reasons(facts, figures, edge.parent, edge.child),
+        "wrong_if": wrong_if(facts, figures, edge.parent, edge.child),
+        "evidence": took_part(figures, facts.get("kind")),
     }
-    found |= edge_terms(heritage, i, j)
-    if not np.isfinite(distance):
-        return found
-    second_pass, p = _pairs_of(group, i, j)
-    sign = 1 if i < j else -1
-    arrays = {name: values[:, p] for name, values in second_pass.arrays.items()}
-    changed = arrays["energy"] > 0
-    risen = changed & (arrays["rank"] > 0)
-    mean, t = pooled_newness(arrays["newness"][risen], arrays["energy"][risen])
-    low = is_lora(second_pass, p)
-    total = max(float(arrays["energy"].sum()), 1e-300)
-    found |= {
-        "newness": round(sign * mean, 4),
-        "newness_t": round(sign * t, 2),
-        "rounding": round(sign * float(arrays["rounding"].sum()), 1) if low else None,
-        "cast": _cast_direction(group, second_pass, p, i, j),
-        "decay": sign * decay_direction(first_pass.facts[min(i, j)], first_pass.facts[max(i, j)]),
-        "equal": round(float(arrays["equal"].sum() / max(1.0, arrays["entries"].sum())), 4),
-        "layers_changed": int(changed.sum()),
-        "layers_compared": int((arrays["entries"] > 0).sum()),
-        "layers": [
-            {
-                "layer": str(second_pass.layers[row]),
-                "change": round(float(arrays["energy"][row]) / total, 4),
-                "rank": "full" if arrays["full"][row] else int(arrays["rank"][row]),
-                "newness": round(sign * float(arrays["newness"][row]), 3),
-                "rounding": round(sign * float(arrays["rounding"][row]), 1) + 0.0 if low else None,
-            }
-            for row in np.flatnonzero(changed)
-        ],
-    }
-    return found
 
 
-EXACT = {
-    "cast": "every tensor of {child}, digest by digest, would have to be {parent}'s rounded to {dtype} by chance.",
-    "prune": "all entries of the two that differ would have to be zero in {child} by chance.",
-    "quantize": "the differences would have to lie within half a step of {child}'s grid by chance, in most layers.",
-    "merge": "{child} would have to be a combination of {parents}, up to rounding, by chance.",
-    "copy": "the digests of all tensors would have to be equal by chance.",
-}
+def took_part(figures: dict[str, Any], kind: str | None = "fine-tune") -> dict[str, Any]:
+    """Those figures of a pair that bear on what is said: no newness where an exact relation settles it."""
+    if kind in ("fine-tune", "lora"):
+        return figures
+    found = {name: value for name, value in figures.items() if name in TRAINED}
+    layers = [{name: row[name] for name in ("layer", "change", "rank")} for row in figures.get("layers", ())]
+    return found | ({"layers": layers} if layers else {})
 
 
-def wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: str) -> list[str]:
-    """What would have to be wrong for an edge to be wrong, strongest support first. One sentence each."""
-    kind = edge.get("kind")
-    names = {"parent": parent, "child": child, "dtype": edge.get("dtype", "a coarser type")}
-    names["parents"] = " and ".join(edge.get("parents", [parent]))
-    if kind in EXACT:
-        return [
-            EXACT[kind].format(**names),
-            "Or both come from a third model, absent from this collection, in the same way.",
-        ]
-    found = []
-    if kind is None:
-        return [
-            "The models beside this hidden ancestor would have to share by chance what they all do not have of one."
-        ]
-    arrow, adjacency = edge.get("arrow", 1.0), edge.get("adjacency", 1.0)
-    rounding, t = evidence.get("rounding"), evidence.get("newness_t") or 0.0
-    if abs(evidence.get("cast") or 0.0) > DECISIVE:
-        found.append(
-            "Arrow: the two are stored in different types, and the finer one's numbers lie about the coarser one's as "
-            f"if {child if evidence['cast'] > 0 else parent} came last (log likelihood ratio "
-            f"{abs(evidence['cast']):.0f}); they would have to lie so by chance."
-        )
-    elif rounding is not None and abs(rounding) > DECISIVE:
-        side = child if rounding > 0 else parent
-        found.append(
-            f"Arrow: the rounding errors left in the difference have the grain of {side}'s numbers (log likelihood "
-            f"ratio {abs(rounding):.0f}); they would have to have it by chance, or the update have been applied in "
-            "other arithmetic."
-        )
-    elif evidence.get("decay"):
-        found.append(
-            "Arrow: rows of embeddings shrank by one common factor; weight decay would have to have run backwards."
-        )
-    elif arrow < KNOWN:
-        found.append(
-            f"Arrow: it is not known (probability {arrow:.2f}); what changed is hardly newer in one than in the other."
-        )
-    else:
-        found.append(
-            f"Arrow: what changed is new in {child} (mean newness {evidence.get('newness', 0):.2f}, t = {t:.1f} over "
-            f"layers); training would have to have removed directions from {child} to make {parent}, as strong "
-            "weight decay or averaging can."
-        )
-    found.append(
-        f"Edge: a model between the two, or a common parent, would have to be missing here, or {child} be nearer to "
-        f"another model than to its own parent (probability of the edge {adjacency:.2f})."
-    )
-    return found
+def _unrelated(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in ("relatedness", "distance", "compared")}
 
 
-def explain(recovered: Recovered, one: str, other: str) -> dict[str, Any]:
+def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict[str, Any]:
     """All that is known of two models of a result: whether they are related, how, which came first, how sure.
 
     Raises InputError where one of them is not in it.
     """
-    groups = [recovered.group_of(model) for model in (one, other)]
+    one, other = find_model(graph, evidence, one), find_model(graph, evidence, other)
     result: dict[str, Any] = {"models": [one, other]}
     if one == other:
         raise InputError(f"{one} is one model: name two.")
-    if groups[0] is not groups[1]:
+    group = evidence.group_of(one)
+    if group is None or group is not evidence.group_of(other):
         return result | {"related": None, "summary": "They cannot be compared: their weights have other shapes."}
-    group, nodes = groups[0], [_node(recovered, model) for model in (one, other)]
-    graph = recovered.graph.to_networkx()
+    nodes = [same_place(graph, model) for model in (one, other)]
     if nodes[0] == nodes[1]:
         return result | {"related": True, "summary": f"Their weights are equal: {one} and {other} are copies."}
     if graph.nodes[nodes[0]]["tree"] != graph.nodes[nodes[1]]["tree"]:
-        found = pair_evidence(group, *nodes)
-        z = found["relatedness"]
-        if found["compared"] < ALIKE:
-            summary = (
-                f"They cannot be compared: only {found['compared']:.0%} of their weights have equal names and shapes."
-            )
-            return result | {"related": None, "summary": summary, "evidence": found}
-        summary = (
-            f"No sign that they are related: z = {z:.1f} where independent initialisation gives 0 with deviation 1."
-        )
-        return result | {"related": False, "summary": summary, "evidence": found}
-    result |= {"related": True}
+        figures = _unrelated(group.pair(*nodes))
+        if figures["compared"] < ALIKE:
+            share = percent(figures["compared"])
+            summary = f"They cannot be compared: only {share} of their weights have equal names and shapes."
+            return result | {"related": None, "summary": summary, "evidence": figures}
+        z = figures["relatedness"]
+        summary = f"No sign that they are related: z = {z:.1f}, and models initialised independently have 0 ± 1."
+        return result | {"related": False, "summary": summary, "evidence": figures}
+    for edge in graph.edges:
+        if {edge.parent, edge.child} == set(nodes):
+            ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
+            return result | {"related": True} | ends | told(group, graph, edge)
+    return result | {"related": True} | _relatives(graph, group, nodes)
+
+
+def _way(ways: dict[str, list[str]], start: str, end: str) -> list[str]:
+    """The shortest way between two nodes, [] where there is none."""
+    before: dict[str, str | None] = {start: None}
+    queue = deque([start])
+    while queue and end not in before:
+        at = queue.popleft()
+        for there in ways.get(at, ()):
+            if there not in before:
+                before[there] = at
+                queue.append(there)
+    if end not in before:
+        return []
+    path: list[str] = []
+    node: str | None = end
+    while node is not None:
+        path.append(node)
+        node = before[node]
+    return path[::-1]
+
+
+def _relatives(graph: ModelGraph, group: GroupEvidence, nodes: list[str]) -> dict[str, Any]:
+    """Two models of one family without an edge between them."""
+    down: dict[str, list[str]] = {}
+    both: dict[str, list[str]] = {}
+    for edge in graph.edges:
+        down.setdefault(edge.parent, []).append(edge.child)
+        both.setdefault(edge.parent, []).append(edge.child)
+        both.setdefault(edge.child, []).append(edge.parent)
     for parent, child in (nodes, nodes[::-1]):
-        if graph.has_edge(parent, child):
-            return result | _explain_edge(group, graph, parent, child)
-    return result | _explain_relatives(group, graph, nodes)
-
-
-def _explain_edge(group: Group, graph: nx.DiGraph, parent: str, child: str) -> dict[str, Any]:
-    """Two models with an edge between them."""
-    facts = dict(graph.edges[parent, child])
-    if facts["kind"] == "merge":
-        facts["parents"] = sorted(graph.predecessors(child))
-    evidence = pair_evidence(group, parent, child)
-    summary = f"{child} was made from {parent} by {facts['kind']}"
-    if facts.get("direction") != "known":
-        summary = f"{parent} and {child} are parent and child by {facts['kind']}, but which came first is not known"
-    summary += f": edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}."
-    wrong = wrong_if(facts, evidence, parent, child)
-    ends = {"parent": parent, "child": child, "edge": facts}
-    return ends | {"summary": summary, "evidence": evidence, "wrong_if": wrong}
-
-
-def _explain_relatives(group: Group, graph: nx.DiGraph, nodes: list[str]) -> dict[str, Any]:
-    """Two models of one tree without an edge between them."""
-    for parent, child in (nodes, nodes[::-1]):
-        if nx.has_path(graph, parent, child):
-            path = nx.shortest_path(graph, parent, child)
+        if path := _way(down, parent, child):
             summary = f"{child} descends from {parent}: {' -> '.join(path)}."
             break
     else:
-        parent, child = nodes
-        path = nx.shortest_path(graph.to_undirected(as_view=True), *nodes)
-        above = next((model for model in path if {*path} <= {model, *nx.descendants(graph, model)}), None)
+        path = _way(both, *nodes)
+        above = next((model for model in path if all(one == model or _way(down, model, one) for one in path)), None)
         summary = f"They are relatives, neither of the other: {' - '.join(path)}"
         summary += f"; both come from {above}." if above else "."
-    arrows = [
-        graph.edges[ends].get("arrow", 1.0)
-        for pair in zip(path, path[1:])
-        for ends in (pair, pair[::-1])
-        if graph.has_edge(*ends)
-    ]
-    if min(arrows) < KNOWN:
-        summary += f" An arrow on the way is not known (probability {min(arrows):.2f})."
+    arrows = {(edge.parent, edge.child): edge.attributes.get("arrow", 1.0) for edge in graph.edges}
+    on_it = [arrows[ends] for pair in zip(path, path[1:]) for ends in (pair, pair[::-1]) if ends in arrows]
+    if min(on_it) < KNOWN:
+        summary += f" The least known arrow on the way is {sure(min(on_it))}."
     adjacency = group.adjacency(*nodes)
-    found = {"path": path, "summary": summary, "evidence": pair_evidence(group, *nodes)}  # as they were named
+    figures = group.pair(*nodes)  # as they were named
+    found = {"path": path, "summary": summary, "evidence": figures}
     return found | {"adjacency": round(adjacency, 4) if adjacency is not None else None}
 
 
-def explain_text(found: dict[str, Any], most: int = 12) -> str:
-    """One screen of text."""
-    lines = [" and ".join(found["models"]), found["summary"]]
-    if "adjacency" in found:
-        lines.append(f"Probability that they are parent and child: {found['adjacency'] or 0:.2f}.")
-    facts = {
-        k: v
-        for k, v in found.get("edge", {}).items()
-        if k not in ("kind", "adjacency", "arrow", "direction", "ranks", "parents")
+def lineage(graph: ModelGraph, evidence: Evidence, name: str) -> dict[str, Any]:
+    """The line of descent of one model, from itself to its root: at each step the parent that counts most.
+
+    Raises InputError where the model is not in the result.
+    """
+    model = find_model(graph, evidence, name)
+    node, steps, seen = same_place(graph, model), [], set()
+    into: dict[str, list[Edge]] = {}
+    for edge in graph.edges:
+        into.setdefault(edge.child, []).append(edge)
+    while node in into and node not in seen:
+        seen.add(node)
+        edges = sorted(into[node], key=lambda edge: (-_weight(edge), edge.parent))
+        said = told(evidence.group_of(node), graph, edges[0])
+        others = [edge.parent for edge in edges[1:]]
+        steps.append({"parent": edges[0].parent, "child": node, "other_parents": others, **edges[0].attributes, **said})
+        node = edges[0].parent
+    facts = graph.nodes[node]
+    copies = [one for one in [same_place(graph, model), *graph.nodes[same_place(graph, model)].get("aliases", ())]]
+    return {
+        "model": model,
+        "copies": [one for one in copies if one != model],
+        "root": node,
+        "root_probability": facts.get("root"),
+        "steps": steps,
     }
-    if facts:
-        lines.append("Edge: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()) + ".")
-    evidence = found.get("evidence")
-    if evidence:
-        distance = "none in common" if evidence["distance"] is None else f"{evidence['distance']:.4g}"
-        lines += [
-            "",
-            f"relatedness   z = {evidence['relatedness']:.1f}  "
-            "(0 with deviation 1 for models initialised independently)",
-        ]
-        compared = f"{100 * evidence['compared']:.0f} % of the weights"
-        lines.append(f"distance      {distance}  (0: equal; about 1.4: unrelated), on {compared}")
-    if evidence and "newness" in evidence:
-        changed = f"{evidence['layers_changed']} of {evidence['layers_compared']} matrices differ"
-        lines.append(f"equal entries {100 * evidence['equal']:.1f} %; {changed}")
-        first, second = (found["parent"], found["child"]) if "parent" in found else found["models"]
-        newness = f"{evidence['newness']:+.3f}, t = {evidence['newness_t']:+.1f}"
-        lines.append(f"newness       {newness}  (positive: what differs is new in {second})")
-        if evidence["rounding"] is not None:
-            ratio = f"{evidence['rounding']:+.1f}"
-            lines.append(f"rounding      {ratio}  (log likelihood ratio; positive: {second} was rounded last)")
-        if evidence["cast"] is not None:
-            lines.append(f"cast          {evidence['cast']:+.1f}  (the same by residuals of a cast)")
-        if evidence["decay"]:
-            lines.append(f"decay         rows of {second if evidence['decay'] > 0 else first} are shrunk by one factor")
-        if "terms" in evidence:
-            lines.append(f"log weight    {terms_text(evidence)}  (of {first} -> {second})")
-        rows = sorted(evidence["layers"], key=lambda row: -row["change"])
-        if rows:
-            lines += ["", f"{'matrix':<28} {'change':>7} {'rank':>6} {'newness':>8} {'rounding':>9}"]
-        lines += [
-            f"{row['layer'][:28]:<28} {100 * row['change']:6.1f}% {row['rank']:>6} {row['newness']:+8.2f} "
-            + ("-" if row["rounding"] is None else f"{row['rounding']:+.1f}").rjust(9)
-            for row in rows[:most]
-        ]
-        if len(rows) > most:
-            lines.append(f"... and {len(rows) - most} more, in `--json`")
-    if found.get("wrong_if"):
-        lines += ["", "For this to be wrong:", *(f"- {words}" for words in found["wrong_if"])]
-    return "\n".join(lines)
+
+
+def _weight(edge: Edge) -> float:
+    return float(edge.attributes.get("coefficient") or 0) + float(edge.attributes.get("adjacency", 1.0))

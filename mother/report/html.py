@@ -1,12 +1,9 @@
 """A result as one HTML file for people who do not program: everything is inside, nothing is loaded from anywhere."""
 
 import base64
-import html
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -15,12 +12,15 @@ import numpy as np
 from mother.collection.audit import Audit
 from mother.collection.workspace import Group, Recovered
 from mother.graph.exports import describe, first_parents, roots
-from mother.graph.text import head_line
-from mother.report.explain import pair_evidence, wrong_if
+from mother.graph.layered import Family, families, labels
+from mother.report.explain import told
+from mother.report.kept import Evidence
+from mother.report.static import audit_html, edges_html, files_html, picture_html, summary_html, table, text
+from mother.report.summary import formats, summary, verdicts_by_model
 
 MOST_SHOWN = 1200  # models of a group whose distances are shown as one picture
 LOW, HIGH = -4.0, 0.2  # decimal logarithms of the distances between which colours differ
-SHOWN = ("kind", "adjacency", "arrow", "direction", "hidden", "compared")
+SHOWN = ("kind", "adjacency", "arrow", "direction", "hidden", "compared", "coefficient")
 
 
 def tree_order(recovered: Recovered) -> list[str]:
@@ -48,82 +48,112 @@ def _heat(group: Group, order: Sequence[str]) -> dict[str, Any] | None:
     return {"group": group.name, "models": models, "cells": base64.b64encode(codes.tobytes()).decode()}
 
 
-def report_data(recovered: Recovered, audit: Audit | None, title: str) -> dict[str, Any]:
-    """What the page shows, as JSON values. Layers are rows of [name, change, rank (-1: full), newness, rounding]."""
-    graph = recovered.graph
-    groups = {model: group for group in recovered.groups for model in group.heritage.first_pass.models}
-    layers: dict[str, int] = {}
-    parents: dict[str, list[str]] = {}
-    for edge in graph.edges:
-        parents.setdefault(edge.child, []).append(edge.parent)
+def _edges(recovered: Recovered, evidence: Evidence, layers: dict[str, int]) -> list[dict[str, Any]]:
+    """All edges with what is said of them. `layers` numbers the names of matrices, which many edges share."""
     edges = []
-    for edge in sorted(graph.edges, key=lambda edge: (edge.parent, edge.child)):
+    for edge in sorted(recovered.graph.edges, key=lambda edge: (edge.parent, edge.child)):
         facts = edge.attributes
         entry = {"parent": edge.parent, "child": edge.child, "words": describe(facts)}
         entry |= {key: facts[key] for key in SHOWN if key in facts}
         entry["attributes"] = {key: value for key, value in facts.items() if key not in SHOWN}
-        evidence: dict[str, Any] = {}
-        if edge.parent in groups and edge.child in groups:
-            evidence = pair_evidence(groups[edge.child], edge.parent, edge.child)
-            rows = [
-                [
-                    layers.setdefault(row["layer"], len(layers)),
-                    row["change"],
-                    -1 if row["rank"] == "full" else row["rank"],
-                    row["newness"],
-                    row["rounding"],
-                ]
-                for row in evidence.get("layers", ())
+        said = told(evidence.group_of(edge.child), recovered.graph, edge)
+        rows = [
+            [
+                layers.setdefault(row["layer"], len(layers)),
+                row["change"],
+                -1 if row["rank"] == "full" else row["rank"],
+                row.get("newness"),
+                row.get("rounding"),
             ]
-            entry["evidence"] = evidence | {"layers": rows}
-        named = {**facts, "parents": sorted(parents[edge.child])} if facts.get("kind") == "merge" else facts
-        entry["wrong_if"] = wrong_if(named, evidence, edge.parent, edge.child)
-        edges.append(entry)
+            for row in said["evidence"].pop("layers", ())
+        ]
+        entry["evidence"] = said["evidence"] | {"layers": rows}
+        edges.append(entry | {key: said[key] for key in ("summary", "why", "wrong_if")})
+    return edges
+
+
+def drawing_of(family: Family) -> dict[str, Any]:
+    """A family as JSON values: places as [model, column, row], bends as [parent, child, [column, row], ...]."""
+    return {
+        "name": family.name,
+        "places": [[model, column, round(row, 2)] for model, (column, row) in family.place.items()],
+        "bends": [
+            [*ends, *([column, round(row, 2)] for column, row in way)] for ends, way in sorted(family.bends.items())
+        ],
+    }
+
+
+def report_data(
+    recovered: Recovered, evidence: Evidence, audit: Audit | None, title: str, command: str = ""
+) -> dict[str, Any]:
+    """What the page shows, as JSON values. Layers are rows of [name, change, rank (-1: full), newness, rounding]."""
+    graph = recovered.graph
+    layers: dict[str, int] = {}
+    edges = _edges(recovered, evidence, layers)
     order = tree_order(recovered)
-    counts = head_line(graph) + (f"; {len(graph.left_out)} left out" if graph.left_out else "")
+    drawn, alone = families(graph)
+    short, form, verdict = labels(graph), formats(recovered), verdicts_by_model(evidence, audit)
+    nodes = [
+        {"id": model, "label": short[model], "format": form.get(model, ""), "verdict": verdict.get(model, "")}
+        | graph.nodes[model]
+        for model in order
+        if model in graph.nodes
+    ]
     return {
         "title": title,
-        "counts": counts,
-        "nodes": [{"id": model, **graph.nodes[model]} for model in order if model in graph.nodes],
+        "summary": summary(recovered, audit, command),
+        "nodes": nodes,
         "edges": edges,
+        "families": [drawing_of(family) for family in drawn],
+        "alone": alone,
         "layers": list(layers),
         "heat": [heat for group in recovered.groups if (heat := _heat(group, order)) is not None],
         "heat_low": LOW,
         "heat_high": HIGH,
         "audit": audit.to_json() if audit is not None else None,
-        "left_out": [[model, reason] for model, reason in graph.left_out.items()],
-        "not_read": [[path, reason] for path, reason in graph.not_read.items()],
-        "notes": list(graph.notes),
     }
 
 
-def _d3() -> Path:
-    """D3 as mpld3 ships it. That package is not imported: it is slow, and needs docstrings, which python -OO drops."""
-    return Path(find_spec("mpld3").submodule_search_locations[0]) / "js" / "d3.v5.min.js"
+def _families(data: dict[str, Any]) -> list[Family]:
+    """The families of `report_data` as drawings."""
+    return [
+        Family(
+            one["name"],
+            [model for model, _, _ in one["places"]],
+            {model: (column, row) for model, column, row in one["places"]},
+            {(parent, child): [(at, row) for at, row in way] for parent, child, *way in one["bends"]},
+        )
+        for one in data["families"]
+    ]
 
 
-def to_html(recovered: Recovered, audit: Audit | None = None, title: str = "Model Graph") -> str:
-    """The page of a result."""
-    return page(report_data(recovered, audit, title))
-
-
-def page(data: dict[str, Any]) -> str:
+def to_html(data: dict[str, Any]) -> str:
     """What `report_data` gave as a page of HTML.
 
-    What comes from models can be nothing but text in it: JSON without '<', which the script shows as text.
+    What comes from models can be nothing but text in it: escaped, or JSON without '<', which the script shows as text.
     """
-    content = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    content = content.encode("utf-8", "replace").decode()
+    unsaid = ("summary", "audit")  # said in HTML already, but for the verdicts on each model
+    content = {key: value for key, value in data.items() if key not in unsaid}
+    content["verdicts"] = (data["audit"] or {}).get("verdicts", [])
+    script = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    script = script.encode("utf-8", "replace").decode()
     for letter in "<>&\u2028\u2029":
-        content = content.replace(letter, f"\\u{ord(letter):04x}")
+        script = script.replace(letter, f"\\u{ord(letter):04x}")
+    found, names = data["summary"], {node["id"]: node["label"] for node in data["nodes"]}
+    copies = {node["id"]: len(node.get("aliases", ())) for node in data["nodes"]}
     assets = files("mother.report") / "assets"
     parts = {
-        "@TITLE@": html.escape(data["title"]),
-        "@CSS@": (assets / "report.css").read_text(encoding="utf-8"),
-        "@D3@": _d3().read_text(encoding="utf-8").replace("</script", "<\\/script"),
-        "@JS@": (assets / "report.js").read_text(encoding="utf-8"),
-        "@DATA@": content,
+        "TITLE": text(data["title"]),
+        "CSS": (assets / "report.css").read_text(encoding="utf-8"),
+        "JS": (assets / "tree.js").read_text(encoding="utf-8") + (assets / "report.js").read_text(encoding="utf-8"),
+        "SUMMARY": summary_html(found),
+        "PICTURE": picture_html(_families(data), data["alone"], data["edges"], names, copies),
+        "EDGES": edges_html(data["edges"]),
+        "AUDIT": audit_html(data["audit"]),
+        "FILES": files_html(found),
+        "LEFT": table(("what", "why"), [*found["left_out"].items(), *found["not_read"].items()], "left"),
+        "DATA": script,
     }
     pieces = (assets / "report.html").read_text(encoding="utf-8").split("@")
     # Placeholders are replaced in one go, so that nothing inside a part is taken for one.
-    return "".join(parts.get(f"@{piece}@", piece) if at % 2 else piece for at, piece in enumerate(pieces))
+    return "".join(parts.get(piece, f"@{piece}@") if at % 2 else piece for at, piece in enumerate(pieces))

@@ -3,29 +3,40 @@
 from pathlib import Path
 
 from mother.collection.baseline import Judged
-from mother.collection.state import AUDIT, GRAPH, begin_result, collection_facts, finish_result
+from mother.collection.state import AUDIT, EVIDENCE, begin_result, collection_facts, finish_result
 from mother.collection.verdicts import Audit
 from mother.collection.workspace import Recovered
 from mother.graph.drawing import draw_once
 from mother.graph.exports import to_dot, to_graphml, to_mermaid, to_newick
+from mother.graph.model_graph import GRAPH
 from mother.io.files import write_json, write_text
 from mother.report.findings import JUNIT, SARIF, write_findings
-from mother.report.html import to_html
+from mother.report.html import report_data, to_html
+from mother.report.measured import evidence_of
 
 TITLE = "Model Graph"
+SUMMARY = "summary.json"
 FILES = "files.json"  # that each model was read from: name, size, SHA-256
 
 
-def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE) -> None:
-    """Write all files of a result into a folder. Raises OSError where that cannot be."""
+def write_outputs(
+    recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE, command: str = ""
+) -> None:
+    """Write all files of a result into a folder; `command` is what the report says it was made with.
+
+    Raises OSError where that cannot be.
+    """
     graph = recovered.graph
     begin_result(folder)
+    evidence = evidence_of(recovered)
+    evidence.write(folder / EVIDENCE)
+    data = report_data(recovered, evidence, verdicts, title, command)
     texts = {
         "model_graph.graphml": to_graphml(graph),
         "trees.nwk": to_newick(graph),
         "model_graph.mmd": to_mermaid(graph),
         "model_graph.dot": to_dot(graph),
-        "report.html": to_html(recovered, verdicts, title),
+        "report.html": to_html(data),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -39,6 +50,8 @@ def write_outputs(recovered: Recovered, folder: Path, verdicts: Audit | None = N
         for name in audited:
             (folder / name).unlink(missing_ok=True)
     write_json(folder / FILES, {one.model: one.files for group in recovered.groups for one in group.sketches})
+    write_json(folder / SUMMARY, data["summary"])
     graph.write(folder / GRAPH)
-    files = [*texts, FILES, *(picture.name for picture in pictures), GRAPH, *(audited if verdicts is not None else [])]
+    files = [*texts, FILES, SUMMARY, EVIDENCE, *(picture.name for picture in pictures), GRAPH]
+    files += audited if verdicts is not None else []
     finish_result(folder, collection_facts(recovered.state, title), files)

@@ -3,38 +3,43 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const nodes = new Map(data.nodes.map((node) => [node.id, { ...node, into: [], below: [] }]));
-  const edges = data.edges;
-  for (const edge of edges) {
+  const { svgOf, kindOf } = Drawing;
+  const nodes = new Map(data.nodes.map((node) => [node.id, { ...node, into: [], below: [], count: 0 }]));
+  for (const edge of data.edges) {
     nodes.get(edge.child).into.push(edge);
+    nodes.get(edge.parent).below.push(edge.child);
   }
-  // A merge hangs under the first of its parents; the others get a line of their own.
-  for (const node of nodes.values()) {
-    if (node.into.length) nodes.get(node.into[0].parent).below.push(node);
+  Drawing.prepare(data, nodes);
+  for (const family of data.families) {
+    for (const id of family.order.slice().reverse()) for (const edge of nodes.get(id).into.slice(0, 1)) nodes.get(edge.parent).count += 1 + nodes.get(id).count;
   }
-  const kindName = (edge) => edge.kind || "hidden";
-  const kindColour = (edge) => `var(--${kindName(edge)})`;
-  const label = (node) => (node.hidden ? "hidden" : [node.id, ...(node.aliases || [])].join(" = "));
+  const label = (node) => (node.hidden ? "a model that is not here" : [node.id, ...(node.aliases || [])].join(" = "));
   const number = (value, digits = 2) => (value === null || value === undefined ? "\u2013" : Number(value).toFixed(digits));
   const signed = (value, digits = 2) => (value === null || value === undefined ? "\u2013" : (value > 0 ? "+" : "") + Number(value).toFixed(digits));
-
-  byId("title").textContent = data.title;
-  byId("counts").textContent = data.counts;
-
-  // Theme: the system's, until somebody says otherwise.
-  const setTheme = (dark) => {
-    document.documentElement.dataset.theme = dark ? "dark" : "light";
-    byId("theme").setAttribute("aria-pressed", String(dark));
-    byId("theme").textContent = dark ? "Light" : "Dark";
-    drawHeat();
+  const percent = (value) => (value === undefined || value === null ? "\u2013" : value >= 0.995 ? "more than 99 %" : value < 0.005 ? "less than 1 %" : `${Math.round(100 * value)} %`);
+  const make = (name, text, attributes = {}) => {
+    const element = document.createElement(name);
+    if (text !== undefined && text !== null) element.textContent = text;
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const table = (head, rows, numbers = []) => {
+    const result = make("table"), top = make("thead"), body = make("tbody");
+    const row = (cells, kind) => {
+      const line = make("tr");
+      cells.forEach((cell, at) => line.append(make(kind, cell, numbers.includes(at) ? { class: "number" } : {})));
+      return line;
+    };
+    top.append(row(head, "th"));
+    for (const cells of rows) body.append(row(cells, "td"));
+    result.append(top, body);
+    return result;
   };
 
-  // Tabs
-  const views = [["tree", "Tree"], ["edges", "Edges"], ["distances", "Distances"]];
-  if (data.audit) views.push(["audit", "Audit"]);
-  const gaps = data.left_out.length + data.not_read.length;
-  if (gaps || data.notes.length) views.push(["left", `Left out (${gaps})`]);
-  const tabs = document.querySelector(".tabs");
+  // Views
+  const views = [["summary", "Summary"], ["tree", "Tree"], ["edges", "Edges"], ["distances", "Distances"], ["audit", "Audit"], ["files", "Files"], ["left", "Left out"]];
+  const narrow = window.matchMedia("(max-width: 700px)");
+  let fitted = false;
   const show = (name) => {
     for (const [view] of views) {
       byId(`view-${view}`).hidden = view !== name;
@@ -42,12 +47,10 @@
       byId(`tab-${view}`).tabIndex = view === name ? 0 : -1;
     }
     if (name === "distances") drawHeat();
+    if (name === "tree") { if (!drawn) redraw(); if (!fitted) fit(); if (narrow.matches) buildList(); }
   };
   for (const [view, title] of views) {
-    const tab = document.createElement("button");
-    Object.assign(tab, { id: `tab-${view}`, type: "button", textContent: title });
-    tab.setAttribute("role", "tab");
-    tab.setAttribute("aria-controls", `view-${view}`);
+    const tab = make("button", title, { id: `tab-${view}`, type: "button", role: "tab", "aria-controls": `view-${view}` });
     tab.addEventListener("click", () => show(view));
     tab.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -56,181 +59,207 @@
       show(views[at][0]);
       byId(`tab-${views[at][0]}`).focus();
     });
-    tabs.append(tab);
+    document.querySelector(".tabs").append(tab);
   }
-
-  // Small helpers that make elements out of text
-  const make = (name, text, attributes = {}) => {
-    const element = document.createElement(name);
-    if (text !== undefined && text !== null) element.textContent = text;
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    return element;
-  };
-  const row = (cells, kind = "td", numbers = []) => {
-    const line = make("tr");
-    cells.forEach((cell, at) => {
-      const element = make(kind, cell instanceof Node ? null : cell);
-      if (cell instanceof Node) element.append(cell);
-      if (numbers.includes(at)) element.className = "number";
-      if (kind === "th") element.setAttribute("scope", "col");
-      line.append(element);
-    });
-    return line;
-  };
-  const table = (head, rows, numbers = []) => {
-    const result = make("table");
-    const top = make("thead");
-    top.append(row(head, "th", numbers));
-    const body = make("tbody");
-    for (const cells of rows) body.append(row(cells, "td", numbers));
-    result.append(top, body);
-    return result;
+  const setTheme = (dark) => {
+    document.documentElement.dataset.theme = dark ? "dark" : "light";
+    byId("theme").setAttribute("aria-pressed", String(dark));
+    byId("theme").textContent = dark ? "Light" : "Dark";
+    drawHeat();
   };
 
-  // The tree
-  const legend = byId("legend");
-  const kinds = [...new Set(edges.map(kindName))].sort();
-  for (const kind of kinds) {
-    const item = make("li");
-    const line = d3.create("svg").attr("aria-hidden", "true");
-    line.append("line").attr("x1", 0).attr("x2", 26).attr("y1", 4).attr("y2", 4).attr("stroke", `var(--${kind})`).attr("stroke-width", 3)
-      .attr("stroke-dasharray", kind === "hidden" ? "3 3" : null);
-    item.append(line.node(), kind);
-    legend.append(item);
+  // The tree: a window of svg on the drawing
+  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${kindOf(edge)})` };
+  data.families.forEach((family, k) => { if (family.order.length > Drawing.LARGE) state.shut.add(k); });
+  let open = 0;
+  data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
+  if (data.alone.length > Drawing.LARGE) state.shut.add("alone");
+  const svg = svgOf("svg", { class: "whole", role: "tree", "aria-label": "Model tree" });
+  const canvas = svgOf("g", {});
+  svg.append(canvas);
+  byId("tree").append(svg);
+  let drawn = null, chosen = null, matches = [], view = { x: 0, y: 0, k: 1 };
+  const apply = () => { canvas.setAttribute("transform", `translate(${view.x},${view.y}) scale(${view.k})`); moveMap(); };
+  const zoomBy = (factor, x, y) => {
+    const box = svg.getBoundingClientRect(), k = Math.min(4, Math.max(0.02, view.k * factor));
+    const px = x === undefined ? box.width / 2 : x - box.left, py = y === undefined ? box.height / 2 : y - box.top;
+    view = { k, x: px - (px - view.x) * k / view.k, y: py - (py - view.y) * k / view.k };
+    apply();
+  };
+  svg.addEventListener("wheel", (event) => { event.preventDefault(); zoomBy(Math.exp(-event.deltaY / 400), event.clientX, event.clientY); }, { passive: false });
+  let drag = null;
+  svg.addEventListener("pointerdown", (event) => { drag = { x: event.clientX - view.x, y: event.clientY - view.y, id: event.pointerId }; });
+  svg.addEventListener("pointermove", (event) => {
+    if (!drag || drag.id !== event.pointerId) return;
+    view = { ...view, x: event.clientX - drag.x, y: event.clientY - drag.y };
+    apply();
+  });
+  for (const end of ["pointerup", "pointerleave", "pointercancel"]) svg.addEventListener(end, () => { drag = null; });
+  function fit() {
+    const box = svg.getBoundingClientRect();
+    if (!box.width || !drawn) return;
+    fitted = true;
+    const k = Math.max(0.02, Math.min(1.2, box.width / (drawn.right + 30), box.height / (drawn.bottom + 20)));
+    view = { k, x: Math.max(8, (box.width - k * drawn.right) / 2), y: 8 };
+    apply();
   }
-  if (edges.some((edge) => edge.direction === "unknown")) legend.append(make("li", "dashed: which came first is not known"));
-  legend.append(make("li", "thicker: more probable"));
-
-  const svg = d3.select("#tree").append("svg").attr("role", "tree").attr("aria-label", "Model tree");
-  const canvas = svg.append("g");
-  const lines = canvas.append("g");
-  const dots = canvas.append("g");
-  const zoom = d3.zoom().scaleExtent([0.03, 4]).on("zoom", () => canvas.attr("transform", d3.event.transform));
-  svg.call(zoom).on("dblclick.zoom", null);
-  const root = d3.hierarchy({ id: null, below: [...nodes.values()].filter((node) => !node.into.length) }, (node) => node.below);
-  root.each((one) => { one.all = one.children; });
-  const place = new Map();
-  root.each((one) => { if (one.data.id !== null) place.set(one.data.id, one); });
-  const rowHeight = 21;
-  let columnWidth = 150;
-  let chosen = null;
-  let matches = [];
-  const widest = d3.max(data.nodes, (node) => Math.min(40, label(node).length)) || 10;
-  columnWidth = Math.max(130, Math.min(300, 60 + 6.6 * widest));
-
-  const widthOf = (edge) => 1 + 3.5 * (edge.adjacency === undefined ? 0.5 : edge.adjacency);
-  const bend = (from, to) => `M${from.y},${from.x}C${(from.y + to.y) / 2},${from.x} ${(from.y + to.y) / 2},${to.x} ${to.y},${to.x}`;
-
-  function draw() {
-    d3.tree().nodeSize([rowHeight, columnWidth]).separation((a, b) => (a.parent === b.parent ? 1 : a.depth === 1 ? 1.6 : 1.1))(root);
-    const visible = depthFirst();
-    const shown = new Set(visible.map((one) => one.data.id));
-    const links = edges.filter((edge) => shown.has(edge.parent) && shown.has(edge.child));
-    for (const [kind, extra] of [["edge", true], ["hit", false]]) {
-      const paths = lines.selectAll(`path.${kind}`).data(links, (edge) => `${edge.parent}\n${edge.child}`);
-      paths.exit().remove();
-      const all = paths.enter().append("path").attr("class", kind).merge(paths);
-      all.attr("d", (edge) => bend(place.get(edge.parent), place.get(edge.child)));
-      if (extra) {
-        all.style("stroke", kindColour).style("stroke-width", (edge) => `${widthOf(edge)}px`)
-          .style("stroke-dasharray", (edge) => (edge.hidden ? "3 4" : edge.direction === "unknown" ? "7 5" : null));
-      } else {
-        all.on("click", (edge) => select(edge.child));
-        all.filter(function () { return !this.firstChild; }).append("title").text((edge) => `${edge.parent} \u2192 ${edge.child}: ${edge.words}`);
-      }
+  function center(id) {
+    const box = svg.getBoundingClientRect(), at = drawn.at.get(id);
+    if (!at) return;
+    if (view.k < 0.5) view.k = 0.9;
+    const x = at[0] * view.k + view.x, y = at[1] * view.k + view.y;
+    if (x > 40 && x < box.width - 160 && y > 20 && y < box.height - 20) { apply(); return; }
+    view = { ...view, x: box.width / 3 - at[0] * view.k, y: box.height / 2 - at[1] * view.k };
+    apply();
+  }
+  const familyOf = (id) => data.families.findIndex((family) => family.place.has(id));
+  function ancestors(id) {
+    const found = new Set([id]), stack = [id];
+    while (stack.length) for (const edge of nodes.get(stack.pop()).into) if (!found.has(edge.parent)) { found.add(edge.parent); stack.push(edge.parent); }
+    return found;
+  }
+  function reveal(id) {
+    const k = familyOf(id);
+    let changed = state.shut.delete(k < 0 ? "alone" : k);
+    for (const above of ancestors(id)) if (above !== id && state.closed.delete(above)) changed = true;
+    return changed;
+  }
+  function redraw() {
+    drawn = Drawing.draw(canvas, data, nodes, state, redraw);
+    const order = [...drawn.nodes.keys()];
+    for (const [id, element] of drawn.nodes) {
+      const node = nodes.get(id);
+      if (node.below.length) element.setAttribute("aria-expanded", String(!state.closed.has(id)));
+      element.setAttribute("aria-label", `${label(node)}${node.into.map((edge) => `, from ${edge.parent}: ${edge.words}`).join("")}`);
+      element.addEventListener("click", () => select(id));
+      element.addEventListener("dblclick", () => toggle(id));
+      element.addEventListener("keydown", (event) => keys(event, id, order));
     }
-    const groups = dots.selectAll("g.node").data(visible, (one) => one.data.id);
-    groups.exit().remove();
-    const entered = groups.enter().append("g").attr("class", "node").attr("role", "treeitem").attr("tabindex", -1);
-    entered.append("circle").attr("r", 5);
-    entered.append("text");
-    entered.append("title").text((one) => label(one.data));
-    entered.on("click", (one) => { select(one.data.id); toggle(one, false); }).on("dblclick", (one) => toggle(one, true)).on("keydown", keys);
-    const all = entered.merge(groups).order();
-    all.attr("transform", (one) => `translate(${one.y},${one.x})`)
-      .attr("aria-level", (one) => one.depth).attr("aria-expanded", (one) => (one.all ? String(Boolean(one.children)) : null))
-      .attr("aria-selected", (one) => String(one.data.id === chosen))
-      .attr("aria-label", (one) => `${label(one.data)}${one.data.into.map((edge) => `, from ${edge.parent}: ${edge.words}`).join("")}`);
-    all.classed("closed", (one) => Boolean(one.all && !one.children)).classed("hidden-model", (one) => Boolean(one.data.hidden))
-      .classed("chosen", (one) => one.data.id === chosen).classed("match", (one) => matches.includes(one.data.id))
-      .classed("faint", (one) => matches.length > 0 && !matches.includes(one.data.id));
-    // Inner models are named above the edge that leads to them, leaves to their right.
-    all.select("text").attr("x", (one) => (one.children ? -3 : 9)).attr("dy", (one) => (one.children ? "-0.6em" : "0.34em"))
-      .attr("text-anchor", (one) => (one.children ? "end" : "start"))
-      .text((one) => {
-        const text = label(one.data);
-        const count = one.all && !one.children ? ` (+${one.count})` : "";
-        return (text.length > 40 ? `${text.slice(0, 18)}\u2026${text.slice(-20)}` : text) + count;
-      });
-    all.attr("tabindex", (one) => (one.data.id === (chosen || (visible[0] && visible[0].data.id)) ? 0 : -1));
+    for (const [edge, element] of drawn.edges) element.querySelector(".hit").addEventListener("click", () => select(edge.child, edge));
+    buildMap();
+    dress();
   }
-  root.eachAfter((one) => { one.count = (one.all || []).reduce((sum, child) => sum + child.count + 1, 0); });
-
-  function depthFirst() {
-    const order = [];
-    root.eachBefore((one) => { if (one.data.id !== null) order.push(one); });
-    return order;
+  function toggle(id) {
+    if (!nodes.get(id).below.length) return;
+    if (!state.closed.delete(id)) state.closed.add(id);
+    redraw();
   }
-  function toggle(one, always) {
-    if (!always || !one.all) return;
-    one.children = one.children ? null : one.all;
-    draw();
-  }
-  const elementOf = (id) => dots.selectAll("g.node").filter((one) => one.data.id === id).node();
-  function keys(one) {
-    const event = d3.event;
-    const order = depthFirst();
-    const at = order.indexOf(one);
-    let to = null;
+  function keys(event, id, order) {
+    const node = nodes.get(id), at = order.indexOf(id);
+    let to = null, stay = false;
     if (event.key === "ArrowDown") to = order[at + 1];
     else if (event.key === "ArrowUp") to = order[at - 1];
     else if (event.key === "Home") to = order[0];
     else if (event.key === "End") to = order[order.length - 1];
-    else if (event.key === "ArrowLeft") { if (one.children) toggle(one, true); else if (one.parent && one.parent.data.id !== null) to = one.parent; }
-    else if (event.key === "ArrowRight") { if (one.all && !one.children) toggle(one, true); else if (one.children) to = one.children[0]; }
-    else if (event.key === "Enter" || event.key === " ") select(one.data.id);
+    else if (event.key === "ArrowLeft") { if (node.below.length && !state.closed.has(id)) { toggle(id); stay = true; } else if (node.into.length) to = node.into[0].parent; }
+    else if (event.key === "ArrowRight") { if (state.closed.has(id)) { toggle(id); stay = true; } else to = node.below[0]; }
+    else if (event.key === "Enter" || event.key === " ") { select(id); stay = true; }
     else return;
     event.preventDefault();
-    if (to) { center(to); elementOf(to.data.id).focus(); }
+    if (stay) to = id;
+    if (to && drawn.nodes.has(to)) { center(to); drawn.nodes.get(to).focus(); }
   }
-  function center(one) {
-    const box = svg.node().getBoundingClientRect();
-    const now = d3.zoomTransform(svg.node());
-    const [x, y] = now.apply([one.y, one.x]);
-    if (x > 40 && x < box.width - 120 && y > 20 && y < box.height - 20) return;
-    svg.call(zoom.translateTo, one.y + 60, one.x);
+  // Classes that change without a new drawing: what is chosen, found, filtered, too uncertain
+  function dress() {
+    if (!drawn) return;
+    const words = byId("search").value.trim(), found = new Set(matches), lit = new Set();
+    for (const id of matches.length ? matches.slice(0, 50) : chosen ? [chosen] : []) for (const one of ancestors(id)) lit.add(one);
+    const first = chosen && drawn.nodes.has(chosen) ? chosen : drawn.nodes.keys().next().value;
+    const colours = nodeColours();
+    for (const [id, element] of drawn.nodes) {
+      element.classList.toggle("match", found.has(id));
+      element.classList.toggle("lit", lit.has(id));
+      element.classList.toggle("faint", Boolean(words) && !lit.has(id) && !found.has(id));
+      element.classList.toggle("chosen", id === chosen);
+      element.setAttribute("aria-selected", String(id === chosen));
+      element.setAttribute("tabindex", id === first ? 0 : -1);
+      element.querySelector("circle").style.fill = state.colour === "kind" ? "" : colours.get(nodes.get(id)[state.colour]) || "";
+    }
+    for (const [edge, element] of drawn.edges) {
+      const on = lit.has(edge.parent) && lit.has(edge.child);
+      element.classList.toggle("lit", on);
+      element.classList.toggle("off", state.off.has(kindOf(edge)));
+      element.classList.toggle("faint", (Boolean(words) && !on) || (edge.adjacency === undefined ? 1 : edge.adjacency) < state.threshold);
+    }
   }
-  function reveal(id) {
-    for (let above = place.get(id).parent; above; above = above.parent) if (above.all && !above.children) above.children = above.all;
+  function nodeColours() {
+    const values = [...new Set(data.nodes.map((node) => node[state.colour]).filter(Boolean))].sort();
+    return new Map(values.map((value, k) => [value, Drawing.PALETTE[k % Drawing.PALETTE.length]]));
   }
-  function fit() {
-    const box = svg.node().getBoundingClientRect();
-    const visible = root.descendants().filter((one) => one.data.id !== null);
-    if (!visible.length || !box.width) return;
-    const [top, bottom] = d3.extent(visible, (one) => one.x);
-    const [left, right] = d3.extent(visible, (one) => one.y);
-    const scale = Math.min(1.2, box.width / (right - left + columnWidth * 1.9), box.height / (bottom - top + 50));
-    const used = Math.max(0.03, scale);
-    svg.call(zoom.transform, d3.zoomIdentity.translate(20 + 0.75 * columnWidth * used - left * used, box.height / 2 - used * (top + bottom) / 2).scale(used));
+  function buildLegend() {
+    const legend = byId("legend");
+    legend.replaceChildren();
+    for (const kind of [...new Set(data.edges.map(kindOf))].sort()) {
+      const item = make("li"), button = make("button", null, { type: "button", "aria-pressed": String(!state.off.has(kind)) });
+      const line = svgOf("svg", { "aria-hidden": "true" });
+      line.append(svgOf("line", { x1: 0, x2: 30, y1: 4, y2: 4, stroke: `var(--${kind})`, "stroke-width": 3, ...(Drawing.DASHES[kind] ? { "stroke-dasharray": Drawing.DASHES[kind] } : {}) }));
+      button.append(line, kind);
+      button.addEventListener("click", () => { if (!state.off.delete(kind)) state.off.add(kind); buildLegend(); dress(); });
+      item.append(button);
+      legend.append(item);
+    }
+    legend.append(make("li", "fainter: less probable"), make("li", "no head, or ?: less than 75 % sure"));
+    if (state.colour !== "kind") for (const [value, colour] of nodeColours()) {
+      const item = make("li"), dot = svgOf("svg", { "aria-hidden": "true" });
+      dot.append(svgOf("circle", { cx: 10, cy: 4, r: 4, fill: colour }));
+      item.append(dot, value);
+      legend.append(item);
+    }
   }
-  function start() {
-    // Few models: all of them. Many: the first ones, at a size that can be read.
-    if (nodes.size <= 60) { fit(); return; }
-    const first = d3.min(root.descendants().filter((one) => one.data.id !== null), (one) => one.x);
-    svg.call(zoom.transform, d3.zoomIdentity.translate(40 + 0.5 * columnWidth - columnWidth, 24 - first));
+
+  // A small map, above 150 models
+  let map = null, here = null;
+  function buildMap() {
+    if (map) map.remove();
+    map = null;
+    if (nodes.size <= 150) return;
+    map = svgOf("svg", { class: "minimap", "aria-hidden": "true", viewBox: `0 0 ${drawn.right} ${drawn.bottom}`, preserveAspectRatio: "none" });
+    const dot = Math.max(drawn.right, drawn.bottom) / 160;
+    for (const [x, y] of drawn.at.values()) map.append(svgOf("circle", { cx: x, cy: y, r: dot }));
+    here = svgOf("rect", { class: "here" });
+    map.append(here);
+    map.addEventListener("click", (event) => {
+      const box = map.getBoundingClientRect(), whole = svg.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width * drawn.right, y = (event.clientY - box.top) / box.height * drawn.bottom;
+      view = { ...view, x: whole.width / 2 - x * view.k, y: whole.height / 2 - y * view.k };
+      apply();
+    });
+    byId("tree").append(map);
+    moveMap();
+  }
+  function moveMap() {
+    if (!map) return;
+    const box = svg.getBoundingClientRect();
+    for (const [key, value] of Object.entries({ x: -view.x / view.k, y: -view.y / view.k, width: box.width / view.k, height: box.height / view.k })) here.setAttribute(key, value);
+  }
+
+  // A list for narrow screens
+  function buildList() {
+    const list = byId("list");
+    if (list.childElementCount) return;
+    const add = (id, depth) => {
+      const node = nodes.get(id), item = make("li"), button = make("button", node.label, { type: "button" });
+      button.style.paddingLeft = `${8 + 14 * Math.min(depth, 12)}px`;
+      if (node.aliases && node.aliases.length) button.append(` \u00d7${1 + node.aliases.length}`);
+      if (node.into.length) button.append(document.createElement("br"), make("small", node.into.map((edge) => `${kindOf(edge)}${edge.arrow < Drawing.KNOWN ? " ?" : ""}`).join(", ")));
+      button.addEventListener("click", () => select(id));
+      item.append(button);
+      list.append(item);
+    };
+    const below = (id, depth) => { add(id, depth); for (const child of nodes.get(id).below) if (nodes.get(child).into[0].parent === id) below(child, depth + 1); };
+    for (const family of data.families) for (const id of family.order) if (!nodes.get(id).into.length) below(id, 0);
+    for (const id of data.alone) add(id, 0);
   }
 
   // Evidence
   function bars(edge) {
     const box = make("div");
-    for (const [name, value] of [["edge", edge.adjacency], ["arrow, given the edge", edge.arrow]]) {
+    for (const [name, value] of [["parent and child", edge.adjacency], ["this one first", edge.arrow]]) {
       if (value === undefined) continue;
-      const line = make("div", null, { class: "bar" });
-      const track = make("span", null, { class: "track" });
-      const fill = make("i");
+      const line = make("div", null, { class: "bar" }), track = make("span", null, { class: "track" }), fill = make("i");
       fill.style.width = `${100 * value}%`;
       track.append(fill);
-      line.append(make("span", name), track, make("span", number(value)));
+      line.append(make("span", name), track, make("span", percent(value)));
       box.append(line);
     }
     return box;
@@ -239,125 +268,198 @@
     const width = 360;
     const height = 12 * Math.min(layers.length, 24) + 26;
     const shownLayers = layers.length <= 24 ? layers : layers.slice().sort((a, b) => b[1] - a[1]).slice(0, 24);
-    const chart = d3.create("svg").attr("viewBox", `0 0 ${width} ${height}`).attr("role", "img")
-      .attr("aria-label", "Newness of what changed in each matrix; the table below has the numbers").style("width", "100%");
-    const x = d3.scaleLinear().domain([-1, 1]).range([150, width - 8]);
-    chart.append("line").attr("x1", x(0)).attr("x2", x(0)).attr("y1", 0).attr("y2", height - 20).style("stroke", "var(--soft)");
+    const chart = svgOf("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Newness of what changed in each matrix; the table below has the numbers" });
+    const x = (value) => 150 + (value + 1) / 2 * (width - 158);
+    const line = svgOf("line", { x1: x(0), x2: x(0), y1: 0, y2: height - 20 });
+    line.style.stroke = "var(--soft)";
+    chart.append(line);
+    const write = (text, attributes, colour) => {
+      const element = svgOf("text", attributes, text);
+      element.style.cssText = `font-size: 9px; fill: var(${colour})`;
+      chart.append(element);
+    };
     shownLayers.forEach((layer, at) => {
       const y = 12 * at + 2;
-      chart.append("text").attr("x", 145).attr("y", y + 8).attr("text-anchor", "end").style("font-size", "9px").style("fill", "var(--fore)").text(names[layer[0]].slice(-26));
-      chart.append("rect").attr("x", Math.min(x(0), x(layer[3]))).attr("width", Math.max(1, Math.abs(x(layer[3]) - x(0)))).attr("y", y).attr("height", 9)
-        .style("fill", layer[3] >= 0 ? "var(--fine-tune)" : "var(--merge)");
+      write(names[layer[0]].slice(-26), { x: 145, y: y + 8, "text-anchor": "end" }, "--fore");
+      const bar = svgOf("rect", { x: Math.min(x(0), x(layer[3])), width: Math.max(1, Math.abs(x(layer[3]) - x(0))), y, height: 9 });
+      bar.style.fill = layer[3] >= 0 ? "var(--fine-tune)" : "var(--merge)";
+      chart.append(bar);
     });
-    for (const [value, text, anchor] of [[-1, "was there before", "start"], [1, "new in the child", "end"]]) {
-      chart.append("text").attr("x", x(value)).attr("y", height - 6).attr("text-anchor", anchor).style("font-size", "9px").style("fill", "var(--soft)").text(text);
-    }
-    return chart.node();
+    for (const [value, text, anchor] of [[-1, "was there before", "start"], [1, "new in the child", "end"]]) write(text, { x: x(value), y: height - 6, "text-anchor": anchor }, "--soft");
+    return chart;
   }
   function describe(edge) {
     const box = make("section");
-    const title = make("h2", `${nodes.get(edge.parent).hidden ? "hidden parent" : edge.parent} \u2192 ${label(nodes.get(edge.child))}`);
-    const badge = make("span", kindName(edge), { class: "badge" });
-    badge.style.background = kindColour(edge);
-    box.append(title, badge, make("p", edge.words), bars(edge));
+    const badge = make("span", kindOf(edge), { class: "badge" });
+    badge.style.background = `var(--${kindOf(edge)})`;
+    box.append(make("h2", `${nodes.get(edge.parent).hidden ? "a model that is not here" : edge.parent} \u2192 ${label(nodes.get(edge.child))}`), badge, make("p", edge.summary), bars(edge));
+    for (const [about, title] of [["arrow", "Which came first (log odds)"], ["edge", "Parent and child (log weight)"]]) {
+      const why = (edge.why || []).filter((one) => one.about === about);
+      if (!why.length) continue;
+      const list = make("ul", null, { class: "why" });
+      for (const one of why) {
+        const item = make("li");
+        item.append(make("b", one.log_odds === null ? "exact" : signed(one.log_odds)), make("span", one.words));
+        list.append(item);
+      }
+      box.append(make("h3", title), list);
+    }
     if (edge.wrong_if && edge.wrong_if.length) {
-      box.append(make("h3", "For this to be wrong"));
       const list = make("ul");
       for (const words of edge.wrong_if) list.append(make("li", words));
-      box.append(list);
+      box.append(make("h3", "For this to be wrong"), list);
     }
-    const seen = edge.evidence;
-    if (!seen) return box;
-    box.append(make("h3", "Figures"));
-    const facts = [
-      ["relatedness z (0 \u00b1 1 if unrelated)", number(seen.relatedness, 1)],
-      ["distance (0 equal, about 1.4 unrelated)", seen.distance === null ? "\u2013" : Number(seen.distance).toPrecision(3)],
-      ["entries compared", `${number(100 * seen.compared, 0)} %`],
-    ];
-    if (seen.newness !== undefined) facts.push(
-      ["newness, and t over layers", `${signed(seen.newness, 3)}, ${signed(seen.newness_t, 1)}`],
-      ["rounding, log likelihood ratio", seen.rounding === null ? "\u2013" : signed(seen.rounding, 1)],
-      ["equal entries", `${number(100 * seen.equal, 1)} %`],
-      ["matrices that differ", `${seen.layers_changed} of ${seen.layers_compared}`]);
-    for (const [name, value] of Object.entries(seen.terms || {})) if (value !== null && Math.abs(value) >= 0.005)
-      facts.push([name === "log weight" ? "log weight of the edge" : `log weight, ${name === "between" && seen.third ? `${seen.third} between` : name}`, signed(value, 2)]);
+    const seen = edge.evidence || {};
+    const facts = [];
+    const fact = (name, key, format) => { if (seen[key] !== undefined && seen[key] !== null) facts.push([name, format(seen[key])]); };
+    fact("relatedness z (0 \u00b1 1 if unrelated)", "relatedness", (value) => number(value, 1));
+    fact("distance (0 equal, about 1.4 unrelated)", "distance", (value) => Number(value).toPrecision(3));
+    fact("weights compared", "compared", percent);
+    fact("newness", "newness", (value) => `${signed(value, 3)}, t = ${signed(seen.newness_t, 1)}`);
+    fact("rounding, log likelihood ratio", "rounding", (value) => signed(value, 1));
+    fact("equal entries", "equal", (value) => `${number(100 * value, 1)} %`);
+    fact("matrices that differ", "layers_changed", (value) => `${value} of ${seen.layers_compared}`);
     for (const [key, value] of Object.entries(edge.attributes || {})) facts.push([key.replace(/_/g, " "), typeof value === "object" ? JSON.stringify(value) : String(value)]);
-    box.append(table(["figure", "value"], facts, [1]));
+    if (facts.length) box.append(make("h3", "Figures"), table(["figure", "value"], facts, [1]));
     if (seen.layers && seen.layers.length) {
-      box.append(make("h3", "Newness by matrix"), layerChart(seen.layers, data.layers));
+      const newness = seen.layers[0][3] !== null;
+      if (newness) box.append(make("h3", "Newness by matrix"), layerChart(seen.layers, data.layers));
       const more = make("details");
-      more.append(make("summary", `All ${seen.layers.length} matrices`));
-      more.append(table(["matrix", "change %", "rank", "newness", "rounding"],
+      more.append(make("summary", `All ${seen.layers.length} matrices`), table(["matrix", "change %", "rank", "newness", "rounding"],
         seen.layers.map((one) => [data.layers[one[0]], number(100 * one[1], 1), one[2] < 0 ? "full" : String(one[2]), signed(one[3]), signed(one[4], 1)]), [1, 2, 3, 4]));
       box.append(more);
     }
     return box;
   }
-  function select(id) {
+  function select(id, edge) {
     chosen = id;
-    const node = nodes.get(id);
-    const panel = byId("details");
-    panel.replaceChildren();
+    const node = nodes.get(id), panel = byId("details");
+    const close = make("button", "Close", { type: "button", id: "sheet-close" });
+    close.addEventListener("click", () => panel.classList.remove("open"));
+    panel.replaceChildren(close);
+    panel.classList.add("open");
     if (!node.into.length) panel.append(make("h2", label(node)), make("p", node.hidden
       ? "A model that is not in this collection, from which those below must have come."
-      : `No parent in this collection. Probability of being the root of its tree: ${number(node.root)}.`));
-    node.into.forEach((edge) => panel.append(describe(edge)));
+      : `No parent in this collection. That it is the root of its family: ${percent(node.root)}.`));
+    for (const one of edge ? [edge] : node.into) panel.append(describe(one));
     if (node.aliases && node.aliases.length) panel.append(make("p", `Copies, equal in every tensor: ${node.aliases.join(", ")}`));
     panel.append(make("p", node.group));
-    for (const verdict of (data.audit ? data.audit.verdicts : []).filter((one) => one.model === id || (node.aliases || []).includes(one.model))) {
+    for (const verdict of data.verdicts.filter((one) => one.model === id || (node.aliases || []).includes(one.model))) {
       panel.append(make("p", `Claim in ${verdict.file}: ${verdict.says}. ${verdict.verdict}: ${verdict.reason}`, { class: verdictClass(verdict.verdict) }));
     }
     panel.scrollTop = 0;
-    draw();
+    const hash = edge ? `#edge=${encodeURIComponent(edge.parent)}..${encodeURIComponent(edge.child)}` : `#model=${encodeURIComponent(id)}`;
+    if (location.hash !== hash) history.replaceState(null, "", hash);
+    if (reveal(id)) redraw(); else dress();
+  }
+  const verdictClass = (verdict) => (verdict === "agrees" ? "agrees" : verdict === "contradicted" ? "contradicted" : "undecided");
+  function follow() {
+    const [, kind, rest] = /^#(model|edge)=(.*)$/.exec(location.hash) || [];
+    if (!kind) return false;
+    const decode = (text) => { try { return decodeURIComponent(text); } catch (error) { return text; } };
+    const ends = rest.split("..").map(decode);
+    const edge = kind === "edge" ? data.edges.find((one) => one.parent === ends[0] && one.child === ends[1]) : undefined;
+    const id = kind === "edge" ? edge && edge.child : decode(rest);
+    if (!nodes.has(id)) return false;
+    show("tree");
+    select(id, edge);
+    center(id);
+    return true;
   }
 
-  // Search
+  // Search: what fits, and the way from it to its root; all else fades
   function search() {
     const words = byId("search").value.trim().toLowerCase();
     matches = !words ? [] : [...nodes.values()].filter((node) => label(node).toLowerCase().includes(words)
       || node.into.some((edge) => edge.words.toLowerCase().includes(words))).map((node) => node.id);
     byId("found").textContent = words ? `${matches.length} found` : "";
-    for (const id of matches) reveal(id);
-    draw();
-    if (matches.length) center(place.get(matches[0]));
+    if (words && byId("view-tree").hidden) show("tree");
+    let changed = false;
+    for (const id of matches.slice(0, 200)) changed = reveal(id) || changed;
+    if (changed || !drawn) redraw(); else dress();
+    if (matches.length) center(matches[0]);
   }
   let next = 0;
   byId("search").addEventListener("input", () => { next = 0; search(); });
   byId("search").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !matches.length) return;
     select(matches[next % matches.length]);
-    center(place.get(matches[next % matches.length]));
+    center(matches[next % matches.length]);
     next += 1;
   });
-  byId("expand").addEventListener("click", () => { root.each((one) => { if (one.all) one.children = one.all; }); place.forEach((one) => { if (one.all) one.children = one.all; }); draw(); });
-  byId("collapse").addEventListener("click", () => { place.forEach((one) => { if (one.all && one.depth >= 1) one.children = null; }); draw(); start(); });
+  byId("expand").addEventListener("click", () => { state.closed.clear(); state.shut.clear(); redraw(); });
+  byId("collapse").addEventListener("click", () => { for (const node of nodes.values()) if (node.below.length) state.closed.add(node.id); redraw(); fit(); });
   byId("fit").addEventListener("click", fit);
-  byId("zoom-in").addEventListener("click", () => svg.call(zoom.scaleBy, 1.4));
-  byId("zoom-out").addEventListener("click", () => svg.call(zoom.scaleBy, 1 / 1.4));
+  byId("zoom-in").addEventListener("click", () => zoomBy(1.4));
+  byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.4));
   byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
+  byId("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value) / 100; byId("least").textContent = `${event.target.value} %`; dress(); });
+  byId("colour").addEventListener("change", (event) => { state.colour = event.target.value; buildLegend(); dress(); });
 
-  // Edges as a table that can be sorted
-  const columns = [["parent", "parent"], ["child", "child"], ["kind", "kind"], ["adjacency", "edge"], ["arrow", "arrow"], ["direction", "direction"]];
-  let sorted = "child";
-  let up = true;
-  function drawEdges() {
-    const value = (edge) => (edge[sorted] === undefined || edge[sorted] === null ? "" : edge[sorted]);
-    const order = edges.slice().sort((a, b) => (up ? 1 : -1) * d3.ascending(value(a), value(b)));
-    const view = byId("view-edges");
-    view.replaceChildren();
-    const head = columns.map(([key, title]) => {
-      const button = make("button", title + (key === sorted ? (up ? " \u25b2" : " \u25bc") : ""), { type: "button" });
-      button.addEventListener("click", () => { up = key === sorted ? !up : true; sorted = key; drawEdges(); });
-      return button;
+  // Files to take away
+  function save(name, url) {
+    const link = make("a", null, { href: url, download: name });
+    document.body.append(link);
+    link.click();
+    link.remove();
+  }
+  function picture() {
+    const copy = svgOf("svg", { xmlns: "http://www.w3.org/2000/svg", width: Math.ceil(drawn.right + 16), height: Math.ceil(drawn.bottom + 16), "font-family": "sans-serif" });
+    const style = getComputedStyle(document.documentElement);
+    const plain = canvas.cloneNode(true);
+    plain.setAttribute("transform", "translate(8,8)");
+    for (const one of plain.querySelectorAll(".hit, title")) one.remove();
+    const css = "text{font-size:12px;fill:FORE} g.edge path.line{fill:none;stroke-width:1.8px} g.edge text{font-size:11px} circle{fill:BACK;stroke:FORE} rect{fill:none;stroke:LINE} g.edge.off{display:none} g.edge.faint{opacity:.08}";
+    copy.append(svgOf("style", {}, css.replace(/FORE/g, style.getPropertyValue("--fore")).replace(/BACK/g, style.getPropertyValue("--back")).replace(/LINE/g, style.getPropertyValue("--line"))));
+    const back = svgOf("rect", { width: "100%", height: "100%" });
+    back.style.fill = style.getPropertyValue("--back");
+    copy.append(back, plain);
+    return new XMLSerializer().serializeToString(copy).replace(/var\((--[a-z-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+  }
+  const asUrl = (text, type) => `data:${type};charset=utf-8,${encodeURIComponent(text)}`;
+  byId("as-svg").addEventListener("click", () => save("model_tree.svg", asUrl(picture(), "image/svg+xml")));
+  byId("as-png").addEventListener("click", () => {
+    const image = new Image();
+    image.addEventListener("load", () => {
+      const scale = Math.min(2, 8000 / Math.max(image.width, image.height)), sheet = make("canvas");
+      sheet.width = Math.ceil(scale * image.width);
+      sheet.height = Math.ceil(scale * image.height);
+      sheet.getContext("2d").drawImage(image, 0, 0, sheet.width, sheet.height);
+      save("model_tree.png", sheet.toDataURL("image/png"));
     });
-    const body = table(head, order.map((edge) => [nodes.get(edge.parent).hidden ? "hidden parent" : edge.parent, label(nodes.get(edge.child)), kindName(edge), number(edge.adjacency), number(edge.arrow), edge.direction || ""]), [3, 4]);
-    [...body.tBodies[0].rows].forEach((line, at) => {
-      line.className = "link";
-      line.tabIndex = 0;
-      line.addEventListener("click", () => select(order[at].child));
-      line.addEventListener("keydown", (event) => { if (event.key === "Enter") select(order[at].child); });
+    image.src = asUrl(picture(), "image/svg+xml");
+  });
+  byId("as-csv").addEventListener("click", () => {
+    // A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    const cell = (value) => `"${String(value === undefined || value === null ? "" : value).replace(/^([=+@\t\r-])/, "'$1").replace(/"/g, '""')}"`;
+    const columns = ["parent", "child", "kind", "adjacency", "arrow", "direction", "summary"];
+    save("edges.csv", asUrl([columns, ...data.edges.map((edge) => columns.map((key) => edge[key]))].map((line) => line.map(cell).join(",")).join("\r\n"), "text/csv"));
+  });
+
+  // Tables can be sorted, and a row of the edges shows its evidence
+  const numberOf = new Map();
+  for (const one of document.querySelectorAll("#edge-table, #claims, #files")) {
+    const body = one.tBodies[0];
+    if (one.id === "edge-table") {
+      [...body.rows].forEach((line, k) => { line.className = "link"; line.tabIndex = 0; numberOf.set(line, k); });
+      const open = (event) => {
+        const edge = data.edges[numberOf.get(event.target.closest("tr"))];
+        if (event.type === "click" || event.key === "Enter") select(edge.child, edge);
+      };
+      body.addEventListener("click", open);
+      body.addEventListener("keydown", open);
+    }
+    [...one.tHead.rows[0].cells].forEach((cell, column) => {
+      const button = make("button", cell.textContent, { type: "button" });
+      let up = false;
+      button.addEventListener("click", () => {
+        up = !up;
+        const key = (line) => line.cells[column].textContent;
+        const order = [...body.rows].sort((a, b) => (up ? 1 : -1) * key(a).localeCompare(key(b), "en", { numeric: true }));
+        body.append(...order);
+      });
+      cell.replaceChildren(button);
     });
-    view.append(make("h2", `${edges.length} edges`), body);
   }
 
   // Distances, ordered by tree
@@ -410,35 +512,23 @@
     picture.style.height = `${size}px`;
     const context = picture.getContext("2d");
     const image = context.createImageData(n, n);
-    const ramp = d3.range(256).map((code) => (code === 255 ? d3.rgb(128, 128, 128) : d3.rgb(d3.interpolateViridis(code / 254))));
-    values.forEach((code, at) => { const c = ramp[code]; image.data.set([c.r, c.g, c.b, 255], 4 * at); });
+    const stops = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+    const shade = (share) => {
+      const at = Math.min(stops.length - 2, Math.floor(share * (stops.length - 1))), rest = share * (stops.length - 1) - at;
+      return stops[at].map((value, k) => Math.round(value + rest * (stops[at + 1][k] - value)));
+    };
+    const ramp = Array.from({ length: 256 }, (_, code) => (code === 255 ? [128, 128, 128] : shade(code / 254)));
+    values.forEach((code, at) => image.data.set([...ramp[code], 255], 4 * at));
     context.putImageData(image, 0, 0);
   }
 
-  // Audit, and what was left out
-  const verdictClass = (verdict) => (verdict === "agrees" ? "agrees" : verdict === "contradicted" ? "contradicted" : "undecided");
-  function buildAudit() {
-    if (!data.audit) return;
-    const view = byId("view-audit");
-    view.append(make("h2", "What the models claim, and what the weights say"));
-    view.append(data.audit.verdicts.length ? table(["model", "says", "in", "verdict", "the weights"], data.audit.verdicts.map((one) =>
-      [one.model, one.says + (one.relation ? ` (${one.relation})` : ""), one.file, make("span", one.verdict, { class: verdictClass(one.verdict) }), one.reason]))
-      : make("p", "No model claims anything."));
-    const silent = Object.entries(data.audit.undeclared);
-    if (silent.length) view.append(make("h3", "Nothing is claimed, but the weights name a parent"), table(["model", "the weights"], silent));
-  }
-  const left = byId("view-left");
-  if (data.left_out.length) left.append(make("h2", "Left out"), table(["model", "why"], data.left_out));
-  if (data.not_read.length) left.append(make("h2", "Found, but not read"), table(["file or folder", "why"], data.not_read));
-  for (const note of data.notes) left.append(make("p", note));
-
-  draw();
-  drawEdges();
+  buildLegend();
   buildHeat();
-  buildAudit();
   setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
-  show("tree");
-  start();
-  window.addEventListener("resize", () => { if (nodes.size <= 60) fit(); });
+  show("summary");
+  document.documentElement.classList.remove("loading");
+  follow();
+  window.addEventListener("hashchange", follow);
+  window.addEventListener("resize", moveMap);
   document.documentElement.dataset.ready = "true";
 })();

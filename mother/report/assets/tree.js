@@ -1,0 +1,181 @@
+"use strict";
+// The drawing of all families. Places come from the layout that made them (mother/graph/layered.py); what is closed
+// is taken out, and the rows that it leaves empty with it. Text from models only ever becomes text.
+const Drawing = (function () {
+  const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
+  const DASHES = { lora: "9 3", cast: "2 3", prune: "6 3 2 3", quantize: "4 3", merge: "12 3 2 3", hidden: "1 4" };
+  const KNOWN = 0.75;
+  const svgOf = (name, attributes, text) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const key in attributes) element.setAttribute(key, attributes[key]);
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const kindOf = (edge) => edge.kind || "hidden";
+  const ruler = document.createElement("canvas").getContext("2d");
+  const widthOf = (text) => { ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif"; return 1.04 * ruler.measureText(text).width; };
+
+  // What is shown of a family: its models but those below closed ones, by rows without the empty ones.
+  function shownOf(family, nodes, closed) {
+    const gone = new Set();
+    const order = family.order;
+    for (const id of order) {
+      const above = nodes.get(id).into.map((edge) => edge.parent);
+      if (above.length && above.every((parent) => gone.has(parent) || closed.has(parent))) gone.add(id);
+    }
+    const visible = order.filter((id) => !gone.has(id));
+    const rows = [];
+    for (const id of visible) rows.push(family.place.get(id)[1]);
+    for (const bend of family.bends) if (!gone.has(bend[0]) && !gone.has(bend[1]) && !closed.has(bend[0])) for (const at of bend.slice(2)) rows.push(at[1]);
+    const sorted = [...new Set(rows)].sort((a, b) => a - b);
+    const at = new Map();
+    let y = 0;
+    sorted.forEach((row, k) => { if (k) y += Math.min(1, row - sorted[k - 1]); at.set(row, y); });
+    return { visible, row: (one) => at.get(one), height: y + 1 };
+  }
+
+  function pathOf(points, ends) {
+    let [x, y] = points[0];
+    let path = `M${x},${y}H${ends[0]}`;
+    let at = ends[0];
+    for (let k = 1; k < points.length; k++) {
+      const [to, row] = points[k], middle = (at + to) / 2;
+      path += `C${middle},${y} ${middle},${row} ${to},${row}`;
+      y = row;
+      if (k < points.length - 1) { at = ends[k]; path += `H${at}`; }
+    }
+    return path;
+  }
+
+  // `at`: which of the edges into its child it is, so that the shares of two parents stand beside one another.
+  function edgeElement(edge, points, ends, colour, at) {
+    const known = edge.arrow === undefined || edge.arrow >= KNOWN, [x, y] = points[points.length - 1];
+    const group = svgOf("g", { class: `edge kind-${kindOf(edge)}`, opacity: (0.3 + 0.7 * (edge.adjacency === undefined ? 1 : edge.adjacency)).toFixed(2) });
+    points[points.length - 1] = [known ? x - 7 : x, y];
+    const path = pathOf(points, ends), dash = DASHES[kindOf(edge)];
+    group.append(svgOf("path", { class: "line", d: path, stroke: colour, ...(dash ? { "stroke-dasharray": dash } : {}) }));
+    if (known) group.append(svgOf("path", { class: "head", d: `M${x - 8},${y - 4}L${x},${y}L${x - 8},${y + 4}Z`, fill: colour }));
+    if (!known || edge.adjacency < KNOWN) group.append(svgOf("text", { class: "doubt", x: x - 16, y: y - 4, fill: colour }, "?"));
+    if (edge.coefficient !== undefined && edge.coefficient !== null) {
+      const before = points[points.length - 2];
+      group.append(svgOf("text", { class: "share", x: x - 46 - 26 * at, y: before[1] * 0.3 + y * 0.7 + 4, fill: colour }, Number(edge.coefficient).toPrecision(2)));
+    }
+    const hit = svgOf("path", { class: "hit", d: path });
+    hit.append(svgOf("title", {}, `${edge.parent} \u2192 ${edge.child}: ${edge.words}`));
+    group.append(hit);
+    return group;
+  }
+
+  function nodeElement(node, x, y, isClosed) {
+    const group = svgOf("g", { class: "node", transform: `translate(${x},${y})`, role: "treeitem", tabindex: -1 });
+    group.classList.toggle("hidden-model", Boolean(node.hidden));
+    group.classList.toggle("closed", isClosed);
+    group.append(svgOf("circle", { r: 5 }));
+    group.append(svgOf("text", { x: 10, y: 4 }, node.label));
+    const chips = [];
+    if (node.aliases && node.aliases.length) chips.push(`\u00d7${1 + node.aliases.length}`);
+    if (isClosed) chips.push(`+${node.count}`);
+    if (chips.length) group.append(svgOf("text", { class: "chip", x: 14 + widthOf(node.label), y: 4 }, chips.join(" ")));
+    group.append(svgOf("title", {}, [node.id, ...(node.aliases || [])].join("\n")));
+    return group;
+  }
+
+  // One family at a height; returns its height and fills `out` with the elements of models and edges.
+  function drawFamily(canvas, family, nodes, state, top, out) {
+    const shown = shownOf(family, nodes, state.closed), there = new Set(shown.visible);
+    const widths = [];
+    for (const id of shown.visible) {
+      const [column] = family.place.get(id), node = nodes.get(id);
+      widths[column] = Math.max(widths[column] || 0, GAP + widthOf(node.label) + 40);
+    }
+    const starts = [16];
+    for (let k = 0; k < family.columns; k++) starts.push(starts[k] + (widths[k] || 0) + CHANNEL);
+    const group = svgOf("g", { class: "family" }), lines = svgOf("g", {}), dots = svgOf("g", {});
+    group.append(svgOf("rect", { x: 0, y: top + 4, width: starts[family.columns] - CHANNEL + 16, height: shown.height * ROW + 34, rx: 8 }), lines, dots);
+    const y = (row) => top + 44 + ROW * shown.row(row);
+    for (const id of shown.visible) {
+      const [column, row] = family.place.get(id), node = nodes.get(id);
+      const element = nodeElement(node, starts[column] + 6, y(row), state.closed.has(id) && node.below.length > 0);
+      out.nodes.set(id, element);
+      out.at.set(id, [starts[column], y(row)]);
+      dots.append(element);
+      for (const edge of node.into) {
+        if (!there.has(edge.parent) || state.closed.has(edge.parent)) continue;
+        const [first, from] = family.place.get(edge.parent), parent = nodes.get(edge.parent);
+        const chip = parent.aliases && parent.aliases.length ? 26 : 0;
+        const bends = (family.ways.get(`${edge.parent}\n${id}`) || []).map(([at, bent]) => [starts[at], y(bent)]);
+        const points = [[starts[first] + GAP + widthOf(parent.label) + 6 + chip, y(from)], ...bends, [starts[column] - 2, y(row)]];
+        const ends = [];
+        for (let k = first; k < column; k++) ends.push(starts[k + 1] - CHANNEL);
+        const drawn = edgeElement(edge, points, ends, state.edgeColour(edge), node.into.indexOf(edge));
+        out.edges.set(edge, drawn);
+        lines.append(drawn);
+      }
+    }
+    canvas.append(group);
+    out.right = Math.max(out.right, starts[family.columns] - CHANNEL + 16);
+    return [group, shown.height * ROW + 44];
+  }
+
+  function head(group, text, top, open, toggle) {
+    const title = svgOf("text", { x: 10, y: top + 22, role: "button", tabindex: 0, "aria-expanded": String(open) }, `${open ? "\u25be" : "\u25b8"} ${text}`);
+    title.addEventListener("click", toggle);
+    title.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(); });
+    group.append(title);
+  }
+
+  // Models without relatives: a list of their own, in columns.
+  function drawAlone(canvas, alone, nodes, state, top, out, toggle) {
+    if (!alone.length) return top;
+    const group = svgOf("g", { class: "family" });
+    head(group, `Without relatives: ${alone.length}`, top, !state.shut.has("alone"), toggle);
+    canvas.append(group);
+    if (state.shut.has("alone")) return top + 36;
+    const wide = Math.max(...alone.map((id) => widthOf(nodes.get(id).label))) + 80;
+    const columns = Math.max(1, Math.min(8, Math.floor(Math.max(out.right, 900) / wide)));
+    alone.forEach((id, k) => {
+      const x = 22 + wide * (k % columns), y = top + 44 + ROW * Math.floor(k / columns);
+      const element = nodeElement(nodes.get(id), x, y, false);
+      out.nodes.set(id, element);
+      out.at.set(id, [x, y]);
+      group.append(element);
+      out.right = Math.max(out.right, x + wide);
+    });
+    return top + 50 + ROW * Math.ceil(alone.length / columns);
+  }
+
+  function draw(canvas, data, nodes, state, redraw) {
+    canvas.replaceChildren();
+    const out = { nodes: new Map(), edges: new Map(), at: new Map(), right: 0, bottom: 0 };
+    let top = 0;
+    data.families.forEach((family, k) => {
+      const open = !state.shut.has(k), toggle = () => { open ? state.shut.add(k) : state.shut.delete(k); redraw(); };
+      const text = `Family of ${nodes.get(family.name).label}: ${family.order.length} models`;
+      if (!open) {
+        const group = svgOf("g", { class: "family" });
+        head(group, text, top, false, toggle);
+        canvas.append(group);
+        out.right = Math.max(out.right, 20 + widthOf(text) * 1.2);
+        top += 30;
+        return;
+      }
+      const [group, height] = drawFamily(canvas, family, nodes, state, top, out);
+      head(group, text, top, true, toggle);
+      top += height + 12;
+    });
+    const shutAlone = () => { state.shut.has("alone") ? state.shut.delete("alone") : state.shut.add("alone"); redraw(); };
+    out.bottom = drawAlone(canvas, data.alone, nodes, state, top, out, shutAlone);
+    return out;
+  }
+
+  function prepare(data, nodes) {
+    for (const family of data.families) {
+      family.place = new Map(family.places.map(([id, column, row]) => [id, [column, row]]));
+      family.ways = new Map(family.bends.map(([parent, child, ...way]) => [`${parent}\n${child}`, way]));
+      family.columns = 1 + Math.max(...family.places.map((one) => one[1]));
+      // By column: parents before their children, as closing needs it.
+      family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
+    }
+  }
+  return { draw, prepare, svgOf, kindOf, DASHES, PALETTE, KNOWN, LARGE };
+})();

@@ -1,0 +1,111 @@
+"""One wording for one probability, one sentence for one edge: the words of reports and explanations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KNOWN = 0.75  # an arrow below it is drawn without a head; `mother/heritage/typed_graph.py` says "unknown" below it
+
+CERTAINTY = (  # from this probability on -> the word that is used for it
+    (0.995, "certain"),
+    (0.95, "sure"),
+    (KNOWN, "likely"),
+    (0.0, "open"),
+)
+
+GLOSSARY = {
+    "edge": "that two models are parent and child, in whichever order; its probability asks for no order",
+    "arrow": "which of two came first, given that they are parent and child",
+    "newness": "what differs between two models was added by one of them: 1 by the second, -1 by the first",
+    "log odds": "what a piece of evidence adds: 0 nothing, 1 makes odds 2.7 times as large, negative: against",
+    "relatedness": "how far the weights are from independent initialisation: 0 with deviation 1 for strangers",
+    "distance": "difference of the weights over their size: 0 for equal models, about 1.4 for strangers",
+    "family": "all models that come from one another here; within a family the tree is the most probable one",
+    "copy": "a model whose tensors are all equal to another's; shown once, with the number of names",
+    "hidden": "a model that is not in this collection, from which several that are must have come",
+}
+
+LIMITS = (
+    "Related means: not initialised independently. It does not say who made a model, or why.",
+    "A model that is not in this collection can stand between a parent and a child, or above both.",
+    "Only layers of equal shapes are compared. Distilled models and packed weights are not covered.",
+    "Probabilities were fitted on small models grown for it. On families unlike those they have been sure and wrong.",
+    "Strong weight decay, averaging and training from a pruned model can turn an arrow round.",
+)
+
+
+def certainty(probability: float | int) -> str:
+    """The word for a probability, see `CERTAINTY`."""
+    return next(word for least, word in CERTAINTY if probability >= least)
+
+
+def percent(probability: float | int) -> str:
+    """A probability in the one way in which readers see it."""
+    if probability >= 0.995:
+        return "more than 99 %"
+    return f"{100 * probability:.0f} %" if probability >= 0.005 else "less than 1 %"
+
+
+def ranges() -> list[tuple[str, str]]:
+    """Each word of certainty with its range."""
+    above = [None, *(least for least, _ in CERTAINTY)]
+    return [
+        (word, f"{100 * least:g} % and more" if over is None else f"{100 * least:g} % to {100 * over:g} %")
+        for (least, word), over in zip(CERTAINTY, above)
+    ]
+
+
+def sure(probability: float | int) -> str:
+    """Word and figure of a probability."""
+    return f"{certainty(probability)} ({percent(probability)})"
+
+
+def operation(edge: Mapping[str, Any]) -> str:
+    """How a child was made, in words that follow "by"."""
+    kind = edge.get("kind")
+    if kind == "lora":
+        return f"a {'DoRA' if edge.get('dora') else 'LoRA'} of rank {edge['rank']}" if "rank" in edge else "a LoRA"
+    if kind == "merge":
+        return "merging"
+    if kind == "cast":
+        return f"a cast to {edge['dtype']}" if "dtype" in edge else "a cast"
+    if kind == "quantize":
+        return f"quantizing to {edge['bits']} bits" if "bits" in edge else "quantizing"
+    if kind == "prune":
+        return f"pruning to {percent(edge['zeros'])} zeros" if isinstance(edge.get("zeros"), float) else "pruning"
+    return "fine-tuning"
+
+
+def sentence(edge: Mapping[str, Any], parent: str, child: str, parents: Sequence[str] = ()) -> str:
+    """What an edge says, plainly, with both of its probabilities."""
+    if edge.get("kind") is None:
+        return f"{child} and its siblings share what {parent} must have had, which is not in this collection."
+    how, edge_is, arrow = operation(edge), edge.get("adjacency", 1.0), edge.get("arrow", 1.0)
+    if edge.get("kind") in EXACT:
+        tail = f"It follows from equal numbers, which makes it {sure(edge_is)}."
+        if edge.get("or"):
+            tail = f"It is {sure(edge_is)} that it was this one, and not {' or '.join(map(str, edge['or']))}."
+        source = " and ".join(parents) if edge.get("kind") == "merge" and parents else parent
+        return f"{child} was made from {source} by {how}. {tail}"
+    if arrow < KNOWN:
+        be = "are" if edge_is >= KNOWN else "may be"
+        start = f"{parent} and {child} {be} parent and child by {how}; which came first is not known"
+        return f"{start}. Parent and child: {sure(edge_is)}. {parent} first: {sure(arrow)}."
+    start = (
+        f"{child} was made from {parent} by {how}" if edge_is >= KNOWN else f"{child} may come from {parent} by {how}"
+    )
+    return f"{start}. Parent and child: {sure(edge_is)}. {parent} first: {sure(arrow)}."
+
+
+EXACT = {
+    "cast": "every tensor of {child}, digest by digest, would have to be {parent}'s rounded to {dtype} by chance.",
+    "prune": "all entries of the two that differ would have to be zero in {child} by chance.",
+    "quantize": "the differences would have to lie within half a step of {child}'s grid by chance, in most layers.",
+    "merge": "{child} would have to be a combination of {parents}, up to rounding, by chance.",
+    "copy": "the digests of all tensors would have to be equal by chance.",
+}
+READ_OFF = {
+    "cast": "every tensor of {child} is that of {parent}, rounded to {dtype}",
+    "prune": "{child} is {parent} with entries set to zero",
+    "quantize": "{child} lies on a grid, each entry within half a step of that of {parent}",
+    "merge": "{child} is a combination of {parents}, up to rounding",
+}
