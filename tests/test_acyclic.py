@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mother.graph.acyclic import descents, find_circle, require_acyclic
+from mother.heritage.calibration import Weights
 from mother.heritage.trees import _acyclic_tree
 
 EDGES = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=14)
@@ -38,5 +39,6 @@ def test_the_tree_hangs_no_parent_of_a_merge_below_it() -> None:
     weights = np.full((4, 4), -5.0)
     weights[0, 2], weights[2, 3], weights[3, 1], weights[0, 1] = 100.0, 10.0, 8.0, 4.0
     weights[2, :2] = -np.inf
-    tree = _acyclic_tree(weights, [0, 1, 2, 3], [(0, 2), (1, 2)])
-    assert tree == {2: 0, 3: 2, 1: 0} and weights[3, 1] == -np.inf
+    never = np.full((4, 4), -np.inf)
+    tree, left = _acyclic_tree(Weights(weights, never), [0, 1, 2, 3], [(0, 2), (1, 2)])
+    assert tree == {2: 0, 3: 2, 1: 0} and left.both[3, 1] == -np.inf and weights[3, 1] == 8

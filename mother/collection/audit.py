@@ -15,7 +15,7 @@ from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRM
 from mother.collection.workspace import Recovered
 from mother.graph.model_graph import ModelGraph
 
-SURE_EDGE = 0.75  # by eye: probability of each edge of a way that agrees, as that of an arrow that counts as known
+SURE_EDGE = 0.5  # by eye: probability of each edge of a way that agrees, as that of an arrow that counts as known
 UNMIXED = ("finetune", "adapter", "quantized")  # relations of one parent
 MORE = "more models of the family (other children of the parent, snapshots of the training) may tell"
 

@@ -51,8 +51,10 @@ def copies(opened: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
 
 
 def _copy(sketch: Sketch, checkpoint: Checkpoint, folder: Path, limit: int) -> None:
-    """Keep the sketch of a model for another one with the same files."""
+    """Keep the sketch of a model for another one with the same files, where it has none."""
     key = sketch_key(checkpoint, limit)
+    if (folder / f"{key}.json").exists():  # what is kept is looked at where it is read
+        return
     about = json.loads((folder / f"{sketch.key}.json").read_text(encoding="utf-8"))
     about |= {"key": key, "model": checkpoint.model, "files": digests(checkpoint)}
     about.pop(SEAL)

@@ -9,6 +9,7 @@ from mother.errors import ManifestError
 from mother.io.files import write_json
 
 GRAPH_FORMAT = "mother-model-graph/1"
+PROBABILITIES = ("adjacency", "arrow", "probability", "compared")  # of an edge; all may be lacking
 GRAPH = "model_graph.json"  # its file in a folder of results
 
 
@@ -76,6 +77,9 @@ def read_model_graph(path: Path) -> ModelGraph:
             raise ValueError("a name or a reason is no text")
         if any(end not in nodes for edge in edges for end in (edge.parent, edge.child)):
             raise ValueError("an edge ends nowhere")
+        numbers = [edge.attributes[name] for edge in edges for name in PROBABILITIES if name in edge.attributes]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError("a probability is no number")
         return graph
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(path, f"is not a Model Graph: {error}", "Run the script that writes it again.") from None
