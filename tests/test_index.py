@@ -312,7 +312,7 @@ def test_grown_models_by_blocks_are_those_of_the_whole(wild_index: Index, tmp_pa
     by_blocks = index_graph(wild_index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=6, block=60))
     told = neighbours(by_blocks)
     # A third model that tells two candidates apart may be in no block of theirs.
-    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.95 * len(whole)
+    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.9 * len(whole)
     same = [whole[pair] == told[pair] for pair in whole.keys() & told.keys()]
     assert np.mean(same) > 0.85  # an arrow that is not known may be turned round
 

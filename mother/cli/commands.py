@@ -184,14 +184,12 @@ def add(args: Add) -> None:
 
 def explain(args: Explain) -> None:
     """Print the evidence on two models, or the line of descent of one."""
-    from mother.graph.model_graph import GRAPH, read_model_graph
     from mother.report.explain import explain as evidence_on
     from mother.report.explain import lineage
     from mother.report.explain_text import explain_text, layers_csv, layers_text, lineage_text
-    from mother.report.kept import read_evidence
+    from mother.report.kept import read_evidence, read_graph
 
-    evidence = read_evidence(args.to)
-    graph = read_model_graph(args.to / GRAPH)
+    evidence, graph = read_evidence(args.to), read_graph(args.to)
     if args.other is None:
         if args.layers is not None:
             raise InputError("--layers is about two models: name another.")

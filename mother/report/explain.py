@@ -61,7 +61,7 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
     nodes = [same_place(graph, model) for model in (one, other)]
     if nodes[0] == nodes[1]:
         return result | {"related": True, "summary": f"Their weights are equal: {one} and {other} are copies."}
-    if graph.nodes[nodes[0]]["tree"] != graph.nodes[nodes[1]]["tree"]:
+    if graph.nodes[nodes[0]].get("tree") != graph.nodes[nodes[1]].get("tree"):
         figures = _unrelated(group.pair(*nodes))
         if figures["compared"] < ALIKE:
             share = percent(figures["compared"])

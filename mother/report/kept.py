@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from mother.errors import InputError
-from mother.graph.model_graph import ModelGraph
-from mother.io.files import write_atomically
+from mother.graph.model_graph import GRAPH, ModelGraph, read_model_graph
+from mother.io.files import sha256, write_atomically
 
 EVIDENCE = "evidence.safetensors"  # in a folder of results; `mother/collection/state.py` keeps its digest
+RUN = "run.json"  # where it keeps that
 FORMAT = "mother-evidence/1"
 SCALARS = (
     "newness",
@@ -229,6 +230,19 @@ def read_evidence(folder: Path) -> Evidence:
         return Evidence(groups, dict(about["locations"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as reason:
         raise InputError(f"{path} cannot be used ({reason}). {remedy}") from None
+
+
+def read_graph(folder: Path) -> ModelGraph:
+    """The graph that a result folder keeps. Raises InputError where it is not the one that was written."""
+    try:
+        kept = json.loads((folder / RUN).read_text(encoding="utf-8"))["digests"][GRAPH]
+        whole = kept == sha256(folder / GRAPH)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        remedy = f"Run `python recover.py MODEL ... --out {folder} --overwrite` again."
+        raise InputError(f"{folder / GRAPH} is not what was written with {RUN}. {remedy}")
+    return read_model_graph(folder / GRAPH)
 
 
 def same_place(graph: ModelGraph, model: str) -> str:
