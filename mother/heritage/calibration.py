@@ -111,14 +111,17 @@ def log_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int
     have the same. So degrees that are expected without the prior for hubs become that prior (once).
     """
     alone = _own_weights(evidence, coefficients, forced)
-    return Weights(alone.parent + coefficients.hub * hub_prior_of(evidence, coefficients, forced), alone.beside)
+    return Weights(alone.parent + coefficients.hub * _hubs(alone), alone.beside)
 
 
 def hub_prior_of(
     evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None
 ) -> Float[np.ndarray, "models models"]:
     """The prior for hubs, see `hub_prior`, from the log weights without it."""
-    alone = _own_weights(evidence, coefficients, forced)
+    return _hubs(_own_weights(evidence, coefficients, forced))
+
+
+def _hubs(alone: Weights) -> Float[np.ndarray, "models models"]:
     return hub_prior(alone.parents(edge_marginals(alone.both)[0]))
 
 
