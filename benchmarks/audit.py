@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.honest import grow_unannealed, make_honest
+from benchmarks.honest import GROWN, grow_unannealed, make_honest
 from benchmarks.traced import SPLITS
 from mother.cli.progress import progress
 from mother.collection.audit import audit
@@ -31,7 +31,6 @@ from mother.errors import InputError
 from mother.graph.collection import find_manifest
 from mother.graph.text import format_table
 
-GROWN = Path(__file__).parent.parent / ".cache" / "audit"
 MOST_FALSE, LEAST_CAUGHT = 1 / 1000, 0.95
 LIES = ("unrelated", "sibling", "child")  # that an audit must catch
 UNSAID = tuple(f"{lie}, no relation said" for lie in LIES)  # a mean of models could truly say as much

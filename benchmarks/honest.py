@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+GROWN = Path(__file__).parent.parent / ".cache" / "audit"  # where the families without annealing are kept
 Weights = dict[str, Tensor]
 FAMILIES = {1: 3e-3, 2: 6e-3, 3: 1e-3}  # seed of a family without annealing -> rate of its root
 

@@ -1,11 +1,10 @@
 """Tables of their own on the zoo: families whose root was never annealed, and merges with their children."""
 
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.honest import PLAN, grow_unannealed
+from benchmarks.honest import GROWN, PLAN, grow_unannealed
 from benchmarks.traced import traced_manifest
 from mother.graph.manifest import Manifest, Node
 from mother.graph.model_graph import Edge, ModelGraph
@@ -14,7 +13,6 @@ from mother.heritage.calibration import Coefficients
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.heritage.typed_graph import build_graph
 
-GROWN = Path(__file__).parent.parent / ".cache" / "audit"
 EXACT = 0.01  # largest error of a coefficient
 
 

@@ -139,15 +139,23 @@ def _own_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[in
     """The log weights without the prior for hubs."""
     near, parent = shared_terms(evidence, coefficients), parent_terms(evidence, coefficients)
     shared = sum(near.values())
-    weights = Weights(shared + sum(parent.values()), shared + coefficients.beside)
+    exact = exact_term(len(shared), forced)
+    weights = Weights(shared + sum(parent.values()) + exact, shared + coefficients.beside)
     for child, known in (forced or {}).items():
-        weights.beside[:, child] = -np.inf
-        weights.parent[:, child] -= EXACT_WEIGHT
-        weights.parent[known, child] += 2 * EXACT_WEIGHT
-        weights.parent[child, known] = weights.beside[child, known] = -np.inf
+        weights.beside[:, child] = weights.beside[child, known] = -np.inf
     np.fill_diagonal(weights.parent, -np.inf)
     np.fill_diagonal(weights.beside, -np.inf)
     return weights
+
+
+def exact_term(n: int, forced: dict[int, int] | None) -> Float[np.ndarray, "models models"]:
+    """What exact relations add to the log weight that i is the parent of j; a model is not made from its own child."""
+    found = np.zeros((n, n))
+    for child, known in (forced or {}).items():
+        found[:, child] -= EXACT_WEIGHT
+        found[known, child] += 2 * EXACT_WEIGHT
+        found[child, known] = -np.inf
+    return found
 
 
 def _structure(

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mother.evidence.edges import Evidence
-from mother.heritage.calibration import EXACT_WEIGHT, Coefficients, hub_prior_of, parent_terms, shared_terms
+from mother.heritage.calibration import Coefficients, exact_term, hub_prior_of, parent_terms, shared_terms
 
 DISTANCE = "log_square"
 
@@ -25,12 +25,8 @@ def all_terms(
     shared = shared_terms(evidence, coefficients)
     found = {"distance": shared.pop(DISTANCE)} | shared | parent_terms(evidence, coefficients)
     found = {name.replace("_", " "): values for name, values in found.items()}
-    relation = np.zeros_like(evidence.exact)
-    for child, parent in (forced or {}).items():
-        relation[:, child] -= EXACT_WEIGHT
-        relation[parent, child] += 2 * EXACT_WEIGHT
-        relation[child, parent] = -np.inf
-    return found | {"exact relation": relation, "hub": coefficients.hub * hub_prior_of(evidence, coefficients, forced)}
+    found["exact relation"] = exact_term(len(evidence.exact), forced)
+    return found | {"hub": coefficients.hub * hub_prior_of(evidence, coefficients, forced)}
 
 
 def terms(
