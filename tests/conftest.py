@@ -33,6 +33,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from grown import changed, grown  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -151,3 +152,11 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=found[0], args=options)
         yield started
         started.close()
+
+
+def mutated(data: st.DataObject, content: bytes, least: int = 0, most: int = 6) -> bytes:
+    """A file with up to `most` bytes changed, cut off after `least` or more."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, most))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(changed[: data.draw(st.integers(least, len(changed)))])

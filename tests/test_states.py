@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_here, save_model, vit_weights
+from conftest import mutated, run_here, save_model, vit_weights
 from hub_server import HubServer, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -215,10 +215,7 @@ def test_nests_take_no_time(name: str) -> None:
 def test_mutated_legacy_files_never_raise_anything_else(data: st.DataObject) -> None:
     buffer = io.BytesIO()
     torch.save({"a": torch.ones(2, 3), "b": {"c": torch.ones(4)}}, buffer, _use_new_zipfile_serialization=False)
-    content = bytearray(buffer.getvalue())
-    for _ in range(data.draw(st.integers(1, 6))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = bytes(content[: data.draw(st.integers(20, len(content)))])
+    content = mutated(data, buffer.getvalue(), least=20)
     try:
         tensors = parse(content)
     except ValueError:
