@@ -95,6 +95,15 @@ def test_marginals_of_hostile_weights_equal_enumeration(log_weight: np.ndarray) 
     assert (edges + edges.T <= 1).all() and (edges[np.isneginf(log_weight)] == 0).all()
 
 
+def test_two_arrows_that_exclude_each_other_never_sum_above_one() -> None:
+    """Two sure groups whose one pair 5/8 and 3/8 would sum to 1 + 2^-52 by rounding."""
+    log_weight = np.full((5, 5), 168.0)
+    log_weight[:3, :3] = log_weight[3:, 3:] = 968.0
+    log_weight[2, 1], log_weight[2, 4], log_weight[4, 2] = 800.0, 198.0, 198.0
+    edges, _, _ = edge_marginals(log_weight)
+    assert (edges + edges.T).max() == 1.0
+
+
 def test_marginals_equal_the_inverse_of_the_laplacian_on_tame_weights(rng: np.random.Generator) -> None:
     """Koo, Globerson, Carreras, Collins (2007), as long as its subtractions cancel nothing."""
     log_weight = 2 * rng.normal(size=(60, 60))

@@ -144,7 +144,7 @@ def edge_marginals(
     if not np.abs(edges.sum(axis=0) + roots - 1).max() < SUMS_TO_ONE:
         raise ArithmeticError("the probabilities of a model's parents do not sum to 1")
     # Rounding must not make two arrows that exclude each other more than certain.
-    edges /= np.maximum(1, edges + edges.T)
+    edges = np.where(edges >= edges.T, np.minimum(edges, 1 - edges.T), edges)
     return edges, roots.clip(0, 1), float(log_sum + shift.sum())
 
 
