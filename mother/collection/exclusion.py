@@ -34,6 +34,7 @@ from mother.evidence.facts import mantissa
 from mother.evidence.merges import depends_on
 from mother.evidence.second_pass import is_lora
 from mother.evidence.sketch import Sketch, read_whole
+from mother.heritage.calibration import arrow_probability
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
@@ -208,7 +209,9 @@ class Exclusion:
         A root that was never annealed loses its noise in every child: newness then points backwards, and all of its
         children share part of their updates. So without a neighbour to compare with nothing is sure.
         """
-        if self.graph.edges[older, newer].get("arrow", 0.0) < SURE_ARROW:
+        # The arrow of the tree and that of the pair by itself: a tree may hang a root below a hub of its descendants.
+        told = self._own_arrow(group, older, newer)
+        if min(told, self.graph.edges[older, newer].get("arrow", 0.0)) < SURE_ARROW:
             return False
         if leading_energy(self.sketches[older], self.sketches[newer]) < LEADING:
             return False
@@ -218,6 +221,17 @@ class Exclusion:
         known = [share for share in shares if share is not None and share.layers >= FEW]
         drifting = any(abs(share.mean) > DRIFT and abs(share.mean) > 2 * share.error for share in known)
         return not drifting and any(share.is_near(0.0, DRIFT, ERRORS) for share in known)
+
+    @staticmethod
+    def _own_arrow(group: Group, older: str, newer: str) -> float:
+        """Probability of the arrow of a pair, given that it is one, from what the two say of it alone."""
+        models = group.heritage.first_pass.models
+        i, j = models.index(older), models.index(newer)
+        cluster = next(one for one in group.heritage.clusters if i in one.members)
+        if j not in cluster.members:
+            return 0.0
+        arrows = arrow_probability(cluster.evidence, cluster.coefficients)
+        return float(arrows[cluster.members.index(i), cluster.members.index(j)])
 
     def _beside(self, group: Group, older: str, newer: str) -> list[str]:
         """Models that an update from `older` to `newer` is new to: near ones, not behind `newer` in the tree."""
