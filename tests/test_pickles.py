@@ -71,12 +71,45 @@ def test_dictionaries_of_training_scripts(key: str | None, tmp_path: Path) -> No
     assert_same(read_all(tmp_path / "plain.bin"), read_all(tmp_path / "last.ckpt"))
 
 
-def test_a_strided_view_is_refused_by_name(tmp_path: Path) -> None:
-    weights = vit_weights(1) | {"blocks.0.attn.proj.weight": torch.randn(4, 6).T}
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_views_are_put_in_order(dtype: torch.dtype, legacy: bool, tmp_path: Path) -> None:
+    """What TensorFlow's weights become that were turned round, parts of columns, expanded vectors."""
+    base = torch.randn(3, 5, 7, 4).to(dtype)
+    weights: dict[str, torch.Tensor] = {
+        "blocks.0.conv.weight": base.permute(3, 2, 0, 1),
+        "blocks.0.attn.proj.weight": base[0, 0].T,
+        "blocks.1.attn.proj.weight": base[1, :, 2:6, 1],
+        "blocks.2.attn.proj.weight": base[0, 0, 0].expand(6, 4),
+        "norm.weight": base[:, 0, 0, 0][:0],
+    }
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(weights, file, _use_new_zipfile_serialization=not legacy)
+    checkpoint = open_checkpoint("m", tmp_path)
+    for name, value in checkpoint.read_tensors(list(weights)).items():
+        assert torch.equal(value, weights[name].float()) and value.is_contiguous(), name
+
+
+def test_a_view_of_little_in_much_is_refused_by_name(tmp_path: Path) -> None:
+    """Many of them would make a reader read a large storage over and over."""
+    weights = vit_weights(1) | {"blocks.0.attn.proj.weight": torch.randn(400, 600)[::40, ::60]}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     checkpoint = open_checkpoint("m", tmp_path)
     with pytest.raises(CheckpointError, match="attn.proj.weight is stored as view"):
         checkpoint.read_tensor("blocks.0.attn.proj.weight")
+
+
+def test_ordered_dictionaries_of_python_2(tmp_path: Path) -> None:
+    """Python 2 wrote an ordered dictionary as a call with the list of its pairs."""
+    weights = vit_weights(1)
+
+    class Ordered(dict):
+        def __reduce__(self) -> tuple:
+            return OrderedDict, ([[name, tensor] for name, tensor in self.items()],)
+
+    torch.save(Ordered(weights), tmp_path / "old.pth", pickle_protocol=2, _use_new_zipfile_serialization=False)
+    torch.save(weights, tmp_path / "plain.bin")
+    assert_same(read_all(tmp_path / "plain.bin"), read_all(tmp_path / "old.pth"))
 
 
 class Call:

@@ -61,6 +61,14 @@ def test_recurrent_layers() -> None:
     assert len(matrices(dict(torch.nn.RNN(8, 12).state_dict()))) == 2
 
 
+def test_recurrent_cells() -> None:
+    """Their names have no number, and all their rows are of one count: they are no tables for that."""
+    model = torch.nn.ModuleDict({"conv": torch.nn.Conv1d(6, 8, 3), "rnn": torch.nn.LSTMCell(8, 8)})
+    found = matrices({f"decoder.{name}": weight for name, weight in model.state_dict().items()})
+    assert len(found) == 9 and torch.equal(found["decoder.rnn.weight_hh.1"], model["rnn"].weight_hh[8:16])
+    assert len(matrices(dict(torch.nn.GRUCell(8, 12).state_dict()))) == 6
+
+
 def test_torch_transformer_is_as_others_are() -> None:
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16)
     weights = dict(torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).state_dict())

@@ -42,10 +42,11 @@ KINDS = [
 _KINDS = [(re.compile(pattern), kind) for pattern, kind in KINDS]
 _NUMBER = re.compile("[0-9]{1,6}")
 _BLOCK = re.compile(r"^(?P<stack>(?:.*\.)?)(?:layers?|blocks?|h)\.(?P<number>[0-9]{1,6})\.(?P<rest>.+)$")
-# Of torch's recurrent layers the number stands behind.
+# Of torch's recurrent layers the number stands behind; its cells have none.
 _RECURRENT = re.compile(
     r"^(?P<stack>(?:.*\.)?)(?P<rest>(?:weight|bias)_[a-z]+)_l(?P<number>[0-9]{1,6})(?P<back>_reverse)?$"
 )
+_CELL = re.compile(r"^(?P<stack>(?:.*\.)?)(?P<rest>(?:weight|bias)_(?:ih|hh))$")
 
 # Wrappers that tell nothing about the place of a layer. A decoder keeps its name.
 _WRAPPERS = {"model", "base_model", "module", "vit", "deit", "beit", "dinov2", "bert", "roberta", "transformer"}
@@ -72,6 +73,8 @@ def place_of(name: str) -> Layer:
     `features.3.conv.0`. Where there is no such number it is the last one, as of `features.3`.
     """
     path = name.removesuffix(".weight")
+    if cell := _CELL.match(path):
+        return Layer(_stack(cell["stack"]) or "cell", cell["rest"])
     match = _RECURRENT.match(path) or _BLOCK.match(path)
     if match:
         stack, rest = _stack(match["stack"]), match["rest"] + (match.groupdict().get("back") or "")

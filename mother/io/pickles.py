@@ -11,8 +11,12 @@ import math
 import re
 import struct
 import zipfile
+from functools import partial
 from typing import Any
 
+import numpy as np
+
+from mother.io.checkpoint import decoded
 from mother.io.legacy import MAGIC, Locate, Read, read_legacy, unpickled
 from mother.io.pickle_names import StoredTensor
 from mother.io.places import File, Place
@@ -26,6 +30,7 @@ _FIRST = re.compile(
     rb".*?(data\.pkl|constants\.pkl|byteorder|/version|/\.\w+|/(data|constants)/\d+|/code/.*)", re.DOTALL
 )
 MOST_STATES = 32  # states of a file, largest first, that one may be chosen of
+MOST_SPAN = 8  # bytes of a storage that are read for one byte of a tensor that is a view of it
 MAX_DIRECTORY = 1 << 24  # bytes of the archive's directory; torch writes about seventy for a tensor
 
 
@@ -137,7 +142,8 @@ def _read_pickle(window: _Window) -> tuple[bytes, str, dict[str, zipfile.ZipInfo
 def parse_pickle(read: Read, size: int, state: str | None = None) -> dict[str, TensorInfo]:
     """Names, types, shapes and byte ranges of the tensors of a pickle that torch wrote; raises ValueError why not.
 
-    `read(start, end)` returns these bytes of the file. A strided view is listed with the type "view", and not read.
+    `read(start, end)` returns these bytes of the file. A tensor whose entries do not stand one after another is put in
+    order when it is read; one that is a small part of what it spans is listed with the type "view", and not read.
     """
     return chosen(read_table(read, size), state)[0]
 
@@ -163,7 +169,10 @@ def chosen(table: list[list[Any]], state: str | None) -> tuple[dict[str, TensorI
     _, rows, aside = by_path[choose({path: count for path, (count, _, _) in by_path.items()}, state)]
     if isinstance(rows, str):
         raise ValueError(rows)
-    infos = {name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in rows}
+    infos = {}
+    for name, dtype, shape, start, end, *strides in rows:
+        order = partial(_ordered, dtype=dtype, shape=tuple(shape), strides=strides) if strides else None
+        infos[name] = TensorInfo(dtype, tuple(shape), start, end, unpack=order)
     return infos, tuple(aside)
 
 
@@ -186,8 +195,15 @@ def _read_archive(read: Read, size: int) -> tuple[Any, Locate]:
     return unpickled(lambda: TensorUnpickler(content).load()), locate
 
 
+def _ordered(part: bytes | memoryview, dtype: str, shape: tuple[int, ...], strides: list[int]) -> np.ndarray:
+    """A view of a storage, given from its first entry to its last, in float32 and in order; strides in entries."""
+    values = decoded(part, dtype)
+    steps = [stride * values.itemsize for stride in strides]
+    return np.array(np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False), order="C")
+
+
 def _rows(state: dict[Any, StoredTensor], locate: Locate, size: int) -> list[list[Any]]:
-    """Name, type, shape and byte range of the tensors of a state; raises ValueError."""
+    """Name, type, shape and byte range of the tensors of a state, and the strides of views; raises ValueError."""
     places: dict[str, tuple[int, int]] = {}
     rows = []
     for name, tensor in state.items():
@@ -202,15 +218,21 @@ def _rows(state: dict[Any, StoredTensor], locate: Locate, size: int) -> list[lis
         first, length = places[storage.key]
         width = BITS[storage.dtype] // 8
         start = first + tensor.offset * width
-        end = start + math.prod(tensor.shape) * width
-        if not _contiguous(tensor):
+        entries, plain = math.prod(tensor.shape), _contiguous(tensor)
+        span = (
+            entries
+            if plain or not entries
+            else 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides))
+        )
+        end = start + span * width
+        if span > MOST_SPAN * entries:
             rows.append([name, "view", list(tensor.shape), 0, 0])
             continue
         if not 0 <= start <= end <= size:
             raise ValueError(f"tensor {name} lies outside the file")
         if end > first + length:
             raise ValueError(f"the file is truncated: tensor {name} ends at byte {end}")
-        rows.append([name, storage.dtype, list(tensor.shape), start, end])
+        rows.append([name, storage.dtype, list(tensor.shape), start, end, *([] if plain else tensor.strides)])
     return rows
 
 

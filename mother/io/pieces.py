@@ -40,7 +40,8 @@ _PLAIN = re.compile(_ATTENTION)
 _RECURRENT = re.compile(r"weight_(ih|hh)(_reverse)?")
 _GATE_UP = re.compile(r"(mlp|feed_forward)\.gate_up_proj")
 _ORIENTED = re.compile(
-    r"(.*\.)?(query|key|value|output|mlp_(up|down|gate)|[qkvo]|to_[qkv]|[qkvo]_proj|out_proj|fc[0-9]+)"
+    r"(.*\.)?(query|key|value|output|mlp_(up|down|gate)|[qkvo]|to_[qkv]|[qkvo]_proj|out_proj|fc[0-9]+"
+    r"|weight_(ih|hh)(_reverse)?(\.[0-9])?)"
 )
 _FUSED = {"gate_proj": "mlp_gate", "up_proj": "mlp_up", "down_proj": "mlp_down"}
 

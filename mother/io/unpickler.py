@@ -17,6 +17,14 @@ MOST_ARGUMENTS = 16  # of a call; torch gives seven at most
 MAX_KEY = 100  # characters of a storage's key; torch counts them
 
 
+def _pairs(arguments: tuple[Any, ...]) -> list[Any]:
+    """Keys and values in turn of the one list of pairs that a dictionary is made from."""
+    sound = len(arguments) == 1 and isinstance(arguments[0], list)
+    if not (sound and all(isinstance(one, list | tuple) and len(one) == 2 for one in arguments[0])):
+        raise pickle.UnpicklingError("a dictionary is made from something that is no list of pairs")
+    return [item for pair in arguments[0] for item in pair]
+
+
 class TensorUnpickler(pickle._Unpickler):
     """Builds dictionaries of stand-ins. Nothing outside this module can be named.
 
@@ -104,7 +112,10 @@ class TensorUnpickler(pickle._Unpickler):
         if not known or not isinstance(arguments, tuple) or len(arguments) > MOST_ARGUMENTS:
             raise pickle.UnpicklingError("it calls something that is no part of a model")
         if function is dict and arguments:
-            raise pickle.UnpicklingError("a dictionary is made from something")
+            # Python 2 gives an ordered dictionary the list of its pairs.
+            self.stack[-1] = {}
+            self._set(_pairs(arguments))
+            return
         self.stack[-1] = function(*arguments)
 
     def _new(self, kind: Any) -> None:
