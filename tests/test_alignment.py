@@ -99,6 +99,16 @@ def test_a_prefix_is_no_other_model(tmp_path: Path) -> None:
     assert again.matched == {} and again.sketches == aligned.sketches
 
 
+def test_others_are_matched_to_the_model_with_most_weights(tmp_path: Path) -> None:
+    """A model that lacks some matrices must not take them from all others."""
+    plain = {name: weight for name, weight in base(0).items() if weight.ndim == 2}
+    other = {f"first.{name}": weight for name, weight in plain.items()}
+    part = {f"another.thing.{name}": weight for name, weight in list(plain.items())[:14]}
+    aligned = align(sketched(tmp_path, a=part, b=plain, c=other))
+    assert [len(one.shapes) for one in aligned.sketches] == [14, 20, 20]
+    assert aligned.sketches[1].shapes == aligned.sketches[2].shapes and "b" not in aligned.matched
+
+
 def test_vectors_of_copies(tmp_path: Path) -> None:
     """Of copies of equal matrices under equal names vectors may be called otherwise."""
     norms = {f"encoder.layer.{k}.layernorm_before.weight": torch.randn(8) for k in range(3)}

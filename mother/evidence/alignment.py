@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mother.evidence.facts import Facts
-from mother.evidence.matching import Match, match_models, worth_matching
+from mother.evidence.matching import Match, entries, match_models, worth_matching
 from mother.evidence.sketch import Sketch, turned
 from mother.evidence.tables import without, without_fixed_tables
 from mother.io.layers import Layer
@@ -48,7 +48,7 @@ def align(sketches: Sequence[Sketch]) -> Aligned:
     def order(members: list[int]) -> tuple:
         # Only matrices of unknown names are kept turned round, too: those of known ones are what they are matched to.
         first = sketches[members[0]]
-        return len(first.facts.turned), -len(members), first.model
+        return len(first.facts.turned), -len(members), -entries(first.shapes.values()), first.model
 
     for members in sorted(kinds.values(), key=order):
         own = [sketches[place] for place in members]

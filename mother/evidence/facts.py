@@ -119,8 +119,10 @@ def note_turned(facts: Facts, name: str, weight: Float[Tensor, "rows columns"], 
     return kept
 
 
-def note_matrix(facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"], limit: int) -> Tensor:
-    """Add one matrix to what is known of its model. Returns its part."""
+def note_matrix(
+    facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"], limit: int, inside: bool = True
+) -> Tensor:
+    """Add one matrix to what is known of its model, of the first `inside` the blocks their grids. Returns its part."""
     kept = note_digests(facts, str(layer), weight, limit)
     of_part = facts.part_digests
     facts.fits = {
@@ -131,7 +133,7 @@ def note_matrix(facts: Facts, layer: Layer, weight: Float[Tensor, "rows columns"
     }
     facts.zeros += weight.numel() - int(weight.count_nonzero())
     facts.entries += weight.numel()
-    if layer.block and len(facts.grids) < GRIDS and facts.grids.count(None) <= GRIDS // 2:  # else most have none
+    if inside and len(facts.grids) < GRIDS and facts.grids.count(None) <= GRIDS // 2:  # else most have none
         facts.grids.append(find_grid(weight))
     return kept
 

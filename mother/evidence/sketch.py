@@ -145,12 +145,14 @@ def take(
     if not inside:
         raise lacks(checkpoint, "weight matrix outside embeddings and heads")
     facts, parts = Facts(weights=all_weights(checkpoint)), {}
+    blocks = any(layer.block for layer in inside)  # without any, every matrix is inside
     for name, values in _read(checkpoint):
         stored = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
         for piece in found[name]:
             one = piece.of(values)
             if piece.layer in inside:
-                parts[piece.name] = _stored(note_matrix(facts, piece.layer, one, limit), stored)
+                kept = note_matrix(facts, piece.layer, one, limit, bool(piece.layer.block) or not blocks)
+                parts[piece.name] = _stored(kept, stored)
                 if piece.either_way:
                     parts[turned(piece.name)] = _stored(note_turned(facts, piece.name, one, limit), stored)
             else:
