@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import save_family, save_model, vit_weights
 from safetensors.torch import load_file
+from test_marginals import all_trees
 
 from mother.errors import CheckpointError
 from mother.evidence import sketch as sketches
@@ -17,6 +18,7 @@ from mother.evidence.edges import is_lora, pooled_newness
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.relatedness import layer_cosine, related_components
 from mother.evidence.sketch import sketch_models
+from mother.graph.arborescence import edge_marginals
 from mother.graph.collection import open_models
 from mother.graph.figures import RIGHT, WRONG, draw_trees, through_hidden
 from mother.graph.manifest import Manifest
@@ -24,7 +26,7 @@ from mother.graph.model_graph import ModelGraph
 from mother.graph.scores import score_graph, visible_edges
 from mother.heritage.calibration import Weights
 from mother.heritage.trace import trace
-from mother.heritage.trees import Hidden, read_tree
+from mother.heritage.trees import Hidden, likeliest_edges, read_tree
 from mother.heritage.typed_graph import build_graph
 from mother.io.checkpoint import Checkpoint
 from mother.io.open import open_checkpoint
@@ -191,6 +193,45 @@ def test_models_beside_one_another_hang_from_one_that_is_not_there() -> None:
     assert parents == {11: 10, 12: 11, 15: 14} and hidden == [Hidden((13, 14), 10)]
     parents, hidden = read_tree(tree, weights, members)
     assert parents == {11: 10, 12: 11, 15: 14} and hidden == [Hidden((10, 16), None), Hidden((13, 14), 10)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_tree_has_as_many_right_edges_as_can_be_expected(seed: int) -> None:
+    log_weight = 2 * np.random.default_rng(seed).normal(size=(5, 5))
+    marginals, roots, _ = edge_marginals(log_weight)
+
+    def expected(tree: dict[int, int]) -> float:
+        root = next(place for place in range(5) if place not in tree)
+        return float(roots[root] + sum(marginals[parent, child] for child, parent in tree.items()))
+
+    found = likeliest_edges(marginals, roots, {}, list(range(5)), [])
+    assert expected(found) == pytest.approx(max(map(expected, all_trees(5))))
+    # An edge of a merge that this tree would close a circle with: the one that is known to close none.
+    child, parent = next(iter(found.items()))
+    assert likeliest_edges(marginals, roots, {1: 0}, list(range(5)), [(child, parent)]) == {1: 0}
+
+
+def test_low_rank_outweighs_a_sibling_that_hardly_moved(tmp_path: Path) -> None:
+    """All distances from a near copy of the base are those from the base; only the rank says whose the LoRA is."""
+    root = base(0)
+    content = {"a": moved(root, 1, 0.002), "b": root, "lora": moved(root, 2, 0.3, rank=3)}
+    found = edges(recover(models(tmp_path, **content, other=moved(root, 3, 0.2))))
+    assert found["b", "lora"]["kind"] == "lora" and found["b", "lora"]["adjacency"] > 0.9
+
+
+def test_grids_are_found_where_no_name_has_a_block(tmp_path: Path) -> None:
+    def plain(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = [weight for name, weight in weights.items() if weight.ndim == 2]
+        return {f"conv{number}.weight": weight for number, weight in enumerate(found)}
+
+    def by_row(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        steps = {name: weight.abs().amax(dim=1, keepdim=True) / 127 for name, weight in weights.items()}
+        return {name: (weight / steps[name]).round() * steps[name] for name, weight in weights.items()}
+
+    root = plain(base(0))
+    child = plain(moved(base(0), 1))
+    found = edges(recover(models(tmp_path, child=child, grid=by_row(child), root=root)))
+    assert found["child", "grid"]["kind"] == "quantize" and ("root", "child") in found
 
 
 # Odd collections

@@ -106,8 +106,9 @@ def _recover_cluster(
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
     tree, weights = _acyclic_tree(weights, members, known)
-    marginals, _, _ = edge_marginals(weights.both)
+    marginals, root, _ = edge_marginals(weights.both)
     probability = weights.parents(marginals)
+    tree = likeliest_edges(marginals, root, tree, members, known)
     parents, hidden = read_tree(tree, weights, members)
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
     return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
@@ -144,6 +145,25 @@ def _acyclic_tree(weights: Weights, members: list[int], known: list[tuple[int, i
         without = {edge: (weights.without(*edge), best_tree(weights.without(*edge))) for edge in edges}
         banned = max(edges, key=lambda edge: without[edge][1][1])
         weights, (tree, _) = without[banned]
+
+
+def likeliest_edges(
+    marginals: Float[np.ndarray, "members members"],
+    root: Float[np.ndarray, "members"],
+    tree: dict[int, int],
+    members: list[int],
+    known: list[tuple[int, int]],
+) -> dict[int, int]:
+    """The tree in which most models are expected to hang where they truly do, [child] -> where it hangs.
+
+    The most probable tree is one of very many, and may be right in few places: this one has the largest sum of the
+    probabilities of its edges and its root (Goodman 1996; Smith and Smith 2007). `tree`, which closes no circle with
+    the edges of exact relations, is returned where this one does.
+    """
+    parents = minimum_spanning_arborescence(root[None, :] - marginals)
+    found = {child: int(parent) for child, parent in enumerate(parents.tolist()) if parent >= 0}
+    named = [(members[parent], members[child]) for child, parent in found.items()]
+    return tree if find_circle([*known, *named]) else found
 
 
 def best_tree(weights: Weights) -> tuple[dict[int, int], float]:
