@@ -29,7 +29,7 @@ WIDTH, BLOCKS = 128, 4
 @contextmanager
 def pairs_timed(seconds: list[float]) -> Iterator[None]:
     """Add to `seconds` what the functions of the first pass take that look at all pairs."""
-    functions = {name: getattr(first_pass, name) for name in ("_square_distances", "layer_cosine")}
+    functions = {name: getattr(first_pass, name) for name in ("square_distances", "layer_cosine")}
 
     def timed(function: Callable) -> Callable:
         def run(weights: torch.Tensor) -> object:

@@ -74,7 +74,7 @@ def test_every_way_to_hold_numbers(tmp_path: Path) -> None:
     assert kinds["ids"] == "I64" and kinds["halves"] == "a list of numbers" and kinds["brain"] == "BF16"
     for name in ("listed", "doubles", "made"):
         assert np.array_equal(checkpoint.read_tensor(name).numpy(), values)
-    assert checkpoint.read_tensor("scalar").item() == 2.5 and checkpoint.read_tensor("brain").tolist() == [1, 2]
+    assert checkpoint.read_tensor("brain").tolist() == [1, 2] and "scalar" not in kinds  # a constant, no weight
     assert checkpoint.read_tensor("empty").shape == (0, 3)
 
 
@@ -235,3 +235,24 @@ def test_from_the_hub_by_ranges(outside: bool, hub: HubServer) -> None:
     hub.requests.clear()
     open_checkpoint("m", "hf://org/graph")
     assert [request.path for request in hub.requests] == ["/api/models/org/graph/revision/main"]
+
+
+def test_tensors_in_the_branches_of_a_node(tmp_path: Path) -> None:
+    """A model that holds two sets of weights and chooses one when it runs."""
+
+    def branch(values: np.ndarray) -> onnx.GraphProto:
+        weight = numpy_helper.from_array(values, "layer.weight")
+        constant = helper.make_node("Constant", [], ["made"], value=numpy_helper.from_array(values + 1))
+        inner = helper.make_node("If", ["which"], [], then_branch=helper.make_graph([constant], "inner", [], []))
+        return helper.make_graph([inner], "branch", [], [], [weight])
+
+    one, other = (np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32) for seed in (0, 1))
+    node = helper.make_node("If", ["which"], [], then_branch=branch(one), else_branch=branch(other))
+    onnx.save(graph([numpy_helper.from_array(one * 2, "top.weight")], [node]), tmp_path / "model.onnx")
+    checkpoint = open_checkpoint("m", tmp_path / "model.onnx")
+    read = {name: weight.numpy() for name, weight in checkpoint.read_tensors(list(checkpoint.tensors)).items()}
+    expected = {"top.weight": one * 2, "layer.weight": other, "branch 2.layer.weight": one}  # else before then
+    expected |= {"made": other + 1, "branch 4.made": one + 1}
+    assert read.keys() == expected.keys()
+    for name, values in read.items():
+        assert np.array_equal(values, expected[name]), name

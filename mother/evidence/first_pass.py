@@ -19,6 +19,7 @@ from mother.io.stream import read_ahead
 from mother.numeric.threads import in_chunks
 
 COMPARABLE = 0.5  # share of two models' weights below which nothing is said of them: what was not seen may be inherited
+CANCELLED = 1e-13  # share of the squared norms below which a squared distance is what float64 left of a difference
 GRAM_ENTRIES = 1 << 20  # budget: entries of a Gram product at a time
 
 
@@ -81,7 +82,7 @@ def square_distances(
 ) -> tuple[Float[np.ndarray, "members members"], Float[np.ndarray, "members"]]:
     """Squared distances of all pairs, and squared norms.
 
-    By one Gram matrix, centred on the mean model: else float64 cancels.
+    By one Gram matrix, centred on the mean model: else float64 cancels. What it cannot tell from 0 is 0.
     """
     gram = weights.new_zeros(len(weights), len(weights), dtype=torch.float64)
     size = gram.new_zeros(len(weights))
@@ -91,7 +92,9 @@ def square_distances(
         centred -= centred.mean(dim=0)
         gram.addmm_(centred, centred.T)
     norms = gram.diagonal()
-    square = (norms[:, None] + norms[None] - 2 * gram).clamp(min=0).fill_diagonal_(0)
+    both = norms[:, None] + norms[None]
+    square = (both - gram - gram.T).fill_diagonal_(0)
+    square[square < CANCELLED * both] = 0
     return square.cpu().numpy(), size.cpu().numpy()
 
 

@@ -25,7 +25,8 @@ TYPES |= {12: "U32", 13: "U64", 16: "BF16", 17: "F8_E4M3", 19: "F8_E5M2"}
 
 # Numbers of fields: of the model, the graph, a node, its attribute, a tensor, and a text by its key.
 GRAPH, NODE, INITIALIZER = 7, 1, 5
-INPUT, OUTPUT, NAME_OF_NODE, KIND, ATTRIBUTE, VALUE = 1, 2, 3, 4, 5, 5
+INPUT, OUTPUT, NAME_OF_NODE, KIND, ATTRIBUTE, VALUE, BRANCH = 1, 2, 3, 4, 5, 5, 6
+BRANCHING = ("If", "Loop", "Scan")  # nodes whose attributes are graphs
 DIMENSIONS, TYPE, FLOATS, NAME, RAW, DOUBLES, OUTSIDE, PLACE = 1, 2, 4, 8, 9, 10, 13, 14
 _LOST = re.compile(r"(onnx::)?[A-Za-z]*_?[0-9]+|onnx::\w+|_v_[0-9]+|val_[0-9]+")
 Read = Callable[[int, int], bytes]
@@ -146,7 +147,7 @@ def _tensor(walk: _Walk, place: Any, named: str | None = None) -> list[Any]:
 
 
 def _node(walk: _Walk, place: Any) -> tuple[str, str, list[str], list[str], list[Any]]:
-    """Name and kind of a node, what goes in and comes out, and where tensors in its attributes are."""
+    """Name and kind of a node, what goes in and comes out, and where the tensors or graphs in its attributes are."""
     name, kind, inputs, outputs, values = "", "", [], [], []
     for number, value in walk.of(*place) if isinstance(place, tuple) else ():
         if number == INPUT:
@@ -157,9 +158,10 @@ def _node(walk: _Walk, place: Any) -> tuple[str, str, list[str], list[str], list
             name = walk.text(value)
         elif number == KIND:
             kind = walk.text(value)
-        elif number == ATTRIBUTE and kind in ("", "Constant") and isinstance(value, tuple):
-            values += [one for inner, one in walk.of(*value) if inner == VALUE and isinstance(one, tuple)]
-    return name, kind, inputs, outputs, values if kind == "Constant" else []
+        elif number == ATTRIBUTE and kind in ("", "Constant", *BRANCHING) and isinstance(value, tuple):
+            values += [one for one in walk.of(*value) if isinstance(one[1], tuple)]
+    wanted = BRANCH if kind in BRANCHING else VALUE if kind == "Constant" else None
+    return name, kind, inputs, outputs, [one for inner, one in values if inner == wanted]
 
 
 def read_table(read: Read, size: int) -> list[list[Any]]:
@@ -170,19 +172,25 @@ def read_table(read: Read, size: int) -> list[list[Any]]:
         raise ValueError(f"this is no ONNX file: it has {len(graphs)} graphs")
     rows: dict[str, list[Any]] = {}
     used: dict[str, str] = {}  # a matrix -> the node that multiplies by it
-    for number, value in walk.of(*graphs[0]):
-        found = []
-        if number == NODE:
-            name, kind, inputs, outputs, values = _node(walk, value)
-            if kind == "MatMul" and len(inputs) == 2 and name.startswith("/"):
-                used[inputs[1]] = name
-            found = [_tensor(walk, one, outputs[0]) for one in values if outputs]
-        elif number == INITIALIZER:
-            found = [_tensor(walk, value)]
-        for row in found:
-            if row[0] in rows:
-                raise ValueError(f"a tensor {row[0]} stands twice in it")
-            rows[row[0]] = row
+    for at, graph in enumerate(graphs):  # to which those are added that nodes hold
+        for number, value in walk.of(*graph):
+            found = []
+            if number == NODE:
+                name, kind, inputs, outputs, values = _node(walk, value)
+                if kind == "MatMul" and len(inputs) == 2 and name.startswith("/"):
+                    used[inputs[1]] = name
+                if kind in BRANCHING:
+                    graphs += values
+                elif outputs:
+                    found = [_tensor(walk, one, outputs[0]) for one in values]
+            elif number == INITIALIZER:
+                found = [_tensor(walk, value)]
+            for row in found:
+                if row[0] in rows and at == 0:
+                    raise ValueError(f"a tensor {row[0]} stands twice in it")
+                # The branches of a node may use one name each.
+                row[0] = f"branch {at}.{row[0]}" if row[0] in rows else row[0]
+                rows[row[0]] = row
     if not rows:
         raise ValueError("it holds no tensors")
     names = set(rows)
@@ -210,6 +218,8 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
         lambda: read_table(bytes_of(file), file.size)
     ):
         there, shape = file, tuple(stored)
+        if not shape:
+            continue  # a constant of the graph, and no weight
         if outside is not None:
             if not is_plain(outside):
                 raise ValueError(f"it names the file {shown(outside, 300)}, outside its folder")
