@@ -143,7 +143,8 @@ def take(
     started = time.perf_counter()
     inside, found = matrices(checkpoint), pieces(checkpoint)
     if not inside:
-        raise lacks(checkpoint, "weight matrix outside embeddings and heads")
+        remedy = "By vectors, embeddings and heads alone models cannot be compared: leave it out."
+        raise lacks(checkpoint, "weight matrix outside embeddings and heads", remedy)
     facts, parts = Facts(weights=all_weights(checkpoint)), {}
     blocks = any(layer.block for layer in inside)  # without any, every matrix is inside
     for name, values in _read(checkpoint):

@@ -218,12 +218,15 @@ def open_all(
     return [one for one in found if isinstance(one, Checkpoint)], left_out
 
 
-def lacks(checkpoint: Checkpoint, what: str) -> CheckpointError:
+NAMELESS = "Name its layers in mother/io/layers.py, or leave it out of the manifest."
+
+
+def lacks(checkpoint: Checkpoint, what: str, remedy: str = NAMELESS) -> CheckpointError:
     """The error of a model that has none of the layers asked for."""
     some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
     return CheckpointError(
         checkpoint.model,
         next((file for file, _ in checkpoint.tensors.values()), "no file"),
         f"has no {what}; its tensors are {some}, ...",
-        "Name its layers in mother/io/layers.py, or leave it out of the manifest.",
+        remedy,
     )
