@@ -17,6 +17,7 @@ from mother.collection.whose import Candidates, kind_of, related
 from mother.errors import InputError
 from mother.evidence.adapter_base import directions, fit
 from mother.evidence.consumers import Surroundings, grouped, head_size
+from mother.graph.model_graph import read_model_graph
 from mother.io.pieces import pieces_of
 
 ALL = {name: attention + others for name, (attention, others) in LINEAR.items()}
@@ -206,3 +207,29 @@ def test_what_cannot_be_asked_is_said(
 
 def test_ranks_are_told() -> None:
     assert [kind_of(ranks) for ranks in ((), (4,), (2, 8))] == ["adapter", "adapter (rank 4)", "adapter (ranks 2 to 8)"]
+
+
+def test_a_recovered_graph_hangs_adapters_under_their_base(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt("bert", _bert(tmp_path), ALL["bert"], 2, 1, tmp_path / "stray", steps=2)
+    models = [str(family / name) for name in ("root", "child", "other", "adapter")] + [str(tmp_path / "stray")]
+    out = tmp_path / "out"
+    _run(["recover", *models, "--out", str(out), "--device", "cpu"], capsys)
+    graph = read_model_graph(out / "model_graph.json")
+    assert not graph.left_out and set(graph.nodes) >= {"root", "child", "other", "adapter", "stray"}
+    (edge,) = (edge for edge in graph.edges if edge.child == "adapter")
+    assert edge.parent in ("root", "child") and edge.attributes["kind"] == "adapter" and edge.attributes["rank"] == 4
+    assert 0.4 < edge.attributes["adjacency"] <= 0.9
+    assert all(edge.child != "stray" for edge in graph.edges)
+    assert any("stray is an adapter (rank 2) of an unknown base" in note for note in graph.notes)
+    told = _run(["explain", edge.parent, "adapter", "--to", str(out)], capsys)
+    assert "by training an adapter of rank 4" in told
+    assert "kept:" in _run(["recover", *models, "--out", str(out), "--device", "cpu"], capsys)
+
+
+def _bert(folder: Path) -> Path:
+    """An untrained BERT, saved."""
+    torch.manual_seed(0)
+    build("bert").save_pretrained(str(folder / "bert"))
+    return folder / "bert"
