@@ -15,7 +15,7 @@ from mother.cli.commands import main
 from mother.collection.find import Source
 from mother.collection.whose import Candidates, kind_of, related
 from mother.errors import InputError
-from mother.evidence.adapter_base import directions, fit
+from mother.evidence.adapter_base import directions, fit, standard_score
 from mother.evidence.consumers import Surroundings, grouped, head_size
 from mother.graph.model_graph import read_model_graph
 from mother.io.pieces import pieces_of
@@ -233,3 +233,11 @@ def _bert(folder: Path) -> Path:
     torch.manual_seed(0)
     build("bert").save_pretrained(str(folder / "bert"))
     return folder / "bert"
+
+
+def test_scores_are_finite_wherever_the_first_draw_stands() -> None:
+    null = np.random.default_rng(0).standard_normal(499)
+    for first in (-9.0, 0.0, 9.0, 1e6):
+        assert np.isfinite(standard_score(np.concatenate([[first], null])))
+    assert abs(standard_score(np.concatenate([[np.median(null)], null]))) < 0.01
+    assert standard_score(np.concatenate([[6.0], null])) == pytest.approx(6, abs=1)

@@ -119,7 +119,7 @@ def standard_score(total: Float[np.ndarray, "draws"]) -> float:
     null = total[1:]
     above = int((null >= total[0]).sum())
     if above >= COUNTED:
-        return float(-ndtri((1 + above) / (1 + len(null))))
+        return float(-ndtri((1 + min(above, len(null) - 1)) / (1 + len(null))))
     z = float((total[0] - null.mean()) / null.std())
     p = float(pearson3.sf(z, max(float(skew(null)), 1e-3)))
     return float(min(-ndtri(p), LARGEST)) if p > 0 else LARGEST
