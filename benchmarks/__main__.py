@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 NAMES = (
     "startup",
     "arborescence",
+    "adapters",
     "kernels",
     "speed",
     "page",

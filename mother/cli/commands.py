@@ -1,4 +1,4 @@
-"""The commands for anybody's models: recover, add, explain, audit."""
+"""The commands for anybody's models: recover, add, explain, audit, whose-adapter."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mother.cli.adapters import WhoseAdapter, whose_adapter
 from mother.cli.arguments import run
 from mother.cli.flags import Add, Audit, Explain, Recover
 from mother.cli.locks import alone_in
@@ -216,6 +217,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "add": (add, Add),
     "explain": (explain, Explain),
     "audit": (recover, Audit),
+    "whose-adapter": (whose_adapter, WhoseAdapter),
 }
 
 
@@ -237,8 +239,8 @@ def main(default: str | None = None, name: str = "mother") -> None:
     else:
         print(__doc__ or "")  # python -OO keeps no docstrings
         for known, (_, arguments) in COMMANDS.items():
-            print(f"  mother {known:8} {(arguments.__doc__ or '').partition(chr(10))[0]}")
-        print("  mother index    Many models: build an index, search it, trace all of it")
+            print(f"  mother {known:13} {(arguments.__doc__ or '').partition(chr(10))[0]}")
+        print("  mother index         Many models: build an index, search it, trace all of it")
         print("\n  mother COMMAND --help, mother --version")
         sys.exit(0 if not words or words[0] in ("-h", "--help") else 2)
     function, arguments = COMMANDS[command]

@@ -28,7 +28,7 @@ MOST_PARENTS = 100  # of a card that are looked at
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
     "finetune": ("fine-tune", "lora", "prune", "cast", "copy"),
-    "adapter": ("lora", "fine-tune"),
+    "adapter": ("adapter", "lora", "fine-tune"),
     "merge": ("merge",),
     "quantized": ("quantize", "cast", "copy"),
 }

@@ -21,12 +21,13 @@ from jaxtyping import Float
 from mother.collection.copies import sketch_once
 from mother.collection.find import Found, Source
 from mother.collection.gaps import Gaps, aside_of
+from mother.collection.lone import hang, set_aside
 from mother.collection.state import State, read_state, write_state
 from mother.errors import InputError
 from mother.evidence.alignment import align, notes
 from mother.evidence.candidates import comparable_square
 from mother.evidence.facts import SKETCH_ENTRIES
-from mother.evidence.sketch import Sketch, kept_sketch
+from mother.evidence.sketch import Sketch, kept_sketch, sketch_key
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.trace import Progress, trace_sketches
 from mother.heritage.trees import Heritage
@@ -167,16 +168,17 @@ def recover_sources(
         raise InputError(f"a sketch must have at least 1024 entries of a matrix, not {sketch}.")
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as there:
         everyone = [source for source, _ in known] + list(sources)
-        sketches, left_out, aside = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
+        sketches, left_out, aside, lone = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
         gaps = gaps.joined(aside)
         if not sketches:
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
         keep = Path(there) / "measurements" if folder is not None else None
         aligned = align(sketches)
         groups = _trace_groups(aligned.sketches, device, error, progress, keep)
-        keys = {one.model: one.key for one in sketches}
+        keys = {one.model: one.key for one in sketches} | lone
         said = gaps.notes() + notes(aligned.matched)
         graph = replace(_join(groups, left_out | gaps.unusable, name), notes=said, not_read=gaps.not_read)
+        graph = hang(graph, sorted(lone), everyone, error)
         recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps))
         if folder is not None:
             write_state(folder, recovered.state)
@@ -185,17 +187,19 @@ def recover_sources(
 
 def _sketches_of(
     known: Sequence[tuple[Source, str]], sources: Sequence[Source], folder: Path, entries: int, progress: Progress
-) -> tuple[list[Sketch], dict[str, str], Gaps]:
+) -> tuple[list[Sketch], dict[str, str], Gaps, dict[str, str]]:
     """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why.
 
-    Also what lies beside the weights of those that were opened.
+    Also what lies beside the weights of those that were opened, and adapters without a base, with their keys.
     """
     before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
     again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
     opened, left_out = open_all(one.opened_by() for one in [*again, *sources])
-    taken = sketch_once(opened, folder, entries, progress("reading"))
+    compared, lone = set_aside(opened, sum(one is not None for one in before.values()))
+    taken = sketch_once(compared, folder, entries, progress("reading"))
     found = [one for one in before.values() if one is not None] + taken.sketches
-    return sorted(found, key=lambda one: one.model), left_out | taken.left_out, aside_of(opened)
+    keys = {one.model: sketch_key(one, entries) for one in lone}
+    return sorted(found, key=lambda one: one.model), left_out | taken.left_out, aside_of(opened), keys
 
 
 def _trace_groups(

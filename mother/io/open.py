@@ -112,7 +112,7 @@ def _stored(place: Place, files: Sequence[File], state: str | None) -> Checkpoin
 
 
 def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
-    """An adapter on its base, or alone."""
+    """An adapter on its base, or alone: of a DoRA alone it is B A, as the lengths of rows are those of the base."""
     model = place.model
     parts = _open_files(place, [place.open(next(name for name in ADAPTER_FILES if place.has(name)))])
     infos = {name: info for name, (_, info) in parts.tensors.items()}
@@ -120,10 +120,6 @@ def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
     adapter = parse_adapter(model, place, read_text(model, config), infos)
     file = next(iter(parts.tensors.values()))[0]
     if base is None:
-        if any("magnitude" in update.parts for update in adapter.updates.values()):
-            raise CheckpointError(
-                model, place, "is a DoRA adapter, which says nothing without its base", "Give its base in the manifest."
-            )
         update_of = {f"{module}.weight": module for module in adapter.updates}
         tensors = {
             name: (file, TensorInfo("F32", update_shape(adapter.updates[module], infos), 0, 0))

@@ -55,6 +55,12 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
     result: dict[str, Any] = {"models": [one, other]}
     if one == other:
         raise InputError(f"{one} is one model: name two.")
+    for edge in graph.edges:
+        if edge.attributes.get("kind") == "adapter" and {edge.parent, edge.child} == {
+            same_place(graph, model) for model in (one, other)
+        }:
+            ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
+            return result | {"related": True} | ends | told(None, graph, edge)
     group = evidence.group_of(one)
     if group is None or group is not evidence.group_of(other):
         return result | {"related": None, "summary": "They cannot be compared: their weights have other shapes."}

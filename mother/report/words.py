@@ -64,6 +64,8 @@ def operation(edge: Mapping[str, Any]) -> str:
     kind = edge.get("kind")
     if kind == "lora":
         return f"a {'DoRA' if edge.get('dora') else 'LoRA'} of rank {edge['rank']}" if "rank" in edge else "a LoRA"
+    if kind == "adapter":
+        return f"training an adapter of rank {edge['rank']}" if "rank" in edge else "training an adapter"
     if kind == "merge":
         return "merging"
     if kind == "cast":

@@ -1,0 +1,151 @@
+"""Adapters without their base: is the family named, and the base within it, from the update alone?
+
+python -m benchmarks.adapters [--folder FOLDER]
+
+Families of five architectures with trees that are drawn, and PEFT adapters of drawn members, are grown (in
+.cache/adapters, about ten minutes) where they are missing. Candidates of each adapter are its family of ten, an
+unrelated root of the same architecture, and the roots of the other architectures. Base coefficients are fitted on the
+other architectures than the one at hand.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+from scipy.special import ndtri
+
+from benchmarks.traced import expected_calibration_error
+from dataset.lone_adapters import LINEAR, Lone, grow_adapters, grow_models
+from mother.collection.find import Source
+from mother.collection.whose import ERROR, Candidates
+from mother.errors import CheckpointError
+from mother.evidence.adapter_base import fit
+from mother.evidence.adapter_reads import updates_on
+from mother.evidence.adapter_within import figures, softmax
+from mother.graph.text import format_table
+from mother.io.open import open_checkpoint
+
+CACHE = Path(__file__).parent.parent / ".cache" / "adapters"
+FAMILY, BASE, ECE = 0.99, 0.8, 0.1  # thresholds: family right, base right, calibration error of the base
+PRIOR = 1e-3  # weight of squared coefficients in the fit
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter, and what was measured of it and its candidates."""
+
+    architecture: str
+    lone: Lone
+    family: tuple[str, ...]
+    related: dict[str, bool]  # the base, and strangers that it fits: whether each is named as family
+    stranger: float | None  # score of the unrelated root of its architecture
+    figures: Float[np.ndarray, "models two"]
+
+    @property
+    def truth(self) -> int:
+        """Place of the base in the family."""
+        return self.family.index(self.lone.base)
+
+    @property
+    def right(self) -> bool:
+        """Whether the base is named as family, and no stranger is."""
+        return self.related[self.lone.base] and not any(self.related[m] for m in self.related.keys() - {*self.family})
+
+
+def measure(architecture: str, models: dict[str, Path], lone: list[Lone], foreign: dict[str, Path]) -> list[Case]:
+    """Hold all adapters of an architecture against its family and strangers."""
+    sources = [Source(name, str(path)) for name, path in (models | foreign).items()]
+    candidates = Candidates(sources)
+    family = tuple(name for name in models if name != "other")
+    cases = []
+    for one in lone:
+        scores, own = {}, {}
+        for source in sources:
+            shapes = {name: info.shape for name, (_, info) in candidates.opened[source.id].tensors.items()}
+            if source.id in family and source.id not in (one.base, family[0]):
+                continue  # what they are asked for is which of them is the base, not whether they are related
+            try:
+                updates = updates_on(open_checkpoint(one.name, one.folder, source.location), shapes)
+            except CheckpointError:  # it fits only models of its architecture
+                continue
+            if source.id == family[0]:
+                own = updates
+            if source.id != family[0] or one.base == family[0]:
+                found = fit(updates, candidates.surroundings(source.id))
+                scores[source.id] = found.z if found is not None else 0.0
+        # Holm: the family is held to the level over all that fit, strangers after it to the whole level.
+        least = {m: -ndtri(ERROR / (len(family) + 1)) if m in family else -ndtri(ERROR) for m in scores}
+        marks = {model: bool(z > least[model]) for model, z in scores.items()}
+        both = figures(own, [candidates.surroundings(model) for model in family])
+        cases.append(Case(architecture, one, family, marks, scores.get("other"), both))
+    return cases
+
+
+def learn(cases: Sequence[Case]) -> Float[np.ndarray, "two"]:
+    """The coefficients under which the true bases are most probable."""
+    scale = np.concatenate([case.figures for case in cases]).std(0)
+
+    def loss(weights: np.ndarray) -> float:
+        chances = [softmax((case.figures / scale) @ weights)[case.truth] for case in cases]
+        return float(-np.mean(np.log(np.maximum(chances, 1e-300))) + PRIOR * (weights**2).sum())
+
+    return minimize(loss, np.zeros(2)).x / scale
+
+
+def chances_of(cases: Sequence[Case]) -> list[Float[np.ndarray, "models"]]:
+    """Probabilities of the bases of each case, by coefficients that never saw its architecture."""
+    learnt = {name: learn([case for case in cases if case.architecture != name]) for name in LINEAR}
+    return [softmax(case.figures @ learnt[case.architecture]) for case in cases]
+
+
+def row(name: str, cases: Sequence[Case], chances: Sequence[np.ndarray]) -> list:
+    """How well some adapters were answered."""
+    named = [int(chance.argmax()) == case.truth for case, chance in zip(cases, chances)]
+    stated = np.array([chance.max() for chance in chances])
+    of_truth = [chance[case.truth] for case, chance in zip(cases, chances)]
+    error = expected_calibration_error(stated, np.array(named))
+    family = float(np.mean([case.right for case in cases]))
+    return [name, len(cases), family, float(np.mean(named)), float(stated.mean()), float(np.mean(of_truth)), error]
+
+
+def main(folder: Path) -> None:
+    """Grow, measure, print."""
+    grown = {name: grow_models(name, folder / name) for name in LINEAR}
+    cases: list[Case] = []
+    for name, models in grown.items():
+        lone = grow_adapters(name, models, folder / name / "adapters")
+        foreign = {f"{other} root": others["root"] for other, others in grown.items() if other != name}
+        cases += measure(name, models, lone, foreign)
+    chances = chances_of(cases)
+    rows = []
+    parts = {
+        **{name: [case.architecture == name for case in cases] for name in LINEAR},
+        **{f"rank {rank}": [case.lone.rank == rank for case in cases] for rank in (1, 4, 16)},
+        **{f"{what} weights": [case.lone.targets == what for case in cases] for what in ("attention", "all")},
+        **{f"seed {seed}": [case.lone.seed == seed for case in cases] for seed in range(3)},
+        "all": [True] * len(cases),
+    }
+    for name, some in parts.items():
+        of = [at for at, there in enumerate(some) if there]
+        rows.append(row(name, [cases[at] for at in of], [chances[at] for at in of]))
+    head = ("adapters", "count", f"family right at {ERROR:g}", "base right", "stated", "of the true base", "ECE")
+    print(format_table(head, rows))
+    null = np.array([case.stranger for case in cases if case.stranger is not None])
+    print(f"\nunrelated roots of the same architecture: z {null.mean():+.2f} with deviation {null.std():.2f},", end=" ")
+    print(f"largest {null.max():.2f}, of {len(null)}; above 1.64: {(null > 1.64).sum()}")
+    weights = learn(cases)
+    print(f"coefficients from all: likelihood {weights[0]:.4g}, cosine {weights[1]:.4g}")
+    _, _, family, base, _, _, error = rows[-1]
+    if family < FAMILY or base < BASE or error > ECE:
+        sys.exit("a family, a base or a probability was wrong more often than wanted")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=CACHE)
+    main(parser.parse_args().folder)

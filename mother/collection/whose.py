@@ -1,0 +1,214 @@
+"""Whose adapter: the family and the base of an adapter, from its update and the weights of the candidates alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from mother.collection.find import Source
+from mother.collection.merged_twins import is_merged
+from mother.errors import CheckpointError, InputError
+from mother.evidence.adapter_base import Fit, fit
+from mother.evidence.adapter_reads import surroundings_of, updates_on
+from mother.evidence.adapter_within import probabilities
+from mother.evidence.consumers import Surroundings
+from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.open import open_checkpoint
+from mother.io.weights import ADAPTER_CONFIG
+
+ERROR = 1e-3  # probability that any candidate is named that has nothing to do with the adapter
+ABSENT = 0.1  # by eye: that the base is a relative of those of the family, and not among them
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that an adapter may belong to."""
+
+    model: str
+    z: float | None = None  # standard normal score under the null; None where the adapter does not fit
+    why: str = ""  # it does not fit
+    probability: float = 0.0  # that it is the base
+    related: bool = False
+    kinds: dict[str, float] = field(default_factory=dict)  # kind of matrix and side -> its own score
+    sides: int = 0  # of matrices that took part
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whose adapter one is."""
+
+    adapter: str
+    ranks: tuple[int, ...]
+    weights: int  # that it changes
+    error: float
+    candidates: tuple[Candidate, ...]  # the most probable first
+    unknown: float  # probability that the base is none of the candidates
+    twins: tuple[tuple[str, str], ...] = ()  # (base, merged model): base + adapter is that model, up to its rounding
+    claims: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> list[str]:
+        """The candidates that are related to the adapter's base."""
+        return [one.model for one in self.candidates if one.related]
+
+    @property
+    def kind(self) -> str:
+        """As an edge is called."""
+        return kind_of(self.ranks)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "adapter": self.adapter,
+            "kind": self.kind,
+            "ranks": list(self.ranks),
+            "weights": self.weights,
+            "error": self.error,
+            "family": self.family,
+            "unknown": round(self.unknown, 4),
+            "twins": [{"base": base, "merged": merged} for base, merged in self.twins],
+            "claims": list(self.claims),
+            "candidates": [
+                {
+                    "model": one.model,
+                    "related": one.related,
+                    "probability": round(one.probability, 4),
+                    "z": round(one.z, 2) if one.z is not None else None,
+                    "sides": one.sides,
+                    "kinds": {kind: round(z, 2) for kind, z in one.kinds.items()},
+                    **({"why": one.why} if one.why else {}),
+                }
+                for one in self.candidates
+            ],
+        }
+
+
+def kind_of(ranks: Sequence[int]) -> str:
+    """What an edge from a base to its adapter is called."""
+    if not ranks:
+        return "adapter"
+    return f"adapter (rank {ranks[0]})" if len(ranks) == 1 else f"adapter (ranks {ranks[0]} to {ranks[-1]})"
+
+
+def open_adapter(source: Source) -> AdaptedCheckpoint:
+    """An adapter without a base; raises InputError where it is none."""
+    opened = open_checkpoint(source.id, source.location)
+    if not isinstance(opened, AdaptedCheckpoint):
+        raise InputError(
+            f"{source.location} is no adapter: it has no {ADAPTER_CONFIG}. Give the folder of a PEFT adapter."
+        )
+    return opened
+
+
+def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
+    """The ranks of an adapter's updates, each once, from their shapes."""
+    infos = {name: info for name, (_, info) in adapter.parts.tensors.items()}
+    return tuple(sorted({infos[one.parts["A"]].shape[0] for one in adapter.adapter.updates.values()}))
+
+
+def related(scores: Sequence[float], error: float) -> list[bool]:
+    """Which scores are significant by Holm's correction, as relatedness has it: no false one, but for `error`."""
+    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
+    found = [False] * len(scores)
+    for passed, at in enumerate(order):
+        if scores[at] <= -ndtri(error / (len(scores) - passed)):
+            break
+        found[at] = True
+    return found
+
+
+class Candidates:
+    """The models that adapters are held against: each is read once."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = list(sources)
+        self.opened: dict[str, Checkpoint] = {}
+        self.why: dict[str, str] = {}  # one cannot be used
+        self.read: dict[str, Surroundings] = {}
+        for source in sources:
+            try:
+                checkpoint = open_checkpoint(*source.opened_by())
+            except CheckpointError as error:
+                self.why[source.id] = str(error)
+                continue
+            if isinstance(checkpoint, AdaptedCheckpoint) and checkpoint.base is None:
+                self.why[source.id] = "it is an adapter itself"
+            else:
+                self.opened[source.id] = checkpoint
+
+    def surroundings(self, model: str) -> Surroundings:
+        """The matrices of a candidate. Raises CheckpointError."""
+        if model not in self.read:
+            self.read[model] = surroundings_of(self.opened[model])
+        return self.read[model]
+
+    def answer(self, adapter: Source, error: float = ERROR) -> Answer:
+        """Whose an adapter is; raises CheckpointError where it cannot be read."""
+        alone = open_adapter(adapter)
+        fits: dict[str, Fit] = {}
+        why, updates = dict(self.why), {}
+        for source in self.sources:
+            checkpoint = self.opened.get(source.id)
+            if checkpoint is None:
+                continue
+            shapes = {name: info.shape for name, (_, info) in checkpoint.tensors.items()}
+            try:
+                on_it = open_checkpoint(adapter.id, adapter.location, base=source.location)
+                updates[source.id] = updates_on(on_it, shapes)
+                found = fit(updates[source.id], self.surroundings(source.id))
+            except CheckpointError as problem:
+                why[source.id] = f"it does not fit: {problem.reason}"
+                continue
+            if found is None:
+                why[source.id] = "no weights are known that consume what it changes"
+            else:
+                fits[source.id] = found
+        held = [Candidate(m, one.z, kinds=one.by_kind, sides=one.terms) for m, one in fits.items()]
+        marks = related([one.z for one in held], error)
+        held = [replace(one, related=mark) for one, mark in zip(held, marks)]
+        family = [one.model for one in held if one.related]
+        twins = self._twins(updates, list(fits))
+        chances, unknown = self._chances(updates, family, twins)
+        found = [replace(one, probability=chances.get(one.model, 0.0)) for one in held]
+        found.sort(key=lambda one: (-one.probability, -one.z, one.model))
+        found += [Candidate(model, why=reason) for model, reason in sorted(why.items())]
+        said = tuple(claim.parent for claim in adapter.claims if claim.file == ADAPTER_CONFIG and claim.parent)
+        return Answer(
+            adapter.id, ranks_of(alone), len(alone.update_of), error, tuple(found), unknown, tuple(twins), said
+        )
+
+    def _chances(
+        self, updates: dict, family: list[str], twins: list[tuple[str, str]]
+    ) -> tuple[dict[str, float], float]:
+        """Probability of each candidate, and of none of them."""
+        exact = sorted({base for base, _ in twins})
+        if exact:
+            return {base: 1 / len(exact) for base in exact}, 0.0
+        if not family:
+            return {}, 1.0
+        # Relatives of other shapes, such as one with a longer vocabulary, have the same inner matrices.
+        names = set.intersection(*(set(updates[model]) for model in family))
+        names &= set.intersection(*(set(self.surroundings(model).matrices) for model in family))
+        first = {name: updates[family[0]][name] for name in sorted(names)}
+        same = all(
+            self.surroundings(model).matrices[name].shape == update.shape
+            for model in family
+            for name, update in first.items()
+        )
+        if not same or not first:
+            return {model: (1 - ABSENT) / len(family) for model in family}, ABSENT
+        found = probabilities(first, [self.surroundings(model) for model in family])
+        return {model: float((1 - ABSENT) * p) for model, p in zip(family, found)}, ABSENT
+
+    def _twins(self, updates: dict, fitting: list[str]) -> list[tuple[str, str]]:
+        """Pairs (base, merged model) of which the second is the first with the adapter, exactly."""
+        found = []
+        for base in fitting:
+            for merged in fitting:
+                if base != merged and is_merged(
+                    updates[base], self.opened[base], self.opened[merged], self.read[base], self.read[merged]
+                ):
+                    found.append((base, merged))
+        return found

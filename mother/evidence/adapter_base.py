@@ -1,0 +1,125 @@
+"""Whose adapter: how far the update of an adapter lies where a base's other weights are strong.
+
+The energy of the update's singular directions under the Gram matrix of the weights that consume a matrix's output, and
+of those that write its inputs, is compared with what it is under the same weights when their units are in another
+order. The units of a base that has nothing to do with the adapter have no order that the adapter could know, so this
+null is exact up to the number of draws. Units of attention heads keep their places, which positions may give a
+meaning, and are drawn with other signs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.special import ndtri
+from scipy.stats import pearson3, skew
+from torch import Tensor
+
+from mother.evidence.consumers import Side, Surroundings
+
+DRAWS = 499  # budget: orders of the units that are looked at
+COUNTED = 10  # draws that must reach the score for their number to be the p-value
+LARGEST = 38.0  # of a score; smaller p-values are no numbers
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well an adapter fits a candidate base."""
+
+    z: float  # standard normal score under the null
+    raw: float  # the statistic before the null's mean and deviation are taken off
+    terms: int  # sides of matrices that took part
+    by_kind: dict[str, float]  # kind of matrix and side -> its own score
+
+
+def directions(update: Float[Tensor, "rows columns"], side: int, kernel: int) -> Float[Tensor, "units directions"]:
+    """Singular directions of an update on a side, each times its share of the update's norm."""
+    if update.norm() == 0:
+        return update.new_zeros(update.shape[side] // kernel, 0)
+    left, sizes, right = torch.linalg.svd(update.double(), full_matrices=False)
+    kept = sizes > 1e-5 * sizes[0]
+    shares = sizes[kept] / sizes[kept].norm()
+    if side == 0:
+        return left[:, kept] * shares
+    found = right[kept].T * shares
+    return found.unflatten(0, (-1, kernel)).flatten(1)
+
+
+class _Null:
+    """The same draws for all sides that share their units."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple, Tensor] = {}
+
+    def of(self, side: Side, units: int) -> Tensor:
+        """(draws, units): orders, or signs; the first draw leaves all as it is."""
+        key = (*side.space, side.signs, side.shared, units)
+        if key not in self.kept:
+            generator = torch.Generator().manual_seed(len(self.kept))
+            if side.signs:
+                drawn = torch.randint(0, 2, (DRAWS + 1, units // side.shared), generator=generator) * 2 - 1
+                drawn[0] = 1
+                if side.shared > 1:  # what the heads of a group have in common is no sign of this base
+                    drawn = drawn.unflatten(1, (-1, 1, side.head)).expand(-1, -1, side.shared, -1).flatten(1)
+            else:
+                drawn = torch.rand(DRAWS + 1, units, generator=generator).argsort(1)
+                drawn[0] = torch.arange(units)
+            self.kept[key] = drawn
+        return self.kept[key]
+
+
+def _energies(side: Side, found: Float[Tensor, "units directions"], drawn: Tensor) -> Float[Tensor, "draws"]:
+    """Energy of directions under a Gram matrix, for each draw."""
+    gram, energies = side.gram, []
+    found = found.to(gram.dtype)
+    if side.signs:
+        signs, both = drawn.to(gram.dtype), gram * (found @ found.T)
+        return ((signs @ both) * signs).sum(1).double()
+    for some in drawn.split(max(1, (1 << 22) // found.numel())):
+        moved = found[some].transpose(0, 1).flatten(1)  # units before draws: one product for all
+        energies.append((moved * (gram @ moved)).unflatten(1, (len(some), -1)).sum((0, 2)))
+    return torch.cat(energies).double()
+
+
+def fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surroundings) -> Fit | None:
+    """Hold the updates of an adapter, by the pieces of a base, against that base; None where nothing can be compared.
+
+    The sum over sides of matrices of their scores over the root of their number, in deviations of the same sum under
+    the draws. Sides that share units share the draws, so that what they have in common counts once.
+    """
+    null, scores, kinds = _Null(), [], []
+    for name, update in updates.items():
+        for at, side in enumerate((base.outputs(name), base.inputs(name))):
+            if side is None:
+                continue
+            found = directions(update, at, side.kernel)
+            if len(found) != len(side.gram) or found.shape[1] == 0:
+                continue
+            energies = _energies(side, found, null.of(side, len(found)))
+            spread = energies[1:].std()
+            if spread > 1e-9 * energies.abs().mean():
+                scores.append((energies - energies[1:].mean()) / spread)
+                layer = base.pieces[name].layer
+                kinds.append(f"{'outputs' if at == 0 else 'inputs'} of {layer.kind if layer else name}")
+    if not scores:
+        return None
+    table = torch.stack(scores).numpy()
+    total = table.sum(0) / np.sqrt(len(table))
+    by_kind = {
+        kind: float(table[[one == kind for one in kinds]].sum(0)[0] / np.sqrt(kinds.count(kind)))
+        for kind in dict.fromkeys(kinds)
+    }
+    return Fit(standard_score(total), float(total[0]), len(table), by_kind)
+
+
+def standard_score(total: Float[np.ndarray, "draws"]) -> float:
+    """The first value as a standard normal score under the others: by their number, in the tail by their shape."""
+    null = total[1:]
+    above = int((null >= total[0]).sum())
+    if above >= COUNTED:
+        return float(-ndtri((1 + min(above, len(null) - 1)) / (1 + len(null))))
+    z = float((total[0] - null.mean()) / null.std())
+    p = float(pearson3.sf(z, max(float(skew(null)), 1e-3)))
+    return float(min(-ndtri(p), LARGEST)) if p > 0 else LARGEST
