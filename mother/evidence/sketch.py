@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,15 @@ def take(
     if not inside:
         raise lacks(checkpoint, "weight matrix outside embeddings and heads")
     facts, parts = Facts(weights=all_weights(checkpoint)), {}
+    updated = getattr(checkpoint, "update_of", {})  # by an adapter: no longer as they are packed
     for name, values in _read(checkpoint):
-        stored = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
+        info = checkpoint.tensors[name][1]
+        stored = getattr(torch, DTYPES[info.dtype])
         for piece in found[name]:
             one = piece.of(values)
             if piece.layer in inside:
+                if (storage := info.storage) is not None and name not in updated:
+                    facts.storage[str(piece.layer)] = list(astuple(storage))
                 parts[piece.name] = _stored(note_matrix(facts, piece.layer, one, limit), stored)
                 if piece.either_way:
                     parts[turned(piece.name)] = _stored(note_turned(facts, piece.name, one, limit), stored)
