@@ -215,6 +215,7 @@ class Taken:
     left_out: dict[str, str] = field(default_factory=dict)
     transient: bool = False  # whether a model is left out for a reason that may pass
     reused: float = 0.0  # seconds that earlier runs took for sketches that were kept
+    copied: dict[str, str] = field(default_factory=dict)  # models whose files are those of another one: not read
 
 
 @dataclass(frozen=True)
