@@ -4,6 +4,7 @@ Each function quantizes and packs; what the tensors mean is said in `mother/io/l
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -126,3 +127,36 @@ def fp8(weight: torch.Tensor) -> Tensors:
     """FP8 (e4m3) with a scale each row, as compressed-tensors stores it."""
     scale = weight.float().abs().amax(1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
     return {"weight": (weight.float() / scale).to(torch.float8_e4m3fn), "weight_scale": scale}
+
+
+def write_gguf(weights: Tensors, family: str, kind: str, heads: tuple[int, int], file: Path) -> None:
+    """A model as the converter of llama.cpp writes it, by the package's own writer; matrices of one type.
+
+    `heads` are those of queries and of keys. Tensors that the family's table does not name are left out.
+    """
+    import gguf
+
+    blocks = 1 + max(int(part) for name in weights for part in name.split(".") if part.isdigit())
+    known = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(known, blocks)
+    writer = gguf.GGUFWriter(file, family)
+    writer.add_block_count(blocks)
+    writer.add_head_count(heads[0])
+    writer.add_head_count_kv(heads[1])
+    for name, weight in weights.items():
+        stored = names.get_name(name.removeprefix("bert."), try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            continue
+        turned = family == "gpt2" and weight.ndim == 2 and ".h." in name  # Conv1D
+        values = (weight.T if turned else weight).float().contiguous().numpy()
+        count = {"q_proj": heads[0], "k_proj": heads[1]}.get(name.split(".")[-2]) if family == "llama" else None
+        if count:  # halves that are rotated together become neighbours
+            half = len(values) // count // 2
+            values = values.reshape(count, 2, half, -1).swapaxes(1, 2).reshape(values.shape)
+        inside = values.ndim == 2 and values.shape[1] % 32 == 0 and stored.startswith("blk.")
+        which = gguf.GGMLQuantizationType[kind if inside else "F32"]
+        writer.add_tensor(stored, gguf.quants.quantize(values, which), raw_dtype=which)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

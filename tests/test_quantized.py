@@ -176,6 +176,23 @@ def test_copies_in_other_formats_are_one_node(tmp_path: Path) -> None:
     assert graph.nodes["bin"]["aliases"] == ["gguf", "safe"] and len(graph.nodes) == 2
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [False, True])
+def test_bitsandbytes_own_codes(kind: str, double: bool, tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional", reason="needs bitsandbytes: pip install bitsandbytes")
+
+    def pack(weight: torch.Tensor) -> Weights:
+        stored, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type=kind)
+        return {"weight": stored} | {f"weight.{end}": value for end, value in state.as_dict(packed=True).items()}
+
+    root = base()
+    models = {name: save_model(tmp_path / name, one) for name, one in (("root", root), ("near", tuned(root, 3, 0.02)))}
+    edge = edge_of(graph_of(models | {"packed": packed(pack, root, tmp_path / "packed")}), "packed")
+    assert (edge.parent, edge.attributes["kind"], edge.attributes["bits"]) == ("root", "quantize", 4)
+    assert edge.attributes["format"] == (f"{kind}, double" if double else kind)
+    assert edge.attributes["codes"] == 1 or double and edge.attributes["codes"] > 0.99
+
+
 def test_rules_and_levels_tell_a_relative_from_the_parent() -> None:
     parent, stranger = 0.05 * draw(1, WIDTH, 128), 0.05 * draw(2, WIDTH, 128)
     relative = parent + 0.0005 * draw(3, WIDTH, 128)

@@ -21,7 +21,8 @@ LAYERS = 8  # budget: matrices whose codes are compared
 NEAREST = 6  # budget: models that a packed one may be made from
 BY_RULE = 0.998  # share of codes that are equal where the rule of the format is known; ties may break otherwise
 BY_LEVELS = 0.99  # where only the levels are: scales are rounded after the codes were chosen
-BY_FINE_LEVELS = 0.96  # ... of 8 bits, and where the scales are coded themselves
+BY_FINE_LEVELS = 0.96  # ... of 8 bits
+BY_CODED = 0.985  # ... where the scales are coded themselves
 RESIDUAL = 0.75  # steps: what rounding leaves is .29, what GPTQ and AWQ leave is more
 AS_NEAR = 1.02  # times the residual of the nearest: others that may be the parent
 SEARCHED = ("gptq", "awq", "compressed-tensors")  # formats that move entries farther than to the nearest level
@@ -131,8 +132,9 @@ def _bar(storage: Storage, by_rules: bool, again: bool) -> float:
         return 1.0
     if by_rules:
         return BY_RULE
-    coarse = (described(storage).get("bits") or 8) < 8 and "double" not in storage.detail
-    return BY_LEVELS if coarse else BY_FINE_LEVELS
+    if storage.detail == "double":
+        return BY_CODED
+    return BY_LEVELS if (described(storage).get("bits") or 8) < 8 else BY_FINE_LEVELS
 
 
 def _best(
