@@ -11,7 +11,7 @@ from dataset.hub_models import plan_hub
 from dataset.published import DATASET, recover
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
-from mother.graph.typed_scores import typed_scores
+from mother.graph.typed_scores import typed_edges, typed_scores
 
 SAID = {"gptq": "gptq {} bit", "awq": "awq {} bit", "mlx": "mlx {} bit", "int8": "bnb int8", "fp8": "fp8", "nf4": "nf4"}
 
@@ -43,7 +43,7 @@ def score(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
 
 def missed(graph: ModelGraph, manifest: Manifest) -> list[str]:
     """What is wrong, a line for each true edge that was not recovered with its kind."""
-    kinds = {(edge.parent, edge.child): edge.attributes.get("kind") for edge in graph.edges}
+    kinds = {(parent, child): kind for parent, child, kind in typed_edges(graph)}
     incoming: dict[str, list[str]] = {}
     for (parent, child), kind in kinds.items():
         incoming.setdefault(child, []).append(f"{kind} of {parent}")

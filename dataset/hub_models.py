@@ -88,7 +88,7 @@ class _Hub(Family):
         shares[-1] = round(1 - sum(shares[:-1]), 2)
         told = {"grower": "hub_models:merge", "method": "linear", "coefficients": shares}
         if len(parents) == 2 and self.turn % 2:
-            told = {"grower": "hub_models:merge", "method": "slerp", "t": 0.4}
+            told = {"grower": "hub_models:merge", "method": "slerp", "t": round(0.3 + 0.05 * (number % 9), 2)}
         return self._add(told, tuple(parents), kind="merge")
 
     def adapter(self, parent: Node, task: int, rank: int) -> Node:
