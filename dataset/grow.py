@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset.forest import Job, grow, read_record
-from dataset.plan import FAMILIES, SPLITS, ZOO, plan, plan_family
+from dataset.plan import FAMILIES, MINI_HUB, SPLITS, ZOO, plan, plan_family
 from dataset.small import SMALL, plan_small
 from dataset.wild_plan import WILD, plan_wild
 from mother.cli.arguments import run
@@ -29,7 +29,7 @@ class Args:
 
     splits: tuple[str, ...] = tuple(SPLITS)
     """which to grow: mini_ft, mini_lora_v, mini_lora_f, mini_wild; small_ft, small_lora_v, small_lora_f, small_wild,
-    which are parts of these; mini_zoo; and the families mini_llama, mini_sd"""
+    which are parts of these; mini_zoo; mini_hub; and the families mini_llama, mini_sd"""
     workers: int = os.cpu_count() or 1
     """processes, one thread each"""
 
@@ -115,12 +115,16 @@ def _plan(split: str, folder: Path) -> Manifest:
         from dataset.zoo_plan import plan_zoo  # here: it needs torch
 
         return plan_zoo(folder)
+    if split == MINI_HUB:
+        from dataset.hub_models import plan_hub
+
+        return plan_hub(folder)
     return plan_family(split, folder) if split in FAMILIES else plan(split, folder)
 
 
 def main(args: Args) -> None:
     """Grow the splits one after the other."""
-    known = [*SPLITS, WILD, ZOO, *SMALL, *FAMILIES]
+    known = [*SPLITS, WILD, ZOO, MINI_HUB, *SMALL, *FAMILIES]
     unknown = [split for split in args.splits if split not in known]
     if unknown:
         raise InputError(f"there is no split {', '.join(unknown)}. Choose from {', '.join(known)}.")

@@ -136,6 +136,7 @@ _UNETS = [
 ]
 FAMILIES = {"mini_llama": ("families:train_llama", _LLAMAS), "mini_sd": ("families:train_unet", _UNETS)}
 ZOO = "mini_zoo"
+MINI_HUB = "mini_hub"
 
 
 def plan_family(name: str, folder: Path) -> Manifest:

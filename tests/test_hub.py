@@ -15,6 +15,7 @@ from test_checkpoints import assert_same, read_all, shard
 from mother.errors import CheckpointError
 from mother.io import hub as client
 from mother.io import remote as remote_file
+from mother.io import traffic
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
@@ -292,3 +293,15 @@ def test_stopping_does_not_wait_for_tries(hub: HubServer, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         measure(checkpoints, ("value",), {"kurtosis": kurtosis}, CPU)
     assert time.monotonic() - started < 5 and not client.STOP.is_set()
+
+
+def test_requests_and_bytes_are_counted_as_the_server_counts_them(hub: HubServer) -> None:
+    save_model(hub.folder / "org" / "counted", vit_weights(3))
+    traffic.taken()
+    hub.requests.clear()
+    checkpoint = open_checkpoint("m", "hf://org/counted")
+    checkpoint.read_tensors(list(checkpoint.tensors))
+    found = traffic.taken()
+    assert found.requests == len(hub.requests) > 2
+    assert found.bytes >= sum(request.bytes_sent for request in hub.requests if request.file) > 0
+    assert traffic.taken() == traffic.Traffic() and str(found).startswith(f"{found.requests} requests, ")

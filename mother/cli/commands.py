@@ -122,7 +122,7 @@ def recover(args: Recover) -> None:
     """Find, read, recover, write; or show what is kept of the same models."""
     from mother.cli import many
     from mother.cli.audits import audit_rules, judge
-    from mother.cli.tables import announce_device, announce_kept
+    from mother.cli.tables import announce_device, announce_kept, announce_traffic
     from mother.collection.find import search, with_claims
     from mother.collection.state import kept_result
 
@@ -150,6 +150,7 @@ def recover(args: Recover) -> None:
             recovered = recover_sources(sources, args.out, *settings, gaps=found.gaps)
             verdicts = audit_of(recovered) if args.audit else None
             write_outputs(recovered, args.out, verdicts, _title(args.out), _command())
+            announce_traffic(recovered)
         judged = judge(args.out, rules) if args.audit else None
     _finish(args, args.out, judged)
 

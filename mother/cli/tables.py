@@ -20,6 +20,15 @@ def announce_device(device: str) -> "torch.device":
     return chosen
 
 
+def announce_traffic(recovered: "Recovered") -> None:
+    """Say what was asked of the Hub, and which files were equal to others and read once."""
+    if recovered.traffic.requests:
+        print(f"Hub: {recovered.traffic}")
+    if recovered.copied:
+        count = len(recovered.copied)
+        print(f"read once: {count} model{'s have' if count > 1 else ' has'} the files of another one")
+
+
 def announce_kept(folder: Path) -> None:
     """Say that nothing was computed."""
     print(f"kept: {folder}/ is of the same models, settings and code (--overwrite makes it again)")

@@ -85,4 +85,6 @@ def sketch_once(
     sketches = {sketch.model: sketch for sketch in [*taken.sketches, *rest.sketches]}
     in_order = [sketches[one.model] for one in opened if one.model in sketches]
     left_out = taken.left_out | rest.left_out
-    return replace(taken, sketches=in_order, left_out=left_out, transient=taken.transient or rest.transient)
+    copied = {model: other.model for model, other in earlier.items()}
+    transient = taken.transient or rest.transient
+    return replace(taken, sketches=in_order, left_out=left_out, transient=transient, copied=copied)

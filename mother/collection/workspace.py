@@ -8,7 +8,7 @@ and two models are explained without reading any.
 import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +33,7 @@ from mother.heritage.trace import Progress, trace_sketches
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import build_graph
 from mother.io.open import open_all
+from mother.io.traffic import Traffic, taken
 
 ALIKE = 0.5  # share of the smaller model's entries that two must have in equal shapes to be compared
 
@@ -71,6 +72,8 @@ class Recovered:
     graph: ModelGraph
     groups: list[Group]
     state: State
+    traffic: Traffic = Traffic()  # with the Hub
+    copied: dict[str, str] = field(default_factory=dict)  # models with the files of another one, which were read once
 
     @property
     def sources(self) -> list[Source]:
@@ -168,7 +171,7 @@ def recover_sources(
         raise InputError(f"a sketch must have at least 1024 entries of a matrix, not {sketch}.")
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as there:
         everyone = [source for source, _ in known] + list(sources)
-        sketches, left_out, aside, lone = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
+        sketches, left_out, aside, lone, copied = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
         gaps = gaps.joined(aside)
         if not sketches:
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
@@ -179,7 +182,7 @@ def recover_sources(
         said = gaps.notes() + notes(aligned.matched)
         graph = replace(_join(groups, left_out | gaps.unusable, name), notes=said, not_read=gaps.not_read)
         graph = hang(graph, sorted(lone), everyone, error)
-        recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps))
+        recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps), taken(), copied)
         if folder is not None:
             write_state(folder, recovered.state)
     return recovered
@@ -187,19 +190,20 @@ def recover_sources(
 
 def _sketches_of(
     known: Sequence[tuple[Source, str]], sources: Sequence[Source], folder: Path, entries: int, progress: Progress
-) -> tuple[list[Sketch], dict[str, str], Gaps, dict[str, str]]:
+) -> tuple[list[Sketch], dict[str, str], Gaps, dict[str, str], dict[str, str]]:
     """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why.
 
-    Also what lies beside the weights of those that were opened, and adapters without a base, with their keys.
+    Also what lies beside the weights of those that were opened, adapters without a base, with their keys, and which have
+    the files of another one.
     """
     before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
     again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
     opened, left_out = open_all(one.opened_by() for one in [*again, *sources])
     compared, lone = set_aside(opened, sum(one is not None for one in before.values()))
-    taken = sketch_once(compared, folder, entries, progress("reading"))
-    found = [one for one in before.values() if one is not None] + taken.sketches
+    read = sketch_once(compared, folder, entries, progress("reading"))
+    found = [one for one in before.values() if one is not None] + read.sketches
     keys = {one.model: sketch_key(one, entries) for one in lone}
-    return sorted(found, key=lambda one: one.model), left_out | taken.left_out, aside_of(opened), keys
+    return sorted(found, key=lambda one: one.model), left_out | read.left_out, aside_of(opened), keys, read.copied
 
 
 def _trace_groups(

@@ -114,7 +114,8 @@ def _under(facts: Facts, names: dict[str, str]) -> Facts:
 
     tables = {(names.get(key[0], key[0]), *key[1:]): table for key, table in facts.tables.items()}
     halves = {kind: under(kept) for kind, kept in facts.part_digests.items()}
-    return replace(facts, digests=under(facts.digests), part_digests=halves, tables=tables, turned={})
+    packed = {names.get(name, name): storage for name, storage in facts.storage.items()}
+    return replace(facts, digests=under(facts.digests), part_digests=halves, tables=tables, turned={}, storage=packed)
 
 
 def _same_vectors(sketches: Sequence[Sketch]) -> list[Sketch]:

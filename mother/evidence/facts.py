@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mother.evidence.grids import Grid, find_grid
+from mother.evidence.grids import Grid, find_grid, find_turned_grid
 from mother.evidence.keys import RUN, SKETCH_ENTRIES
 from mother.io.layers import Layer
 from mother.numeric.floats import MANTISSA, cast
@@ -33,6 +33,8 @@ class Facts:
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
     turned_grids: list[Grid | None] = field(default_factory=list)  # of the first of those that may be turned, so turned
     tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
+    storage: dict[str, list] = field(default_factory=dict)  # of matrices that are packed: the fields of their Storage
+    matrices: int = 0  # that are compared
     zeros: int = 0
     entries: int = 0  # of the matrices that are compared
     weights: int = 0  # entries of all tensors of two or more dimensions but embeddings and heads, read or not
@@ -133,8 +135,9 @@ def note_matrix(
     }
     facts.zeros += weight.numel() - int(weight.count_nonzero())
     facts.entries += weight.numel()
+    facts.matrices += 1
     if inside and len(facts.grids) < GRIDS and facts.grids.count(None) <= GRIDS // 2:  # else most have none
-        facts.grids.append(find_grid(weight))
+        facts.grids.append(find_grid(weight) or find_turned_grid(weight))
     return kept
 
 

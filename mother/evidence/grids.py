@@ -1,6 +1,6 @@
 """Grids: tensors whose values take few levels, and differences that rounding to a grid leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ class Grid:
     block: str | int
     zero_point: bool  # levels between the block's minimum and maximum, not symmetric about zero
     levels: int
+    turned: bool = False  # blocks of the transposed matrix
 
     @property
     def bits(self) -> int:
@@ -145,9 +146,16 @@ def find_grid(weight: Float[Tensor, "rows columns"]) -> Grid | None:
     return found
 
 
+def find_turned_grid(weight: Float[Tensor, "rows columns"]) -> Grid | None:
+    """The grid of the columns: of matrices that files hold the other way round (Conv1D), whose rows were quantized."""
+    few = max(1, -(-GRID_ENTRIES // len(weight)))
+    found = find_grid(weight[:, :few].T.contiguous())
+    return None if found is None else replace(found, turned=True)
+
+
 def grid_step(weight: Float[Tensor, "rows columns"], grid: Grid) -> float:
     """The widest gap between levels, in units of a block's scale (levels may be spaced unevenly)."""
-    blocks = _blocks(weight, grid.block)
+    blocks = _blocks(weight.T if grid.turned else weight, grid.block)
     if blocks is None:
         return 0.0
     values = _normalised(blocks, grid.zero_point).flatten().sort().values
@@ -166,6 +174,8 @@ def quantization_noise(
     tried. The noise must be spread evenly between no step and half a step: an update of one unit in the last place
     is not.
     """
+    if grid is not None and grid.turned:
+        parent, child = parent.T.contiguous(), child.T.contiguous()
     difference = (child - parent).abs()
     largest, bits = float(difference.max()), mantissa_bits(child)
     # No error is above half a step, give or take the rounding of the stored type: most pairs end here.

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,15 @@ def take(
         raise lacks(checkpoint, "weight matrix outside embeddings and heads", remedy)
     facts, parts = Facts(weights=all_weights(checkpoint)), {}
     blocks = any(layer.block for layer in inside)  # without any, every matrix is inside
+    updated = getattr(checkpoint, "update_of", {})  # by an adapter: no longer as they are packed
     for name, values in _read(checkpoint):
-        stored = getattr(torch, DTYPES[checkpoint.tensors[name][1].dtype])
+        info = checkpoint.tensors[name][1]
+        stored = getattr(torch, DTYPES[info.dtype])
         for piece in found[name]:
             one = piece.of(values)
             if piece.layer in inside:
+                if (storage := info.storage) is not None and name not in updated:
+                    facts.storage[str(piece.layer)] = list(astuple(storage))
                 kept = note_matrix(facts, piece.layer, one, limit, bool(piece.layer.block) or not blocks)
                 parts[piece.name] = _stored(kept, stored)
                 if piece.either_way:
@@ -214,6 +218,7 @@ class Taken:
     left_out: dict[str, str] = field(default_factory=dict)
     transient: bool = False  # whether a model is left out for a reason that may pass
     reused: float = 0.0  # seconds that earlier runs took for sketches that were kept
+    copied: dict[str, str] = field(default_factory=dict)  # models whose files are those of another one: not read
 
 
 @dataclass(frozen=True)

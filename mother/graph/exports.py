@@ -22,7 +22,7 @@ def describe(facts: dict) -> str:
     """Kind and probabilities of an edge in a few words."""
     if facts.get("kind") is None:
         return "hidden"
-    words = [facts["kind"], *(f"{key} {facts[key]}" for key in ("rank", "bits", "dtype") if key in facts)]
+    words = [facts["kind"], *(f"{key} {facts[key]}" for key in ("rank", "bits", "format", "dtype") if key in facts)]
     return f"{' '.join(words)}, {facts.get('adjacency', 1):.2f}/{facts.get('arrow', 1):.2f}"
 
 

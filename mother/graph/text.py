@@ -83,7 +83,7 @@ def graph_text(graph: ModelGraph) -> str:
         if facts["kind"] is None:
             return ""
         words = [merge_text(incoming[edge.child]) if facts["kind"] == "merge" else facts["kind"]]
-        words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "zeros") if key in facts]
+        words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "format", "zeros") if key in facts]
         words.append(f"edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}")
         return "  (" + ", ".join(words) + ")"
 

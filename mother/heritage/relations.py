@@ -10,6 +10,7 @@ from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
 from mother.evidence.sketch import Sketch
 from mother.heritage.merged import closes_circle, find_merges, sparse_merges
+from mother.heritage.quantized import find_quantized, grid_described, is_quantized, storage_of
 from mother.heritage.relation import Relation
 from mother.io.layers import Layer
 
@@ -82,9 +83,9 @@ def _or(first_pass: FirstPass, places: list[int]) -> dict[str, list[str]]:
 
 
 def is_rough(first_pass: FirstPass, place: int) -> bool:
-    """Whether a model lies on a grid or has zeros."""
+    """Whether a model is packed, lies on a grid or has zeros."""
     facts = first_pass.facts[place]
-    return common_grid(facts.grids) is not None or facts.zeros > SPARSE * facts.entries
+    return is_quantized(facts) or facts.zeros > SPARSE * facts.entries
 
 
 def is_not_trained(first_pass: FirstPass, place: int, casts: dict[int, Relation]) -> bool:
@@ -97,7 +98,8 @@ def exact_relations(
 ) -> dict[int, Relation]:
     """Models that an exact operation made from others of the collection: casts first, merges of the others last."""
     found = dict(casts)
-    for child, relation in find_pruned_and_quantized(sketches, first_pass, second_pass).items():
+    by_codes = find_quantized(sketches, first_pass, second_pass)
+    for child, relation in (find_pruned_and_quantized(sketches, first_pass, second_pass) | by_codes).items():
         if child not in found and not closes_circle(found, child, relation.parents):
             found[child] = relation
     found |= find_merges(sketches, first_pass, second_pass, found)
@@ -156,12 +158,14 @@ def _pruned_or_quantized(
         if _looks_pruned(sketches[parent], sketches[child], layers):
             return Relation("prune", (parent,), {"zeros": round(facts[child].zeros / facts[child].entries, 4)})
         return None
-    if arrays[f"quantized{back}"][changed, p].mean() <= 0.5 or common_grid(facts[parent].grids) is not None:
+    if arrays[f"quantized{back}"][changed, p].mean() <= 0.5 or is_quantized(facts[parent]):
+        return None
+    if storage_of(facts[child]) is not None:  # its codes say more
         return None
     grid = common_grid(facts[child].grids)
     if grid is None and not facts[child].fits > facts[parent].fits:
         return None
-    return Relation("quantize", (parent,), {"bits": grid.bits if grid is not None else 8})
+    return Relation("quantize", (parent,), grid_described(facts[child]))
 
 
 def _looks_pruned(parent: Sketch, child: Sketch, layers: Sequence[Layer]) -> bool:

@@ -14,6 +14,7 @@ from mother.evidence.second_pass import SecondPass
 from mother.graph.acyclic import descents, find_circle
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.heritage.calibration import Coefficients, Weights, log_weights
+from mother.heritage.quantized import is_quantized
 from mother.heritage.relation import Relation
 from mother.heritage.relations import is_rough
 from mother.heritage.terms import all_terms
@@ -103,6 +104,7 @@ def _recover_cluster(
     stored = [mantissa(first_pass.facts[member]) for member in members]
     _prefer_casts(weights.parent, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
     known = [(p, m) for m in members if m in relations for p in relations[m].parents]
+    _none_of_another(weights.parent, [place[m] for m in members if is_quantized(first_pass.facts[m])], forced)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
     tree, weights = _acyclic_tree(weights, members, known)
@@ -126,6 +128,17 @@ def _prefer_casts(
         alike = [j for j, bits in enumerate(stored) if bits == stored[cast] and j not in (cast, original)]
         best = np.maximum(weights[cast, alike], weights[original, alike])
         weights[cast, alike], weights[original, alike] = best, best - RECAST
+
+
+def _none_of_another(
+    weights: Float[np.ndarray, "members members"], quantized: list[int], forced: dict[int, int]
+) -> None:
+    """No quantized model is made from another one, unless its codes say so: two of an absent one are siblings.
+
+    Changes `weights`.
+    """
+    for child in quantized:
+        weights[[other for other in quantized if forced.get(child) != other], child] = -np.inf
 
 
 def _acyclic_tree(weights: Weights, members: list[int], known: list[tuple[int, int]]) -> tuple[dict[int, int], Weights]:

@@ -8,6 +8,7 @@ from mother.evidence.alignment import notes
 from mother.evidence.second_pass import is_lora
 from mother.graph.acyclic import require_acyclic
 from mother.graph.model_graph import Edge, ModelGraph
+from mother.heritage.quantized import storage_of
 from mother.heritage.trees import Cluster, Heritage
 
 KNOWN = 0.75  # probability of the arrow from which it counts as known
@@ -43,6 +44,12 @@ def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any
     return {"kind": "fine-tune", **facts}
 
 
+def _packed(heritage: Heritage, child: int) -> dict[str, Any]:
+    """How a model is packed that no model which is there was quantized to."""
+    storage = storage_of(heritage.first_pass.facts[child])
+    return {} if storage is None else {"format": str(storage)}
+
+
 def _others(models: list[str], cluster: Cluster, child: int, named: set[int]) -> dict[str, list[str]]:
     """The attribute that lists other models that may be the parent as well, the most probable first."""
     probability = cluster.probability[:, child]
@@ -71,13 +78,14 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             facts |= {"probability": _round(cluster.roots[place[child]])} | _others(
                 models, cluster, place[child], set()
             )
+            facts |= _packed(heritage, child)
             edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in cluster.parents:
             parent = cluster.parents[child]
             forth = float(cluster.probability[place[parent], place[child]])
             back = float(cluster.probability[place[child], place[parent]])
             arrow = forth / max(forth + back, 1e-300)
-            facts = _training_kind(heritage, parent, child)
+            facts = _training_kind(heritage, parent, child) | _packed(heritage, child)
             facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
             facts["direction"] = "known" if arrow >= KNOWN else "unknown"
             facts |= _others(models, cluster, place[child], {place[parent]})
@@ -96,7 +104,8 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
     Nodes carry their cluster, their aliases (other names of equal weights) and the probability that their parent is not
     there. Siblings of such a one hang under a node marked as hidden. Edges carry
 
-    * kind: fine-tune, lora (rank, dora), cast (dtype), prune (zeros), quantize (bits), merge (coefficients, method);
+    * kind: fine-tune, lora (rank, dora), cast (dtype), prune (zeros), quantize (bits, format, codes), merge
+      (coefficients, method);
       null beside a hidden ancestor
     * or: other models from which the child may have been made as well: by the same exact operation, or with a
       probability of POSSIBLE or more

@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from mother.errors import CheckpointError
+from mother.io import traffic
 from mother.io.files import write_json
 from mother.io.places import Repository
 from mother.io.runtime import STOP
@@ -178,8 +179,10 @@ def open_repository(model: str, repo: str, revision: str | None) -> Repository:
             return answer(model, source, _raise_offline)
 
     def ask() -> dict[str, Any]:
+        traffic.count(1)
         url = f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision or 'main', safe='')}"
         response = http_backoff("GET", url, headers=build_hf_headers(), timeout=stall_limit(), **ONCE)
+        traffic.count(received=len(response.content))
         hf_raise_for_status(response)
         return response.json()
 

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from mother.errors import CheckpointError
-from mother.io import hub
+from mother.io import hub, traffic
 from mother.io.files import write_atomically, write_json
 from mother.io.hub import BUSY, LATER, ONCE, TRANSIENT, answer, folder_of, patiently, retry_after, stall_limit
 from mother.io.places import Repository
@@ -78,8 +79,8 @@ class RemoteFile:
         """Ask where the bytes are. Raises CheckpointError where the file is not what it was."""
         model, source = self.repository.model, str(self)
         url = hf_hub_url(self.repository.repo, self.path, revision=self.repository.commit)
-
-        found = answer(model, source, lambda: patiently(lambda: get_hf_file_metadata(url, timeout=stall_limit())))
+        asked = partial(traffic.counted, get_hf_file_metadata, url, timeout=stall_limit())
+        found = answer(model, source, partial(patiently, asked))
         if found.size is None:
             raise CheckpointError(model, source, "the Hub does not tell its size", "Try again later.")
         if self.size >= 0 and (found.size, found.etag or "") != (self.size, self.etag):
@@ -97,13 +98,12 @@ class RemoteFile:
 
     def head(self, count: int) -> bytes:
         """The first `count` bytes or fewer; kept in the cache, so that no second run asks for them."""
-        kept = self._kept("head")
-        count = min(count, self.size)
+        kept, count = self._kept("head"), min(count, self.size)
         try:
             content = kept.read_bytes()
             if len(content) >= count:
                 return content[:count]
-        except OSError:
+        except OSError:  # not kept
             pass
         (content,) = self.read([(0, min(self.size, max(count, HEAD_BYTES)))])
         with contextlib.suppress(OSError):
@@ -150,9 +150,8 @@ class RemoteFile:
                 return self._read_local(start, end)
             except _Expired:
                 if renewed:
-                    raise CheckpointError(
-                        model, source, "the server refuses access to the data", "Try again."
-                    ) from None
+                    reason = "the server refuses access to the data"
+                    raise CheckpointError(model, source, reason, "Try again.") from None
                 renewed = True
                 with self._lock:
                     self._location = None
@@ -181,6 +180,7 @@ class RemoteFile:
         signed = not ours or "/resolve/" not in urlsplit(location).path
         headers = {} if signed else build_hf_headers()
         headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        traffic.count(1)
         with http_stream_backoff("GET", location, headers=headers, timeout=stall_limit(), **ONCE) as response:
             if response.status_code in (401, 403, 404, 410) and signed:
                 raise _Expired
@@ -199,6 +199,7 @@ class RemoteFile:
                     if len(buffer) + len(part) > most:
                         raise _Broken("more came than was asked for")
                     buffer += part
+                    traffic.count(received=len(part))
             except TRANSIENT as error:
                 raise _Broken(type(error).__name__) from None
         if len(buffer) < most:
@@ -228,6 +229,7 @@ class RemoteFile:
             if self._local is None:
                 repository = self.repository
                 place = {"repo_id": repository.repo, "filename": self.path, "revision": repository.commit}
+                traffic.count(1, self.size)
                 self._local = Path(answer(repository.model, str(self), lambda: hf_hub_download(**place)))
         try:
             with open(self._local, "rb") as file:

@@ -78,6 +78,8 @@ def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str
         "versions": versions(),
         "code": code_digest(),
         "command": escaped(command),
+        "hub": {"requests": recovered.traffic.requests, "bytes": recovered.traffic.bytes},
+        "read_once": dict(recovered.copied),
         "files": {one.model: one.files for group in recovered.groups for one in group.sketches},
     }
 

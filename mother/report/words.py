@@ -71,7 +71,8 @@ def operation(edge: Mapping[str, Any]) -> str:
     if kind == "cast":
         return f"a cast to {edge['dtype']}" if "dtype" in edge else "a cast"
     if kind == "quantize":
-        return f"quantizing to {edge['bits']} bits" if "bits" in edge else "quantizing"
+        how = f" ({edge['format']})" if "format" in edge else ""
+        return f"quantizing to {edge['bits']} bits{how}" if "bits" in edge else f"quantizing{how}"
     if kind == "prune":
         return f"pruning to {percent(edge['zeros'])} zeros" if isinstance(edge.get("zeros"), float) else "pruning"
     return "fine-tuning"
