@@ -4,6 +4,7 @@ import json
 
 import networkx as nx
 
+from mother.graph.certainty import both
 from mother.graph.model_graph import ModelGraph
 
 # Colours of the kinds of edges: those of Okabe and Ito, which the colour-blind can tell apart.
@@ -23,7 +24,7 @@ def describe(facts: dict) -> str:
     if facts.get("kind") is None:
         return "hidden"
     words = [facts["kind"], *(f"{key} {facts[key]}" for key in ("rank", "bits", "dtype") if key in facts)]
-    return f"{' '.join(words)}, {facts.get('adjacency', 1):.2f}/{facts.get('arrow', 1):.2f}"
+    return f"{' '.join(words)}, {both(facts)}"
 
 
 def to_graphml(graph: ModelGraph) -> str:

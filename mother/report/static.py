@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mother.errors import escaped
+from mother.graph.certainty import KNOWN, percent
 from mother.graph.exports import COLOURS
 from mother.graph.layered import Family, width_of
-from mother.report.words import KNOWN, percent
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
 DASHES = {"lora": "9 3", "cast": "2 3", "prune": "6 3 2 3", "quantize": "4 3", "merge": "12 3 2 3", "hidden": "1 4"}

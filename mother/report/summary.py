@@ -8,10 +8,11 @@ from typing import Any
 from mother.collection.audit import Audit
 from mother.collection.workspace import Recovered
 from mother.errors import escaped
+from mother.graph.certainty import percent, ranges
 from mother.graph.text import head_line
 from mother.io.runtime import code_digest, versions
 from mother.report.kept import Evidence
-from mother.report.words import GLOSSARY, LIMITS, percent, ranges, sentence
+from mother.report.words import GLOSSARY, LIMITS, sentence
 
 UNSURE = 5  # edges that are shown as the least certain
 
