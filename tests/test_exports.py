@@ -18,8 +18,8 @@ from playwright.sync_api import Browser, Error, Page
 
 from mother.graph.certainty import sure
 from mother.graph.exports import to_dot, to_graphml, to_mermaid, to_newick
-from mother.graph.figures import draw_model_graph
 from mother.graph.model_graph import Edge, ModelGraph, read_model_graph
+from mother.graph.pictures import draw_model_graph
 from mother.graph.text import graph_text
 from mother.io.files import write_figure
 from mother.report.words import sentence

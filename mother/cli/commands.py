@@ -73,7 +73,7 @@ def _report(folder: Path, judged: "Judged | None") -> int:
         print(f"not read: {summary(graph.not_read.items())}; each is in {folder / GRAPH}")
     if judged is not None:
         report_audit(folder, judged)
-    print(f"results: {folder}/ (report.html, tree.svg, tree.png, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
+    print(f"results: {folder}/ (report.html, tree.svg, .png, .pdf, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
     code, why = judged.outcome() if judged is not None else (0, "")
     if judged is not None:

@@ -7,11 +7,10 @@ from typing import Any
 
 from mother.errors import escaped
 from mother.graph.certainty import KNOWN, percent
-from mother.graph.exports import COLOURS
+from mother.graph.exports import DASHES, base_kind, colour_of
 from mother.graph.layered import Family, width_of
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
-DASHES = {"lora": "9 3", "cast": "2 3", "prune": "6 3 2 3", "quantize": "4 3", "merge": "12 3 2 3", "hidden": "1 4"}
 MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one it gives the number
 
 
@@ -115,8 +114,7 @@ def _edge(entry: Mapping[str, Any], family: Family, labels: Mapping[str, str], s
     ends = [starts[at + 1] - CHANNEL for at in range(column, last)]
     known = entry.get("arrow", 1.0) >= KNOWN
     points = [(x, row * ROW + ROW), *bends, (tip - (7 if known else 0), y)]
-    kind = entry.get("kind") or "hidden"
-    colour = COLOURS.get(entry.get("kind"), COLOURS[None])
+    kind, colour = base_kind(entry.get("kind")), colour_of(entry.get("kind"))
     dash = f' stroke-dasharray="{DASHES[kind]}"' if kind in DASHES else ""
     opacity = 0.35 + 0.65 * float(entry.get("adjacency", 1.0))
     found = f'<path d="{edge_path(points, ends)}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>'
