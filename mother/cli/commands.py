@@ -1,4 +1,4 @@
-"""The commands for anybody's models: recover, add, explain, audit."""
+"""The commands for anybody's models: recover, add, explain, export, audit."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mother.cli.arguments import run
-from mother.cli.flags import Add, Audit, Explain, Recover
+from mother.cli.flags import Add, Audit, Explain, Export, Recover
 from mother.cli.locks import alone_in
 from mother.cli.streams import write_as_json
 from mother.errors import InputError, escaped
@@ -211,10 +211,18 @@ def explain(args: Explain) -> None:
         print(f"written: {args.layers}")
 
 
+def export(args: Export) -> None:
+    """Write a result for other tools."""
+    from mother.cli.export import export as write_export
+
+    write_export(args)
+
+
 COMMANDS: dict[str, tuple[Callable, type]] = {
     "recover": (recover, Recover),
     "add": (add, Add),
     "explain": (explain, Explain),
+    "export": (export, Export),
     "audit": (recover, Audit),
 }
 

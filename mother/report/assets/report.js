@@ -69,7 +69,7 @@
   };
 
   // The tree: a window of svg on the drawing
-  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${kindOf(edge)})` };
+  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${kindOf(edge)}, var(--hidden))` };
   data.families.forEach((family, k) => { if (family.order.length > Drawing.LARGE) state.shut.add(k); });
   let open = 0;
   data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
@@ -291,7 +291,7 @@
   function describe(edge) {
     const box = make("section");
     const badge = make("span", kindOf(edge), { class: "badge" });
-    badge.style.background = `var(--${kindOf(edge)})`;
+    badge.style.background = `var(--${kindOf(edge)}, var(--hidden))`;
     box.append(make("h2", `${nodes.get(edge.parent).hidden ? "a model that is not here" : edge.parent} \u2192 ${label(nodes.get(edge.child))}`), badge, make("p", edge.summary), bars(edge));
     for (const [about, title] of [["arrow", "Which came first (log odds)"], ["edge", "Parent and child (log weight)"]]) {
       const why = (edge.why || []).filter((one) => one.about === about);

@@ -11,7 +11,9 @@ const Drawing = (function () {
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const kindOf = (edge) => edge.kind || "hidden";
+  const LIKE = { adapter: "lora", dora: "lora" };
+  // The word by which a kind is drawn, as base_kind in mother/graph/exports.py.
+  const kindOf = (edge) => { const word = (edge.kind || "hidden").split(/[\s():,]/)[0].toLowerCase(); return LIKE[word] || word; };
   const ruler = document.createElement("canvas").getContext("2d");
   const widthOf = (text) => { ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif"; return 1.04 * ruler.measureText(text).width; };
 
