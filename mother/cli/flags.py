@@ -95,7 +95,7 @@ class Explain:
 
 @dataclass
 class Export:
-    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), mergekit, cards (patches of model cards)."""
+    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), mergekit, cards (patches of them)."""
 
     kind: tyro.conf.Positional[str]
     """cyclonedx, prov, mergekit or cards"""

@@ -1,4 +1,4 @@
-"""What a result hands to other tools: recipes of merges for mergekit, and patches of model cards that declare nothing."""
+"""For other tools: recipes of merges for mergekit, and patches of model cards that declare nothing."""
 
 import difflib
 import re
