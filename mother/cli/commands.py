@@ -50,7 +50,7 @@ def _title(folder: Path) -> str:
 def _report(folder: Path, judged: "Judged | None") -> int:
     """Print the result in a folder; returns the exit code, which is that of the audit, if there is one."""
     from mother.cli.audits import report_audit
-    from mother.cli.tables import report_left_out
+    from mother.cli.tables import report_left_out, report_licences
     from mother.collection.gaps import summary
     from mother.graph.model_graph import GRAPH, read_model_graph
     from mother.graph.text import graph_text, head_line
@@ -73,6 +73,7 @@ def _report(folder: Path, judged: "Judged | None") -> int:
         print(f"not read: {summary(graph.not_read.items())}; each is in {folder / GRAPH}")
     if judged is not None:
         report_audit(folder, judged)
+    report_licences(folder)
     print(f"results: {folder}/ (report.html, tree.svg, .png, .pdf, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
     code, why = judged.outcome() if judged is not None else (0, "")

@@ -51,6 +51,7 @@ def summary_html(found: Mapping[str, Any]) -> str:
         parts.append(f"<h3>Not read, or left out: {len(rows)}</h3>")
         parts += [f"<p>{text(note)}</p>" for note in found["notes"]]
         parts.append(table(("what", "why"), rows, "not-read") if rows else "")
+    parts.append(licences_html(found.get("licences") or {}))
     parts.append(
         "<h3>Words for certainty</h3>" + table(("word", "probability"), found["certainty"].items(), "certainty")
     )
@@ -62,6 +63,19 @@ def summary_html(found: Mapping[str, Any]) -> str:
     parts.append("</ul><h3>How this was made</h3>")
     rows = (("date", found["date"]), ("command", found["command"]), ("versions", made), ("code", found["code"]))
     return "".join(parts) + table(("", ""), rows, "made")
+
+
+def licences_html(found: Mapping[str, Any]) -> str:
+    """What cards declare of licences, and what changes along lines of descent; nothing where none declares any."""
+    if not found.get("declared"):
+        return ""
+    rows = [
+        (name, "not known here" if one["asks"] is None else "; ".join(one["asks"]) or "-", one["source"] or "-")
+        for name, one in found["known"].items()
+    ]
+    changes = "".join(f"<li>{text(one['words'])}</li>" for one in found["changes"]) or "<li>Nothing changes.</li>"
+    head = ("declared", "beyond naming its authors it", "its text")
+    return f"<h3>Licences along lines of descent</h3><ul>{changes}</ul>{table(head, rows, 'licences')}"
 
 
 def files_html(found: Mapping[str, Any]) -> str:
