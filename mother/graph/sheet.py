@@ -114,7 +114,10 @@ def draw_sheet(
             axes.add_patch(Polygon(corners, closed=True, facecolor=line.colour, edgecolor="none", zorder=2))
             xs = np.minimum(xs, tip - 0.8 * HEAD)
         else:
-            axes.text(tip - 5, y - 1.5, "?", fontsize=FONT, color=line.colour, ha="center", weight="bold", gid="doubt")
+            side = -1 if ys[-8] >= y else 8  # where its own line does not come from
+            axes.text(
+                tip - 5, y + side - 0.5, "?", fontsize=FONT, color=line.colour, ha="center", weight="bold", gid="doubt"
+            )
         style = (0, tuple(0.45 * part / line.width * 1.3 for part in line.dash)) if line.dash else "-"
         axes.plot(xs, ys, color=line.colour, linestyle=style, lw=line.width, zorder=1, solid_capstyle="butt")
         if line.share:
