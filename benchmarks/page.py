@@ -12,11 +12,12 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
+from mother.graph.certainty import ranges
 from mother.graph.exports import describe
 from mother.graph.layered import families, short_names
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.html import drawing_of, to_html
-from mother.report.words import EXACT, GLOSSARY, LIMITS, ranges, sentence
+from mother.report.words import EXACT, GLOSSARY, LIMITS, sentence
 
 KINDS = ("fine-tune", "lora", "merge", "quantize", "cast", "prune")
 LIMIT = {1000: 2.0, 10_000: 5.0}  # seconds

@@ -13,6 +13,9 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.page import collection
+from mother.graph.layered import families
+from mother.graph.model_graph import ModelGraph, read_model_graph
+from mother.graph.pictures import draw_model_graph
 from mother.report.html import to_html
 
 SHOWN = "nofodi"  # a LoRA in the middle of its tree
@@ -52,8 +55,18 @@ def take_print(browser: Browser, report: Path) -> None:
     page.close()
 
 
+def draw_family(folder: Path) -> None:
+    """The largest family as the figures for papers show it: the first picture of the README."""
+    graph = read_model_graph(folder / "model_graph.json")
+    members = set(families(graph)[0][0].members)
+    nodes = {model: facts for model, facts in graph.nodes.items() if model in members}
+    one = ModelGraph(graph.name, nodes, tuple(edge for edge in graph.edges if edge.child in members))
+    draw_model_graph(one).savefig(IMAGES / "mini_wild_family.png", dpi=200)
+    _small(IMAGES / "mini_wild_family.png")
+
+
 def main() -> None:
-    """Write imgs/report*.png."""
+    """Write imgs/report*.png and imgs/mini_wild_family.png."""
     chromium = shutil.which("chromium") or sys.exit("needs Chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         manifest = sys.argv[1] if len(sys.argv) > 1 else "dataset/mini_wild.json"
@@ -62,6 +75,7 @@ def main() -> None:
         many = Path(folder) / "thousand.html"
         many.write_text(to_html(collection(1000, family=250)), encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        draw_family(Path(folder) / "mini_wild")
         wild = Path(folder) / "mini_wild" / "report.html"
         take(browser, wild, "report", "light", (1360, 820), SHOWN)
         take(browser, wild, "report_dark", "dark", (1360, 820), SHOWN)

@@ -127,7 +127,7 @@ GRAPH = ModelGraph(
 @pytest.mark.parametrize(
     ("model", "parent", "relation", "verdict", "words"),
     [
-        ("child", "root", None, AGREES, "fine-tune, edge 0.99"),
+        ("child", "root", None, AGREES, "fine-tune, parent and child: sure (99 %)"),
         ("child", "org/root", "finetune", AGREES, "fine-tune"),
         ("child", "twin", None, AGREES, "fine-tune"),
         ("twin", "root", None, AGREES, "equal weights"),

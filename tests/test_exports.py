@@ -16,10 +16,13 @@ from filelock import FileLock
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page
 
+from mother.graph.certainty import sure
 from mother.graph.exports import to_dot, to_graphml, to_mermaid, to_newick
-from mother.graph.figures import draw_model_graph
 from mother.graph.model_graph import Edge, ModelGraph, read_model_graph
+from mother.graph.pictures import draw_model_graph
+from mother.graph.text import graph_text
 from mother.io.files import write_figure
+from mother.report.words import sentence
 
 MERMAID = "mermaid@12.3.0"
 ODD = [
@@ -163,3 +166,11 @@ def test_empty_and_single_graphs() -> None:
     single = ModelGraph("one", {"only": {"tree": "0"}}, ())
     assert to_newick(single) == "'only';\n" and "only" in to_mermaid(single)
     draw_model_graph(single)
+
+
+def test_one_wording_for_one_probability_in_every_text(graph: ModelGraph) -> None:
+    said = "parent and child: likely (90 %), parent first: likely (80 %)"
+    assert sure(0.9) in said and sure(0.8) in said
+    for text in (graph_text(graph), to_mermaid(graph), to_dot(graph), sentence(facts(), "a", "b").replace(". ", ", ")):
+        assert "likely (90 %)" in text and "likely (80 %)" in text and "0.90" not in text
+    assert all(said in text for text in (graph_text(graph), to_mermaid(graph).replace("#37;", "%"), to_dot(graph)))

@@ -20,9 +20,9 @@ from mother.evidence.relatedness import layer_cosine, related_components
 from mother.evidence.sketch import sketch_models
 from mother.graph.arborescence import edge_marginals
 from mother.graph.collection import open_models
-from mother.graph.figures import RIGHT, WRONG, draw_trees, through_hidden
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
+from mother.graph.pictures import RIGHT, WRONG, draw_trees, through_hidden
 from mother.graph.scores import score_graph, visible_edges
 from mother.heritage.calibration import Weights
 from mother.heritage.trace import trace

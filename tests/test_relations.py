@@ -251,3 +251,11 @@ def test_directions_of_a_difference_of_low_rank_are_numbers() -> None:
     projection, s = torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
     added = directions_added(projection, s)
     assert added.tolist() == [[0.5, 0.0, 0.0]] and torch.isfinite(newness(added, s)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+def test_white_noise_is_no_dora_however_small(dtype: str, size: float) -> None:
+    parent = cast(weights(3, 64, 96), dtype)
+    child = cast(parent + size * weights(19, 64, 96), dtype)
+    assert row_scaled_rank(parent, child) is None

@@ -416,3 +416,18 @@ def test_the_data_is_that_of_the_graph(report: Path) -> None:
     place = {model: at for at, model in enumerate(heat["models"])}
     of_root = cells[place["root"]]
     assert of_root[place["copy"]] <= 1 < of_root[place["tuned"]] < of_root[place["other"]] < 255
+
+
+def test_kinds_that_are_new_words_are_drawn_by_their_first(browser: Browser, tmp_path: Path) -> None:
+    data = collection(6, family=6)
+    for edge, kind in zip(data["edges"], ("quantize (gguf Q4_K)", "adapter (rank 8)", "stitched (of 3)")):
+        edge["kind"] = kind
+    (tmp_path / "new.html").write_text(to_html(data), encoding="utf-8")
+    watched = Watched(browser, tmp_path / "new.html")
+    watched.tree()
+    drawn = watched.page.eval_on_selector_all(
+        "g.edge path.line", "all => all.map(one => [one.getAttribute('stroke'), one.getAttribute('stroke-dasharray')])"
+    )
+    found = {(stroke, dash) for stroke, dash in drawn}
+    assert {("var(--quantize)", "4 3"), ("var(--lora)", "9 3"), ("var(--hidden)", None)} <= found
+    assert not watched.wrong

@@ -1,4 +1,4 @@
-"""The commands for anybody's models: recover, add, explain, audit, whose-adapter."""
+"""The commands for anybody's models: recover, add, explain, export, audit, whose-adapter."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mother.cli.adapters import WhoseAdapter, whose_adapter
 from mother.cli.arguments import run
-from mother.cli.flags import Add, Audit, Explain, Recover
+from mother.cli.flags import Add, Audit, Explain, Export, Recover
 from mother.cli.locks import alone_in
 from mother.cli.streams import write_as_json
 from mother.errors import InputError, escaped
@@ -51,7 +51,7 @@ def _title(folder: Path) -> str:
 def _report(folder: Path, judged: "Judged | None") -> int:
     """Print the result in a folder; returns the exit code, which is that of the audit, if there is one."""
     from mother.cli.audits import report_audit
-    from mother.cli.tables import report_left_out
+    from mother.cli.tables import report_left_out, report_licences
     from mother.collection.gaps import summary
     from mother.graph.model_graph import GRAPH, read_model_graph
     from mother.graph.text import graph_text, head_line
@@ -74,7 +74,8 @@ def _report(folder: Path, judged: "Judged | None") -> int:
         print(f"not read: {summary(graph.not_read.items())}; each is in {folder / GRAPH}")
     if judged is not None:
         report_audit(folder, judged)
-    print(f"results: {folder}/ (report.html, tree.svg, tree.png, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
+    report_licences(folder)
+    print(f"results: {folder}/ (report.html, tree.svg, .png, .pdf, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
     code, why = judged.outcome() if judged is not None else (0, "")
     if judged is not None:
@@ -213,10 +214,18 @@ def explain(args: Explain) -> None:
         print(f"written: {args.layers}")
 
 
+def export(args: Export) -> None:
+    """Write a result for other tools."""
+    from mother.cli.export import export as write_export
+
+    write_export(args)
+
+
 COMMANDS: dict[str, tuple[Callable, type]] = {
     "recover": (recover, Recover),
     "add": (add, Add),
     "explain": (explain, Explain),
+    "export": (export, Export),
     "audit": (recover, Audit),
     "whose-adapter": (whose_adapter, WhoseAdapter),
 }

@@ -8,7 +8,7 @@ import tyro
 
 @dataclass
 class Recover:
-    """Recover the Model Graph of any models. Other commands: add, explain, audit (each with --help)."""
+    """Recover the Model Graph of any models. Other commands: add, explain, export, audit (each with --help)."""
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
     """folders, weight files, folders of models, or owner/name[@revision][:subfolder] on the Hugging Face Hub"""
@@ -91,6 +91,18 @@ class Explain:
     """the table of matrices: - prints it, FILE.csv writes it"""
     json: bool = False
     """print all figures as JSON"""
+
+
+@dataclass
+class Export:
+    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), mergekit, cards (patches of them)."""
+
+    kind: tyro.conf.Positional[str]
+    """cyclonedx, prov, mergekit or cards"""
+    to: Path = Path("results/recover")
+    """folder of the result"""
+    out: Path | None = None
+    """folder for the files; otherwise exports/KIND in that of the result"""
 
 
 @dataclass

@@ -67,6 +67,7 @@ def search(args: Search) -> None:
     """One model against an index."""
     from mother.collection.find import search as find
     from mother.collection.find import with_claims
+    from mother.graph.certainty import sure
     from mother.index.search import search_index
     from mother.index.store import open_index
 
@@ -86,8 +87,8 @@ def search(args: Search) -> None:
     for one in relatives:
         told = [f"{one.verdict:15} {escaped(one.model)}"]
         told += [one.kind] if one.kind and one.kind != "copy" else []
-        told += [f"edge {one.probability:.2f}"] if one.probability is not None else []
-        told += [f"arrow {one.arrow:.2f}"] if one.arrow is not None else []
+        told += [f"parent and child: {sure(one.probability)}"] if one.probability is not None else []
+        told += [f"parent first: {sure(one.arrow)}"] if one.arrow is not None else []
         print(f"  {', '.join([*told, f'z {one.z:.1f}', f'distance {one.distance:.4f}', f'by {one.by}'])}")
 
 

@@ -1,5 +1,6 @@
 """Results on the terminal, read from their files: trees, tables, what was left out, the next command."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ from mother.graph.manifest import Manifest
 from mother.graph.model_graph import read_model_graph
 from mother.graph.text import format_table, graph_text, tree_text
 from mother.runs.results import COMPARED, compare_methods, read_result
+
+LISTED = 20  # changes of licences
 
 
 def announce_device(device: str) -> "torch.device":
@@ -47,6 +50,22 @@ def report_left_out(left_out: dict[str, str], notes: Iterable[str] = ()) -> None
             print(f"  {reason}")
     for note in notes:
         print(f"note: {note}")
+
+
+def report_licences(folder: Path) -> None:
+    """What changes of the licences that cards declare, along lines of descent; nothing where none declares any."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("licences", {})
+    except (OSError, ValueError, AttributeError, RecursionError):  # of an older result, or damaged: all else is there
+        return
+    if not found.get("declared"):
+        return
+    changes = [one["words"] for one in found["changes"]]
+    print(f"licences: {len(found['declared'])} declared, changes along lines of descent: {len(changes) or 'none'}")
+    for words in changes[:LISTED]:
+        print(f"  {words}")
+    if len(changes) > LISTED:
+        print(f"  ... and {len(changes) - LISTED} more: see summary.json")
 
 
 def report_statistics(folder: Path) -> None:

@@ -13,6 +13,7 @@ from mother.collection.exclusion import LEAST_SHARE, TUNED_SHARE, Exclusion
 from mother.collection.names import Names
 from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRMED, Audit, Verdict
 from mother.collection.workspace import Recovered
+from mother.graph.certainty import both, sure
 from mother.graph.model_graph import ModelGraph
 
 SURE_EDGE = 0.5  # by eye: probability of each edge of a way that agrees, as that of an arrow that counts as known
@@ -23,7 +24,7 @@ MORE = "more models of the family (other children of the parent, snapshots of th
 def _line(graph: nx.DiGraph, parent: str, child: str) -> str:
     facts = graph.edges[parent, child]
     kind = facts.get("kind") or "unknown kind"
-    return f"{kind}, edge {facts.get('adjacency', 1):.2f}, arrow {facts.get('arrow', 1):.2f}"
+    return f"{kind}, {both(facts)}"
 
 
 def _judge(
@@ -58,7 +59,7 @@ def _judge(
         arrow = min(graph.edges[edge].get("arrow", 1.0) for edge in zip(way, way[1:]))
         return (
             NOT_CONFIRMED,
-            f"the graph has {model} above it (arrow {arrow:.2f}), but no test excludes the claim; {MORE}",
+            f"the graph has {model} above it ({model} first: {sure(arrow)}), but no test excludes the claim; {MORE}",
         )
     own = next(iter(graph.predecessors(child)), None)
     instead = f"the graph has it below {own} ({_line(graph, own, child)})" if own is not None else "no edge here"

@@ -198,6 +198,12 @@ def place_of(model: str, location: str) -> Place | None:
         return None
 
 
+def card_of(model: str, location: str) -> str | None:
+    """The beginning of a model's card, or None where there is none that can be read."""
+    place = place_of(model, location)
+    return _read_text(place, CARD) if place is not None else None
+
+
 def read_claims(place: Place) -> tuple[Claim, ...]:
     """All that a model says of its origin, each parent once; nothing where it says nothing."""
     claims: list[Claim | None] = []

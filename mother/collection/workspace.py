@@ -193,8 +193,8 @@ def _sketches_of(
 ) -> tuple[list[Sketch], dict[str, str], Gaps, dict[str, str], dict[str, str]]:
     """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why.
 
-    Also what lies beside the weights of those that were opened, adapters without a base, with their keys, and which have
-    the files of another one.
+    Also what lies beside the weights of those that were opened, adapters without a base, with their keys, and which
+    have the files of another one.
     """
     before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
     again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone

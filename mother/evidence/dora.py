@@ -23,10 +23,19 @@ def _row_scaled_residual(w: Float[Tensor, "rows columns"], c: Float[Tensor, "row
             break  # as good as it gets: rounding, or no DoRA
         basis = vectors[:, -rank:]
         outside_w, outside_c = w - (w @ basis) @ basis.T, c - (c @ basis) @ basis.T
-    scaled = (scale[:, None] * w).float()
-    bits = torch.tensor([min(mantissa_bits(w.float()), mantissa_bits(c.float()))], dtype=torch.int32, device=w.device)
-    noise = rounding_noise(scaled[None], c.float()[None], bits)
-    return int(rank_above_noise(torch.linalg.svdvals(rest)[None], 2 * noise)[0]) <= rank
+    return _risen(rest, scale[:, None] * w, c, w) <= rank
+
+
+def _risen(
+    rest: Float[Tensor, "rows columns"],
+    first: Float[Tensor, "rows columns"],
+    c: Float[Tensor, "rows columns"],
+    w: Float[Tensor, "rows columns"],
+) -> int:
+    """How many directions of a residual between two matrices are above the noise of their rounding."""
+    bits = torch.tensor([min(mantissa_bits(w.float()), mantissa_bits(c.float()))], dtype=torch.int32, device=c.device)
+    noise = rounding_noise(first.float()[None], c.float()[None], bits)
+    return int(rank_above_noise(torch.linalg.svdvals(rest)[None], 2 * noise)[0])
 
 
 def row_scaled_rank(parent: Float[Tensor, "rows columns"], child: Float[Tensor, "rows columns"]) -> int | None:
@@ -39,7 +48,10 @@ def row_scaled_rank(parent: Float[Tensor, "rows columns"], child: Float[Tensor, 
     """
     w, c = parent.double(), child.double()
     high = min(w.shape) // 4
-    if high < 1 or torch.equal(parent, child) or not _row_scaled_residual(w, c, high):
+    if high < 1 or torch.equal(parent, child):
+        return None
+    # White noise of the size of rounding leaves nothing above it, either: there must be something that lengths explain.
+    if _risen(c - w, w, c, w) <= high or not _row_scaled_residual(w, c, high):
         return None
     low = 0
     while high - low > 1:

@@ -32,7 +32,7 @@ from mother.io.checkpoint import Checkpoint
 from mother.io.digests import digests
 from mother.io.files import KEPT_TAG, is_sealed, sealed, write_atomically, write_json
 from mother.io.layers import Layer, sort_key
-from mother.io.open import lacks, open_checkpoint
+from mother.io.open import VECTORS, lacks, open_checkpoint
 from mother.io.pieces import Piece, pieces_of
 from mother.io.runtime import IN_FLIGHT, STOP
 from mother.io.safetensors import DTYPES
@@ -118,10 +118,9 @@ def _steps(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
 
 
 def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor of a model by its raw name; a later one may overwrite it."""
+    """Each tensor of a model by its raw name; a later one may overwrite it: all use the same memory."""
     steps = _steps(checkpoint, wanted_names(checkpoint))
     sizes = {name: int(np.prod(checkpoint.tensors[name][1].shape)) for names in steps for name in names}
-    # The same memory for all steps; what comes over a network has its own.
     room = torch.empty(0 if checkpoint.remote else max((sum(map(sizes.get, names)) for names in steps), default=0))
     for names in steps:
         into = {}
@@ -143,21 +142,19 @@ def take(
     started = time.perf_counter()
     inside, found = matrices(checkpoint), pieces(checkpoint)
     if not inside:
-        remedy = "By vectors, embeddings and heads alone models cannot be compared: leave it out."
-        raise lacks(checkpoint, "weight matrix outside embeddings and heads", remedy)
+        raise lacks(checkpoint, "weight matrix outside embeddings and heads", VECTORS)
     facts, parts = Facts(weights=all_weights(checkpoint)), {}
-    blocks = any(layer.block for layer in inside)  # without any, every matrix is inside
+    blocks = {layer.block for layer in inside} - {""} or {""}  # without any, every matrix is inside
     updated = getattr(checkpoint, "update_of", {})  # by an adapter: no longer as they are packed
     for name, values in _read(checkpoint):
         info = checkpoint.tensors[name][1]
         stored = getattr(torch, DTYPES[info.dtype])
         for piece in found[name]:
-            one = piece.of(values)
-            if piece.layer in inside:
-                if (storage := info.storage) is not None and name not in updated:
-                    facts.storage[str(piece.layer)] = list(astuple(storage))
-                kept = note_matrix(facts, piece.layer, one, limit, bool(piece.layer.block) or not blocks)
-                parts[piece.name] = _stored(kept, stored)
+            one, layer = piece.of(values), piece.layer
+            if layer in inside:
+                if info.storage is not None and name not in updated:
+                    facts.storage[str(layer)] = list(astuple(info.storage))
+                parts[piece.name] = _stored(note_matrix(facts, layer, one, limit, layer.block in blocks), stored)
                 if piece.either_way:
                     parts[turned(piece.name)] = _stored(note_turned(facts, piece.name, one, limit), stored)
             else:

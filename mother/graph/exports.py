@@ -4,6 +4,7 @@ import json
 
 import networkx as nx
 
+from mother.graph.certainty import both
 from mother.graph.model_graph import ModelGraph
 
 # Colours of the kinds of edges: those of Okabe and Ito, which the colour-blind can tell apart.
@@ -16,6 +17,20 @@ COLOURS = {
     "merge": "#d55e00",
     None: "#777777",
 }
+# Their dashes, in lengths of line and gap: what is printed in grey can still be told apart. A fine-tune has none.
+DASHES = {"lora": "9 3", "cast": "2 3", "prune": "6 3 2 3", "quantize": "4 3", "merge": "12 3 2 3", "hidden": "1 4"}
+ALIKE = {"adapter": "lora", "dora": "lora"}  # kinds that are drawn as another
+
+
+def base_kind(kind: str | None) -> str:
+    """The word by which a kind is drawn: "quantize (gguf Q4_K)" as "quantize", no kind as "hidden"."""
+    word = (kind or "hidden").split()[0].strip("():,").lower()
+    return ALIKE.get(word, word)
+
+
+def colour_of(kind: str | None) -> str:
+    """The colour of a kind of edge; grey where none is known."""
+    return COLOURS.get(base_kind(kind), COLOURS[None])
 
 
 def describe(facts: dict) -> str:
@@ -23,7 +38,7 @@ def describe(facts: dict) -> str:
     if facts.get("kind") is None:
         return "hidden"
     words = [facts["kind"], *(f"{key} {facts[key]}" for key in ("rank", "bits", "format", "dtype") if key in facts)]
-    return f"{' '.join(words)}, {facts.get('adjacency', 1):.2f}/{facts.get('arrow', 1):.2f}"
+    return f"{' '.join(words)}, {both(facts)}"
 
 
 def to_graphml(graph: ModelGraph) -> str:
@@ -118,7 +133,7 @@ def to_mermaid(graph: ModelGraph) -> str:
         lines.append(
             f'  {number[edge.parent]} {line}|"{_mermaid_text(describe(edge.attributes))}"| {number[edge.child]}'
         )
-        lines.append(f"  linkStyle {at} stroke:{COLOURS.get(edge.attributes.get('kind'), COLOURS[None])}")
+        lines.append(f"  linkStyle {at} stroke:{colour_of(edge.attributes.get('kind'))}")
     return "\n".join(lines) + "\n"
 
 
@@ -135,7 +150,7 @@ def to_dot(graph: ModelGraph) -> str:
         lines.append(f"  {_dot_text(model)} [label={_dot_text(names)}{style}];")
     for edge in graph.edges:
         facts = edge.attributes
-        colour = COLOURS.get(facts.get("kind"), COLOURS[None])
+        colour = colour_of(facts.get("kind"))
         style = [f'color="{colour}"', f"penwidth={0.5 + 2 * facts.get('adjacency', 1):.2f}"]
         style += ["style=dashed", "dir=none"] if facts.get("direction") == "unknown" else []
         label = _dot_text(describe(facts))

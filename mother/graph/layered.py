@@ -72,6 +72,9 @@ def layered(name: str, members: Sequence[str], edges: Sequence[tuple[str, str]])
         top = min(x for x, _ in drawn.values())
         rows |= {node: foot + x - top for node, (x, _) in drawn.items()}
         foot = max(rows.values()) + 1.0
+    for at in number.values():  # models without edges stand below
+        if at not in rows:
+            rows[at], foot = foot, foot + 1.0
     place = {model: (column[model], rows[number[model]]) for model in members}
     bends = {
         (parent, child): [(column[parent] + 1 + at, rows[dummy]) for at, dummy in enumerate(way)]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from mother.graph.certainty import both
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.graph.scores import EdgeSet
 
@@ -84,7 +85,7 @@ def graph_text(graph: ModelGraph) -> str:
             return ""
         words = [merge_text(incoming[edge.child]) if facts["kind"] == "merge" else facts["kind"]]
         words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "format", "zeros") if key in facts]
-        words.append(f"edge {facts['adjacency']:.2f}, arrow {facts['arrow']:.2f}")
+        words.append(both(facts))
         return "  (" + ", ".join(words) + ")"
 
     lines: list[str] = []

@@ -214,6 +214,7 @@ def open_all(
     return [one for one in found if isinstance(one, Checkpoint)], left_out
 
 
+VECTORS = "By vectors, embeddings and heads alone models cannot be compared: leave it out."
 NAMELESS = "Name its layers in mother/io/layers.py, or leave it out of the manifest."
 
 

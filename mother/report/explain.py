@@ -4,11 +4,12 @@ from collections import deque
 from typing import Any
 
 from mother.errors import InputError
+from mother.graph.certainty import KNOWN, percent, sure
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.kept import Evidence, GroupEvidence, same_place
 from mother.report.names import find_model
 from mother.report.reasons import reasons, strongest, wrong_if
-from mother.report.words import KNOWN, percent, sentence, sure
+from mother.report.words import sentence
 
 ALIKE = 0.5  # share of the weights that two models must have in equal shapes to be compared
 TRAINED = ("relatedness", "distance", "compared", "equal", "layers_changed", "layers_compared")

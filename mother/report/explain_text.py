@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Any
 
-from mother.report.words import percent, sure
+from mother.graph.certainty import percent, sure
 
 COLUMNS = ("layer", "change", "rank", "newness", "rounding")
 APART = ("kind", "adjacency", "arrow", "direction", "ranks", "parents", "compared")

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from mother.report.words import EXACT, KNOWN, READ_OFF, percent, sure
+from mother.graph.certainty import KNOWN, percent, sure
+from mother.report.words import EXACT, READ_OFF
 
 SHOWN = 0.05  # smallest contribution, in log odds, that is told
 WHOLE = "log weight"

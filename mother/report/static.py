@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mother.errors import escaped
-from mother.graph.exports import COLOURS
+from mother.graph.certainty import KNOWN, percent
+from mother.graph.exports import DASHES, base_kind, colour_of
 from mother.graph.layered import Family, width_of
-from mother.report.words import KNOWN, percent
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
-DASHES = {"lora": "9 3", "cast": "2 3", "prune": "6 3 2 3", "quantize": "4 3", "merge": "12 3 2 3", "hidden": "1 4"}
 MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one it gives the number
 
 
@@ -52,6 +51,7 @@ def summary_html(found: Mapping[str, Any]) -> str:
         parts.append(f"<h3>Not read, or left out: {len(rows)}</h3>")
         parts += [f"<p>{text(note)}</p>" for note in found["notes"]]
         parts.append(table(("what", "why"), rows, "not-read") if rows else "")
+    parts.append(licences_html(found.get("licences") or {}))
     parts.append(
         "<h3>Words for certainty</h3>" + table(("word", "probability"), found["certainty"].items(), "certainty")
     )
@@ -63,6 +63,19 @@ def summary_html(found: Mapping[str, Any]) -> str:
     parts.append("</ul><h3>How this was made</h3>")
     rows = (("date", found["date"]), ("command", found["command"]), ("versions", made), ("code", found["code"]))
     return "".join(parts) + table(("", ""), rows, "made")
+
+
+def licences_html(found: Mapping[str, Any]) -> str:
+    """What cards declare of licences, and what changes along lines of descent; nothing where none declares any."""
+    if not found.get("declared"):
+        return ""
+    rows = [
+        (name, "not known here" if one["asks"] is None else "; ".join(one["asks"]) or "-", one["source"] or "-")
+        for name, one in found["known"].items()
+    ]
+    changes = "".join(f"<li>{text(one['words'])}</li>" for one in found["changes"]) or "<li>Nothing changes.</li>"
+    head = ("declared", "beyond naming its authors it", "its text")
+    return f"<h3>Licences along lines of descent</h3><ul>{changes}</ul>{table(head, rows, 'licences')}"
 
 
 def files_html(found: Mapping[str, Any]) -> str:
@@ -115,8 +128,7 @@ def _edge(entry: Mapping[str, Any], family: Family, labels: Mapping[str, str], s
     ends = [starts[at + 1] - CHANNEL for at in range(column, last)]
     known = entry.get("arrow", 1.0) >= KNOWN
     points = [(x, row * ROW + ROW), *bends, (tip - (7 if known else 0), y)]
-    kind = entry.get("kind") or "hidden"
-    colour = COLOURS.get(entry.get("kind"), COLOURS[None])
+    kind, colour = base_kind(entry.get("kind")), colour_of(entry.get("kind"))
     dash = f' stroke-dasharray="{DASHES[kind]}"' if kind in DASHES else ""
     opacity = 0.35 + 0.65 * float(entry.get("adjacency", 1.0))
     found = f'<path d="{edge_path(points, ends)}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>'

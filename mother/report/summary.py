@@ -6,12 +6,14 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from mother.collection.audit import Audit
+from mother.collection.licences import declared, licence_facts
 from mother.collection.workspace import Recovered
 from mother.errors import escaped
+from mother.graph.certainty import percent, ranges
 from mother.graph.text import head_line
 from mother.io.runtime import code_digest, versions
 from mother.report.kept import Evidence
-from mother.report.words import GLOSSARY, LIMITS, percent, ranges, sentence
+from mother.report.words import GLOSSARY, LIMITS, sentence
 
 UNSURE = 5  # edges that are shown as the least certain
 
@@ -71,6 +73,7 @@ def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str
         "left_out": graph.left_out,
         "not_read": graph.not_read,
         "notes": list(graph.notes),
+        "licences": licence_facts(graph, declared(recovered.sources)),
         "certainty": dict(ranges()),
         "glossary": GLOSSARY,
         "limits": list(LIMITS),

@@ -3,14 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-KNOWN = 0.75  # an arrow below it is drawn without a head; `mother/heritage/typed_graph.py` says "unknown" below it
-
-CERTAINTY = (  # from this probability on -> the word that is used for it
-    (0.995, "certain"),
-    (0.95, "sure"),
-    (KNOWN, "likely"),
-    (0.0, "open"),
-)
+from mother.graph.certainty import KNOWN, percent, sure
 
 GLOSSARY = {
     "edge": "that two models are parent and child, in whichever order; its probability asks for no order",
@@ -31,32 +24,6 @@ LIMITS = (
     "Probabilities were fitted on small models grown for it. On families unlike those they have been sure and wrong.",
     "Strong weight decay, averaging and training from a pruned model can turn an arrow round.",
 )
-
-
-def certainty(probability: float | int) -> str:
-    """The word for a probability, see `CERTAINTY`."""
-    return next(word for least, word in CERTAINTY if probability >= least)
-
-
-def percent(probability: float | int) -> str:
-    """A probability in the one way in which readers see it."""
-    if probability >= 0.995:
-        return "more than 99 %"
-    return f"{100 * probability:.0f} %" if probability >= 0.005 else "less than 1 %"
-
-
-def ranges() -> list[tuple[str, str]]:
-    """Each word of certainty with its range."""
-    above = [None, *(least for least, _ in CERTAINTY)]
-    return [
-        (word, f"{100 * least:g} % and more" if over is None else f"{100 * least:g} % to {100 * over:g} %")
-        for (least, word), over in zip(CERTAINTY, above)
-    ]
-
-
-def sure(probability: float | int) -> str:
-    """Word and figure of a probability."""
-    return f"{certainty(probability)} ({percent(probability)})"
 
 
 def operation(edge: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def write_outputs(
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    pictures = draw_once(folder / "tree", ("svg", "png"), "draw_model_graph", graph)
+    pictures = draw_once(folder / "tree", ("svg", "png", "pdf"), "draw_model_graph", graph)
     audited = [AUDIT, SARIF, JUNIT]
     if verdicts is not None:
         write_json(folder / AUDIT, verdicts.to_json())

@@ -69,7 +69,7 @@
   };
 
   // The tree: a window of svg on the drawing
-  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${kindOf(edge)})` };
+  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${Drawing.colourOf(edge)})` };
   data.families.forEach((family, k) => { if (family.order.length > Drawing.LARGE) state.shut.add(k); });
   let open = 0;
   data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
@@ -192,7 +192,7 @@
     for (const kind of [...new Set(data.edges.map(kindOf))].sort()) {
       const item = make("li"), button = make("button", null, { type: "button", "aria-pressed": String(!state.off.has(kind)) });
       const line = svgOf("svg", { "aria-hidden": "true" });
-      line.append(svgOf("line", { x1: 0, x2: 30, y1: 4, y2: 4, stroke: `var(--${kind})`, "stroke-width": 3, ...(Drawing.DASHES[kind] ? { "stroke-dasharray": Drawing.DASHES[kind] } : {}) }));
+      line.append(svgOf("line", { x1: 0, x2: 30, y1: 4, y2: 4, stroke: `var(--${Drawing.colourOf({ kind })})`, "stroke-width": 3, ...(Drawing.DASHES[kind] ? { "stroke-dasharray": Drawing.DASHES[kind] } : {}) }));
       button.append(line, kind);
       button.addEventListener("click", () => { if (!state.off.delete(kind)) state.off.add(kind); buildLegend(); dress(); });
       item.append(button);
@@ -291,7 +291,7 @@
   function describe(edge) {
     const box = make("section");
     const badge = make("span", kindOf(edge), { class: "badge" });
-    badge.style.background = `var(--${kindOf(edge)})`;
+    badge.style.background = `var(--${Drawing.colourOf(edge)})`;
     box.append(make("h2", `${nodes.get(edge.parent).hidden ? "a model that is not here" : edge.parent} \u2192 ${label(nodes.get(edge.child))}`), badge, make("p", edge.summary), bars(edge));
     for (const [about, title] of [["arrow", "Which came first (log odds)"], ["edge", "Parent and child (log weight)"]]) {
       const why = (edge.why || []).filter((one) => one.about === about);

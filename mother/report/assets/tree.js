@@ -11,7 +11,12 @@ const Drawing = (function () {
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const kindOf = (edge) => edge.kind || "hidden";
+  const LIKE = { adapter: "lora", dora: "lora" };
+  // The word by which a kind is drawn, as base_kind in mother/graph/exports.py.
+  const kindOf = (edge) => { const word = (edge.kind || "hidden").split(/[\s():,]/)[0].toLowerCase(); return LIKE[word] || word; };
+  // The name of its colour: that of hidden ones for a kind that is not known.
+  const COLOURED = new Set(["fine-tune", "hidden", ...Object.keys(DASHES)]);
+  const colourOf = (edge) => (COLOURED.has(kindOf(edge)) ? kindOf(edge) : "hidden");
   const ruler = document.createElement("canvas").getContext("2d");
   const widthOf = (text) => { ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif"; return 1.04 * ruler.measureText(text).width; };
 
@@ -177,5 +182,5 @@ const Drawing = (function () {
       family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
     }
   }
-  return { draw, prepare, svgOf, kindOf, DASHES, PALETTE, KNOWN, LARGE };
+  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, KNOWN, LARGE };
 })();

@@ -1,0 +1,44 @@
+"""One wording for one probability: the words for certainty and the figures that stand beside them, everywhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+KNOWN = 0.75  # an arrow below it is drawn without a head; `mother/heritage/typed_graph.py` says "unknown" below it
+
+CERTAINTY = (  # from this probability on -> the word that is used for it
+    (0.995, "certain"),
+    (0.95, "sure"),
+    (KNOWN, "likely"),
+    (0.0, "open"),
+)
+
+
+def certainty(probability: float | int) -> str:
+    """The word for a probability, see `CERTAINTY`."""
+    return next(word for least, word in CERTAINTY if probability >= least)
+
+
+def percent(probability: float | int) -> str:
+    """A probability in the one way in which readers see it."""
+    if probability >= 0.995:
+        return "more than 99 %"
+    return f"{100 * probability:.0f} %" if probability >= 0.005 else "less than 1 %"
+
+
+def ranges() -> list[tuple[str, str]]:
+    """Each word of certainty with its range."""
+    above = [None, *(least for least, _ in CERTAINTY)]
+    return [
+        (word, f"{100 * least:g} % and more" if over is None else f"{100 * least:g} % to {100 * over:g} %")
+        for (least, word), over in zip(CERTAINTY, above)
+    ]
+
+
+def sure(probability: float | int) -> str:
+    """Word and figure of a probability."""
+    return f"{certainty(probability)} ({percent(probability)})"
+
+
+def both(edge: Mapping[str, Any]) -> str:
+    """The two probabilities of an edge: that it is one, and that its parent came first."""
+    return f"parent and child: {sure(edge.get('adjacency', 1.0))}, parent first: {sure(edge.get('arrow', 1.0))}"

@@ -1,0 +1,126 @@
+"""What is handed to other tools is read back by them: CycloneDX's schema, prov, mergekit, the Hub's cards."""
+
+import io
+import json
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import run_here, save_model
+from huggingface_hub import ModelCard
+from test_heritage import base, moved
+
+from mother.cli.commands import main
+from mother.graph.model_graph import Edge, ModelGraph
+from mother.report.bom import to_cyclonedx, to_prov
+from mother.report.handover import card_facts, card_patch, file_name, merge_recipes
+
+ODD = '<script>"a\\b\u202e\x1b[31m'
+FILES = {"a": [{"file": "model.safetensors", "size": 5, "sha256": "0" * 64}]}
+KNOWN = {"adjacency": 0.99, "arrow": 0.98, "direction": "known"}
+
+
+@pytest.fixture
+def graph() -> ModelGraph:
+    nodes: dict[str, dict] = {name: {"tree": "0"} for name in ("a", "b", "mix", "q", "open", "lost", ODD)}
+    nodes["b"] |= {"aliases": ["copy of b"]}
+    nodes |= {"hidden parent of x": {"tree": "1", "hidden": True}, "x": {"tree": "1"}}
+    edges = [Edge("a", "b", {"kind": "fine-tune", **KNOWN}), Edge("a", ODD, {"kind": "lora", "rank": 4, **KNOWN})]
+    edges += [Edge(p, "mix", {"kind": "merge", "coefficient": c} | KNOWN) for p, c in (("a", 0.3), ("b", 0.6))]
+    edges += [Edge(parent, "lost", {"kind": "merge"} | KNOWN) for parent in ("a", "b")]
+    edges += [Edge("a", "q", {"kind": "quantize (gguf Q4_K)", **KNOWN})]
+    edges += [Edge("a", "open", {"kind": "fine-tune", "adjacency": 0.99, "arrow": 0.6, "direction": "unknown"})]
+    edges += [Edge("hidden parent of x", "x", {"kind": None, "hidden": True})]
+    return ModelGraph("g", nodes, tuple(edges))
+
+
+def test_cyclonedx_keeps_to_its_schema(graph: ModelGraph) -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    from cyclonedx.schema import SchemaVersion
+
+    text = to_cyclonedx(graph, FILES, "2020-01-01", "1", {"a": "apache-2.0"})
+    validator = validation.JsonStrictValidator(SchemaVersion.V1_6)
+    assert validator.validate_str(text) is None
+    content = json.loads(text)
+    broken = json.loads(text)
+    broken["components"][0]["pedigree"]["parents"] = []
+    assert validator.validate_str(json.dumps(broken)) is not None
+    models = {one["name"]: one for one in content["components"]}
+    assert len(models) == 8 and models["a"]["components"][0]["hashes"][0]["content"] == "0" * 64
+    (parent,) = models["b"]["pedigree"]["ancestors"]
+    assert parent["name"] == "a" and parent["evidence"]["identity"][0]["confidence"] == pytest.approx(0.9702)
+    assert {one["name"] for one in models["b"]["pedigree"]["descendants"]} == {"mix", "lost"}
+    assert models["b"]["pedigree"]["variants"][0]["name"] == "copy of b" and "notes" in models["x"]["pedigree"]
+    assert to_cyclonedx(graph, FILES, "2020-01-01", "1", {"a": "apache-2.0"}) == text
+
+
+def test_prov_is_read_by_its_library(graph: ModelGraph) -> None:
+    model = pytest.importorskip("prov.model")
+    found = model.ProvDocument.deserialize(io.StringIO(to_prov(graph, FILES)), format="json")
+    assert len(list(found.get_records(model.ProvEntity))) == len(graph.nodes)
+    assert len(list(found.get_records(model.ProvDerivation))) == len(graph.edges)
+
+
+def test_recipes_are_mergekits(graph: ModelGraph) -> None:
+    recipes, unknown = merge_recipes(graph)
+    assert unknown == ["lost"]
+    ((_, text),) = recipes.items()
+    content = yaml.safe_load(text)
+    # The fields that mergekit documents for `linear`; its own class reads them where it is installed.
+    assert set(content) == {"merge_method", "models", "parameters"} and content["merge_method"] == "linear"
+    weights = {one["model"]: one["parameters"]["weight"] for one in content["models"]}
+    assert weights == {"a": 0.3, "b": 0.6} and content["parameters"] == {"normalize": False}
+
+
+def test_mergekit_itself_reads_recipes(graph: ModelGraph) -> None:
+    config = pytest.importorskip("mergekit.config")
+    ((_, text),) = merge_recipes(graph)[0].items()
+    found = config.MergeConfiguration.model_validate(yaml.safe_load(text))
+    assert {str(one) for one in found.referenced_models()} == {"a", "b"}
+
+
+def test_cards_say_only_what_is_sure(graph: ModelGraph) -> None:
+    assert card_facts(graph, "b") == {"base_model": ["a"], "base_model_relation": "finetune"}
+    assert card_facts(graph, "mix") == {"base_model": ["a", "b"], "base_model_relation": "merge"}
+    assert card_facts(graph, "q")["base_model_relation"] == "quantized"
+    assert not card_facts(graph, "open") and not card_facts(graph, "x") and not card_facts(graph, "a")
+
+
+@pytest.mark.parametrize(
+    "card", [None, "# Title\n", "---\nlicense: mit\n---\n# Title\nwithout an end", "---\nlicense: mit\n---\n"]
+)
+def test_patches_apply_and_the_hubs_client_reads_the_card(graph: ModelGraph, card: str | None, tmp_path: Path) -> None:
+    git = shutil.which("git") or pytest.skip("needs git")
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    patch = card_patch(card_facts(graph, ODD) | {"base_model": ["org/ünï"]}, card)
+    subprocess.run([git, "apply", "-"], input=patch.encode(), cwd=tmp_path, check=True)
+    found = ModelCard.load(tmp_path / "README.md")
+    assert found.data.base_model == ["org/ünï"] and found.data.base_model_relation == "finetune"
+    assert not card or ("mit" in card) == (found.data.license == "mit")
+    assert not card or card.rsplit("---\n")[-1] in found.content
+
+
+def test_files_stay_in_their_folder() -> None:
+    names = [file_name(model, at) for at, model in enumerate(["../../etc", "a/b", "a_b", ".", "x" * 999, "\x00"])]
+    assert len(set(names)) == 6 and all("/" not in name and len(name) < 100 and ".." not in name for name in names)
+
+
+def test_export_from_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = base(0)
+    for name, weights in {"root": root, "child": moved(root, 1), "merged": moved(root, 2)}.items():
+        save_model(tmp_path / "models" / name, weights)
+    ended, _, err = run_here("mother", ["models", "--quiet"], partial(main, "recover"))
+    assert not ended, err
+    for kind, file in {"cyclonedx": "bom.cdx.json", "prov": "provenance.json"}.items():
+        ended, out, err = run_here("mother", [kind], partial(main, "export"))
+        assert not ended and f"exports/{kind}/{file}" in out, err
+        assert "child" in (tmp_path / "results/recover/exports" / kind / file).read_text()
+    assert run_here("mother", ["cards"], partial(main, "export"))[0] == 0
+    assert "nothing to write" in run_here("mother", ["mergekit"], partial(main, "export"))[1]
+    ended, _, err = run_here("mother", ["nonsense"], partial(main, "export"))
+    assert ended == 2 and "cyclonedx" in err

@@ -1,0 +1,87 @@
+"""Licences along lines of descent: what changes, what an ancestor's asks for, and nothing where nothing is known."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import run_here, save_model
+from test_heritage import base, moved
+
+from mother.cli.commands import main
+from mother.collection.licences import (
+    LICENCES,
+    NONCOMMERCIAL,
+    UNKNOWN,
+    USES,
+    declared_in,
+    licence_changes,
+    licence_facts,
+)
+from mother.graph.model_graph import Edge, ModelGraph
+from mother.report.static import licences_html
+
+NODES: dict[str, dict] = {name: {"tree": "0"} for name in ("root", "middle", "leaf", "side")}
+NODES["leaf"] |= {"aliases": ["twin"]}
+FACTS = {"kind": "fine-tune", "adjacency": 0.99, "arrow": 0.9}
+EDGES = (Edge("root", "middle", FACTS), Edge("middle", "leaf", FACTS | {"arrow": 0.8}), Edge("root", "side", FACTS))
+GRAPH = ModelGraph("g", NODES, EDGES)
+
+
+def changes(**licences: str) -> dict[tuple[str, str], dict]:
+    return {(one["model"], one["ancestor"]): one for one in licence_changes(GRAPH, licences)}
+
+
+def test_a_stricter_ancestor_is_named_with_what_it_asks() -> None:
+    found = changes(root="cc-by-nc-4.0", middle="mit", leaf="mit", twin="cc-by-nc-4.0")
+    assert set(found) == {("middle", "root"), ("leaf", "root"), ("twin", "middle"), ("side", "root")}
+    assert found["middle", "root"]["asks"] == [NONCOMMERCIAL] and "mit" in found["middle", "root"]["words"]
+    assert found["leaf", "root"]["probability"] == 0.8 and "likely (80 %)" in found["leaf", "root"]["words"]
+    assert found["side", "root"]["licence"] is None and found["side", "root"]["asks"] == [NONCOMMERCIAL]
+    assert found["twin", "middle"]["asks"] == []  # another licence, which asks for nothing that the twin's does not
+
+
+def test_the_same_licence_changes_nothing_and_a_more_permissive_ancestor_asks_for_nothing() -> None:
+    assert not changes(root="gpl-3.0", middle="gpl-3.0", leaf="gpl-3.0", twin="gpl-3.0", side="gpl-3.0")
+    found = changes(root="apache-2.0", middle="llama2", leaf="llama2", twin="llama2", side="apache-2.0")
+    assert [(ends, one["asks"]) for ends, one in found.items()] == [(("middle", "root"), [])]
+
+
+def test_what_is_not_in_the_table_is_not_known() -> None:
+    found = changes(root="secret-1", middle="mit", leaf="mit", twin="mit", side="secret-1")
+    assert found["middle", "root"]["asks"] is None and UNKNOWN in found["middle", "root"]["words"]
+    assert licence_facts(GRAPH, {"root": "secret-1"})["known"] == {"secret-1": {"asks": None, "source": None}}
+    assert not licence_changes(GRAPH, {})
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: MIT\n---\n", "mit"),
+        ("---\nlicense: [mit, gemma]\n---\n", "mit and gemma"),
+        ("---\nlicense: other\nlicense_name: house-rules\n---\n", "house-rules"),
+        ("---\nlicense: {a: b}\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("no front matter", None),
+        (None, None),
+    ],
+)
+def test_cards_declare_licences(card: str | None, licence: str | None) -> None:
+    assert declared_in(card) == licence
+
+
+def test_every_licence_has_a_source_and_text_stays_text() -> None:
+    assert all(one.source.startswith("https://") for one in LICENCES.values()) and USES in LICENCES["gemma"].asks
+    page = licences_html(licence_facts(GRAPH, {"root": "<script>", "leaf": "mit"}))
+    assert "<script>" not in page and "&lt;script&gt;" in page and not licences_html({})
+
+
+def test_page_json_and_terminal_tell_of_licences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = base(0)
+    for name, weights, licence in (("root", root, "cc-by-nc-4.0"), ("child", moved(root, 1), "mit")):
+        save_model(tmp_path / "models" / name, weights)
+        (tmp_path / "models" / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    ended, out, err = run_here("mother", ["models"], partial(main, "recover"))
+    assert not ended and "licences: 2 declared" in out, err
+    assert "Licences along lines of descent" in (tmp_path / "results/recover/report.html").read_text()
+    assert '"cc-by-nc-4.0"' in (tmp_path / "results/recover/summary.json").read_text()
