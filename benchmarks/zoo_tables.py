@@ -96,5 +96,5 @@ def merge_table(manifest: Manifest, heritage: Heritage, coefficients: dict[str, 
         found, right, exact = np.mean(np.array(some, dtype=float), axis=0)
         rows.append([method, dtype, len(some), found, right, exact if method == "linear" else "-"])
     head = ("merge", "type", "count", "called a merge", "parents right", f"coefficients within {EXACT}")
-    share = float(np.mean(children)) if children else 1.0
-    return format_table(head, rows) + f"\nchildren of merges with the right parent: {share:.3f} of {len(children)}"
+    share = f"{np.mean(children):.3f} of {len(children)}" if children else "there are none"
+    return format_table(head, rows) + f"\nchildren of merges with the right parent: {share}"
