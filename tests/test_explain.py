@@ -19,9 +19,9 @@ from mother.cli.commands import main
 from mother.collection.find import search
 from mother.collection.workspace import Recovered, recover_sources
 from mother.errors import InputError
+from mother.graph import certainty
 from mother.graph.model_graph import ModelGraph
 from mother.heritage import typed_graph
-from mother.report import words
 from mother.report.explain import explain, lineage
 from mother.report.explain_text import explain_text
 from mother.report.html import report_data
@@ -122,7 +122,7 @@ def test_the_sentence_names_what_decided(family: Told) -> None:
     for edge in family.graph.edges:
         found = family.explain(edge.parent, edge.child)
         arrow = {one["term"]: one["log_odds"] for one in found["why"] if one["about"] == "arrow"}
-        if edge.attributes["kind"] not in ("fine-tune", "lora") or edge.attributes["arrow"] < words.KNOWN:
+        if edge.attributes["kind"] not in ("fine-tune", "lora") or edge.attributes["arrow"] < certainty.KNOWN:
             continue
         strongest = max(arrow, key=arrow.get)
         assert ("follows from the rest" in found["summary"]) == (strongest == REST)
@@ -146,17 +146,17 @@ def test_one_wording_for_one_probability(family: Told) -> None:
     for edge in family.graph.edges:
         text = explain_text(family.explain(edge.parent, edge.child))
         for word, figure in re.findall(r"(certain|sure|likely|open) \(((?:more than |less than )?\d+ %)\)", text):
-            assert (word, figure) in {(words.certainty(p), words.percent(p)) for p in known}
-    assert words.KNOWN == typed_graph.KNOWN
-    assert [words.percent(p) for p in (1, 0.995, 0.994, 0.5, 0.004)] == [
+            assert (word, figure) in {(certainty.certainty(p), certainty.percent(p)) for p in known}
+    assert certainty.KNOWN == typed_graph.KNOWN
+    assert [certainty.percent(p) for p in (1, 0.995, 0.994, 0.5, 0.004)] == [
         "more than 99 %",
         "more than 99 %",
         "99 %",
         "50 %",
         "less than 1 %",
     ]
-    assert words.ranges()[0] == ("certain", "99.5 % and more") and words.ranges()[-1] == ("open", "0 % to 75 %")
-    assert all(words.certainty(least) == word for least, word in words.CERTAINTY)
+    assert certainty.ranges()[0] == ("certain", "99.5 % and more") and certainty.ranges()[-1] == ("open", "0 % to 75 %")
+    assert all(certainty.certainty(least) == word for least, word in certainty.CERTAINTY)
 
 
 def test_residuals_of_a_cast_are_named(tmp_path: Path, family: Told) -> None:

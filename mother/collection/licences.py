@@ -5,9 +5,10 @@ is not in it is "not known here". Nothing is said of whether a licence is valid,
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from mother.collection.claims import card_of, front_matter
@@ -81,10 +82,21 @@ def declared_in(card: str | None) -> str | None:
     return escaped(" and ".join(found))[:LONGEST] or None
 
 
-def declared(sources: Sequence[Source]) -> dict[str, str]:
-    """The licence of each model whose card declares one."""
+def declared(
+    sources: Sequence[Source], unread: Collection[str] = (), before: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The licence of each model whose card declares one.
+
+    Of models on the Hub that are `unread` it is the one that was found `before`; cards on disk are read again.
+    """
+
+    def one(source: Source) -> str | None:
+        if source.id in unread and source.location.startswith("hf://"):
+            return before.get(source.id)
+        return declared_in(card_of(source.id, source.location))
+
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        found = list(pool.map(lambda source: declared_in(card_of(source.id, source.location)), sources))
+        found = list(pool.map(one, sources))
     return {source.id: licence for source, licence in zip(sources, found) if licence}
 
 

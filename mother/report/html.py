@@ -2,8 +2,9 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
@@ -84,9 +85,17 @@ def drawing_of(family: Family) -> dict[str, Any]:
 
 
 def report_data(
-    recovered: Recovered, evidence: Evidence, audit: Audit | None, title: str, command: str = ""
+    recovered: Recovered,
+    evidence: Evidence,
+    audit: Audit | None,
+    title: str,
+    command: str = "",
+    licences: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What the page shows, as JSON values. Layers are rows of [name, change, rank (-1: full), newness, rounding]."""
+    """What the page shows, as JSON values; `licences`: see `summary`.
+
+    Layers are rows of [name, change, rank (-1: full), newness, rounding].
+    """
     graph = recovered.graph
     layers: dict[str, int] = {}
     edges = _edges(recovered, evidence, layers)
@@ -101,7 +110,7 @@ def report_data(
     ]
     return {
         "title": title,
-        "summary": summary(recovered, audit, command),
+        "summary": summary(recovered, audit, command, licences),
         "nodes": nodes,
         "edges": edges,
         "families": [drawing_of(family) for family in drawn],

@@ -2,7 +2,9 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from types import MappingProxyType
 from typing import Any
 
 from mother.collection.audit import Audit
@@ -59,8 +61,10 @@ def findings(recovered: Recovered, audit: Audit | None) -> str:
     return words + (f" The least certain edge has {percent(doubt[0]['probability'])}." if doubt else "")
 
 
-def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str, Any]:
-    """All of the summary as JSON values."""
+def summary(
+    recovered: Recovered, audit: Audit | None, command: str, licences: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """All of the summary as JSON values; `licences` are those that were found before."""
     graph = recovered.graph
     kinds = Counter(str(edge.attributes.get("kind") or "hidden") for edge in graph.edges)
     verdicts = audit.verdicts if audit is not None else []
@@ -73,7 +77,7 @@ def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str
         "left_out": graph.left_out,
         "not_read": graph.not_read,
         "notes": list(graph.notes),
-        "licences": licence_facts(graph, declared(recovered.sources)),
+        "licences": licence_facts(graph, declared(recovered.sources, recovered.unread, licences)),
         "certainty": dict(ranges()),
         "glossary": GLOSSARY,
         "limits": list(LIMITS),
