@@ -109,7 +109,7 @@ def test_every_format_in_one_family(tmp_path: Path) -> None:
         if "gguf" in truth[name][1]:
             assert edge.attributes["codes"] == 1.0 and "or" not in edge.attributes
     assert found == truth
-    assert "(quantize, bits 4, format gguf Q4_0, edge 1.00" in graph_text(graph)
+    assert "(quantize, bits 4, format gguf Q4_0, parent and child: certain" in graph_text(graph)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1"])
