@@ -4,8 +4,11 @@ import torch
 
 from mother.evidence.consumers import Surroundings
 from mother.io.checkpoint import Checkpoint
+from mother.io.reader import DTYPES
+from mother.numeric.floats import MANTISSA
 
-EPSILON = {"F64": 2.0**-24, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # half a step over the number
+# Half a step over the number; all is read in float32.
+EPSILON = {key: 2.0 ** -(MANTISSA.get(name, MANTISSA["float32"]) + 1) for key, name in DTYPES.items()}
 SLACK = 4.0  # times the rounding error that the residual may have: products of factors are rounded on their way, too
 CLEAR = 0.25  # share of an update that rounding may hide: where it is more, nothing is told
 

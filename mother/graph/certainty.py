@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-KNOWN = 0.75  # an arrow below it is drawn without a head; `mother/heritage/typed_graph.py` says "unknown" below it
+KNOWN = 0.75  # probability of the arrow from which it counts as known; below it, it is drawn without a head
 
 CERTAINTY = (  # from this probability on -> the word that is used for it
     (0.995, "certain"),

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mother.graph.certainty import KNOWN
-from mother.graph.exports import COLOURS, DASHES, base_kind, colour_of
+from mother.graph.exports import DASHES, base_kind, colour_of
 from mother.graph.layered import families, labels, layered
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.graph.scores import EdgeSet, pass_over
@@ -120,14 +120,18 @@ def draw_trees(
     return figure
 
 
+def _dash_of(kind: str) -> tuple[float, ...]:
+    """Lengths of line and gap of a kind as it is drawn; none for a whole line."""
+    return tuple(map(float, DASHES.get(kind, "").split()))
+
+
 def line_of(edge: Edge) -> Line:
     """An edge of a Model Graph: colour and dash by kind, width by probability, no head where the arrow is not known."""
     facts, kind = edge.attributes, base_kind(edge.attributes.get("kind"))
-    dash = tuple(map(float, DASHES[kind].split())) if kind in DASHES else ()
     share = "" if facts.get("coefficient") is None else f"{facts['coefficient']:.2g}"
     width = 0.7 + 0.9 * facts.get("adjacency", 0.5)
     head = facts.get("arrow", 1.0) >= KNOWN and facts.get("direction") != "unknown"
-    return Line(edge.parent, edge.child, colour_of(facts.get("kind")), dash, width, head, share)
+    return Line(edge.parent, edge.child, colour_of(facts.get("kind")), _dash_of(kind), width, head, share)
 
 
 def _alone(models: Sequence[str], names: dict[str, str], width: float) -> list[str]:
@@ -161,8 +165,7 @@ def draw_model_graph(graph: ModelGraph) -> Figure:
     height = top + ROW * len(rest) if rest else max(top - ROW, ROW)
     lines = [line_of(edge) for edge in sorted(graph.edges, key=lambda edge: (edge.parent, edge.child))]
     kinds = sorted({base_kind(edge.attributes.get("kind")) for edge in graph.edges})
-    dashes = {kind: tuple(map(float, DASHES[kind].split())) if kind in DASHES else () for kind in kinds}
-    handles = [_dash(COLOURS.get(kind, COLOURS[None]), dashes[kind], kind) for kind in kinds]
+    handles = [_dash(colour_of(kind), _dash_of(kind), kind) for kind in kinds]
     if any(not line.head for line in lines):
         handles.append(_dash(DARK, (), "no head, ?: which came first is open"))
     figure, foot = _page(width + 2 * MARGIN, height + 2 * MARGIN, handles)

@@ -7,11 +7,11 @@ import numpy as np
 from mother.evidence.alignment import notes
 from mother.evidence.second_pass import is_lora
 from mother.graph.acyclic import require_acyclic
+from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.heritage.quantized import storage_of
 from mother.heritage.trees import Cluster, Heritage
 
-KNOWN = 0.75  # probability of the arrow from which it counts as known
 SCATTERED = 0.03  # share of entries that a low rank does not explain, from which an update is no LoRA
 POSSIBLE = 0.2  # probability from which another model is named that may be the parent as well
 
