@@ -13,10 +13,11 @@ from dataset.zoo import train
 from dataset.zoo_models import build
 from mother.cli.commands import main
 from mother.collection.find import Source
-from mother.collection.whose import Candidates, kind_of, related
+from mother.collection.whose import Candidates, kind_of
 from mother.errors import InputError
 from mother.evidence.adapter_base import directions, fit, standard_score
 from mother.evidence.consumers import Surroundings, grouped, head_size
+from mother.evidence.relatedness import significant
 from mother.graph.model_graph import read_model_graph
 from mother.io.pieces import pieces_of
 
@@ -119,9 +120,13 @@ SHAPES = {name: tuple(tensor.shape) for name, tensor in build("llama").state_dic
 
 
 def test_families_are_named_with_a_bound_on_errors() -> None:
-    assert related([5.0, 3.3, 0.1], 1e-3) == [True, True, False]
-    assert related([3.2, 0.1, 0.2], 1e-3) == [False, False, False]  # one of three must reach 3.4
-    assert related([], 1e-3) == []
+    assert significant(np.array([5.0, 3.3, 0.1], dtype=float), 1e-3).tolist() == [True, True, False]
+    assert significant(np.array([3.2, 0.1, 0.2], dtype=float), 1e-3).tolist() == [
+        False,
+        False,
+        False,
+    ]  # one of three must reach 3.4
+    assert significant(np.array([], dtype=float), 1e-3).tolist() == []
 
 
 def sources(folder: Path, *names: str) -> list[Source]:

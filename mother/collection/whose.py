@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from mother.collection.find import Source
 from mother.collection.merged_twins import is_merged
@@ -14,6 +13,7 @@ from mother.evidence.adapter_base import Fit, fit
 from mother.evidence.adapter_reads import surroundings_of, updates_on
 from mother.evidence.adapter_within import probabilities
 from mother.evidence.consumers import Surroundings
+from mother.evidence.relatedness import significant
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
 from mother.io.open import open_checkpoint
 from mother.io.weights import ADAPTER_CONFIG
@@ -108,17 +108,6 @@ def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
     return tuple(sorted({infos[one.parts["A"]].shape[0] for one in adapter.adapter.updates.values()}))
 
 
-def related(scores: Sequence[float], error: float) -> list[bool]:
-    """Which scores are significant by Holm's correction, as relatedness has it: no false one, but for `error`."""
-    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
-    found = [False] * len(scores)
-    for passed, at in enumerate(order):
-        if scores[at] <= -ndtri(error / (len(scores) - passed)):
-            break
-        found[at] = True
-    return found
-
-
 class Candidates:
     """The models that adapters are held against: each is read once."""
 
@@ -166,7 +155,7 @@ class Candidates:
             else:
                 fits[source.id] = found
         held = [Candidate(m, one.z, kinds=one.by_kind, sides=one.terms) for m, one in fits.items()]
-        marks = related([one.z for one in held], error)
+        marks = significant(np.array([one.z for one in held], dtype=float), error).tolist()
         held = [replace(one, related=mark) for one, mark in zip(held, marks)]
         family = [one.model for one in held if one.related]
         twins = self._twins(updates, list(fits))

@@ -64,6 +64,17 @@ def near_threshold(
     return scores, found
 
 
+def significant(scores: Float[np.ndarray, "tests"], error: float) -> Bool[np.ndarray, "tests"]:
+    """Which standard normal scores pass Holm's correction: the probability of a single false one is below `error`."""
+    order = np.argsort(-scores, kind="stable")
+    # The k-th smallest p-value is compared with error / (number of tests - k).
+    bound = -ndtri(error / np.arange(len(scores), 0, -1))
+    fails = np.flatnonzero(scores[order] <= bound)
+    found = np.zeros(len(scores), dtype=bool)
+    found[order[: fails[0] if len(fails) else len(order)]] = True
+    return found
+
+
 def related_components(
     relatedness: Float[np.ndarray, "models models"], error: float = 0.01
 ) -> Int[np.ndarray, "models"]:
@@ -78,11 +89,7 @@ def related_components(
     n = len(relatedness)
     first, second = np.triu_indices(n, k=1)
     scores = relatedness[first, second]
-    order = np.argsort(-scores, kind="stable")
-    # Holm: the k-th smallest p-value is compared with error / (number of pairs - k).
-    bound = -ndtri(error / np.arange(len(scores), 0, -1))
-    fails = np.flatnonzero(scores[order] <= bound)
-    passed = order[: fails[0] if len(fails) else len(order)]
+    passed = significant(scores, error)
     related = np.zeros((n, n), dtype=bool)
     related[first[passed], second[passed]] = True
     return connected_components(related, directed=False)[1].astype(np.int64)
