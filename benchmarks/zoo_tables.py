@@ -77,7 +77,7 @@ def merge_table(manifest: Manifest, heritage: Heritage, coefficients: dict[str, 
         own = {node.id for node in manifest.nodes if node.recipe["architecture"] == architecture}
         edges |= {child: some for child, some in _incoming(graph).items() if child in own}
     counts: dict[tuple[str, str], list[tuple[bool, bool, bool]]] = defaultdict(list)
-    children: list[bool] = []
+    lines: dict[str, list[bool]] = {"children": [], "grandchildren": []}
     for node in manifest.present:
         if node.kind == "merge":
             own = edges.get(node.id, [])
@@ -89,12 +89,23 @@ def merge_table(manifest: Manifest, heritage: Heritage, coefficients: dict[str, 
             counts[node.recipe["method"], node.recipe["dtype"]].append(
                 (kinds == {"merge"}, kinds == {"merge"} and parents == {*node.parents}, exact)
             )
-        elif node.parent is not None and nodes[node.parent].kind == "merge":
-            children.append({edge.parent for edge in edges.get(node.id, [])} == {node.parent})
+        elif node.parent is not None and (line := _from_merge(nodes[node.parent], nodes)):
+            lines[line].append({edge.parent for edge in edges.get(node.id, [])} == {node.parent})
     rows = []
     for (method, dtype), some in sorted(counts.items()):
         found, right, exact = np.mean(np.array(some, dtype=float), axis=0)
         rows.append([method, dtype, len(some), found, right, exact if method == "linear" else "-"])
     head = ("merge", "type", "count", "called a merge", "parents right", f"coefficients within {EXACT}")
-    share = f"{np.mean(children):.3f} of {len(children)}" if children else "there are none"
-    return format_table(head, rows) + f"\nchildren of merges with the right parent: {share}"
+    below = [
+        f"{line} of merges with the right parent: "
+        + (f"{np.mean(right):.3f} of {len(right)}" if right else "there are none")
+        for line, right in lines.items()
+    ]
+    return "\n".join([format_table(head, rows), *below])
+
+
+def _from_merge(parent: Node, nodes: dict[str, Node]) -> str:
+    """What a model of this parent is to a merge."""
+    if parent.kind == "merge":
+        return "children"
+    return "grandchildren" if parent.parent is not None and nodes[parent.parent].kind == "merge" else ""

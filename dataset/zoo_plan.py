@@ -140,10 +140,18 @@ def _cast(rng: np.random.Generator, architectures: Sequence[str]) -> list[tuple[
     return played
 
 
-def _signature(node: Node) -> tuple[Any, ...]:
+def _signature(node: Node, nodes: dict[str, Node]) -> tuple[Any, ...]:
     """What kind of model a node is, roughly: the dtype counts where nothing is trained, the move where it is tiny."""
     told = tuple(str(node.recipe.get(key)) for key in TELLING)
-    return (node.kind, *told, node.recipe["dtype"] if node.kind == "merge" else "move" in node.recipe)
+    # Children and grandchildren of merges are trained as others are, but rare.
+    merged = [nodes[name].kind == "merge" for name in _line(node, nodes)]
+    return (node.kind, *told, node.recipe["dtype"] if node.kind == "merge" else "move" in node.recipe, any(merged))
+
+
+def _line(node: Node, nodes: dict[str, Node]) -> list[str]:
+    """The parent and the grandparent of a node, unless it has several."""
+    parent = nodes.get(node.parent or "")
+    return [] if parent is None else [parent.id, *([parent.parent] if parent.parent else [])]
 
 
 def _leaves(nodes: list[Node]) -> list[Node]:
@@ -161,17 +169,19 @@ def _leaves(nodes: list[Node]) -> list[Node]:
 
 def _thinned(families: list[tuple[list[Node], int]], rng: np.random.Generator) -> tuple[Node, ...]:
     """All families at their sizes; of the leaves those go whose kind is the most frequent in the zoo."""
-    count = Counter(_signature(node) for nodes, _ in families for node in nodes)
+    known = {node.id: node for nodes, _ in families for node in nodes}
+    signatures = {name: _signature(node, known) for name, node in known.items()}
+    count = Counter(signatures.values())
     while any(len(nodes) > size for nodes, size in families):
         # By turns, so that what is rare is lost in no family before the others have lost what is frequent.
         for nodes, size in families:
             if len(nodes) > size:
                 leaves = _leaves(nodes)
-                most = max(count[_signature(node)] for node in leaves)
-                frequent = [node for node in leaves if count[_signature(node)] == most]
+                most = max(count[signatures[node.id]] for node in leaves)
+                frequent = [node for node in leaves if count[signatures[node.id]] == most]
                 gone = frequent[int(rng.integers(len(frequent)))]
                 nodes.remove(gone)
-                count[_signature(gone)] -= 1
+                count[signatures[gone.id]] -= 1
     return tuple(node for nodes, _ in families for node in nodes)
 
 

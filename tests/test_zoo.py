@@ -47,6 +47,10 @@ def test_a_plot_is_played_by_several_architectures(tmp_path: Path, seed: int) ->
     assert min(map(len, players.values())) >= 4
     assert set().union(*players.values()) == set(ARCHITECTURES)
     assert 230 <= len(plan.nodes) <= 280
+    nodes = {node.id: node for node in plan.nodes}
+    of_merges = {node.id for node in plan.nodes if node.parent and nodes[node.parent].kind == "merge"}
+    assert len(of_merges) >= 4
+    assert sum(node.parent in of_merges for node in plan.nodes) >= 2
     children = Counter(name for node in plan.nodes for name in node.all_parents)
     assert all(children[node.id] >= 2 for node in plan.nodes if node.absent)
 
