@@ -10,7 +10,7 @@ from torch import Tensor
 from mother.evidence.direction import cast_residuals, directions_added, newness, precision_test, rounding_test
 from mother.evidence.grids import Grid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
-from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
+from mother.numeric.spectra import flatness, leading_triples, rounding_noise, spectrum
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
@@ -28,7 +28,7 @@ def compare_pairs(
     """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
     difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
     energy = difference.square().sum(dim=(1, 2))
-    values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
+    values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel(), "side": min(i.shape[1:])}
     same = i == j
     values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
     for key, child, end in (("zeroed", j, 1), ("zeroed_back", i, 0)):
@@ -57,6 +57,7 @@ def compare_pairs(
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     values["newness"] = newness(added, found.s)
+    values["flatness"] = flatness(difference).cpu().numpy()
     _without_length(i, j, difference, found.full, values["newness"])
     values["newness"] = values["newness"].cpu().numpy()
     values["kurtosis"] = scaled_kurtosis(difference).cpu().numpy()

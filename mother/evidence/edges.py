@@ -23,7 +23,7 @@ OWN = 0.01  # share of directions that a model may seem to have for itself: true
 CLEAN = 1e3  # gap in the singular values above which a larger one says no more
 CHANCE = 30.0  # entries that may be equal by chance
 EQUAL_BITS = (MANTISSA["float32"], *(MANTISSA[name] for name in HALVES))
-STRUCTURE = ("log_square", "equality", "low_rank", "altered", "private")
+STRUCTURE = ("log_square", "equality", "low_rank", "altered", "private", "flatness")
 DIRECTION = ("newness", "newness_t")
 
 
@@ -46,7 +46,7 @@ class Evidence:
     candidate whether the pair was looked at
     """
 
-    structure: Float[np.ndarray, "models models five"]
+    structure: Float[np.ndarray, "models models six"]
     between: Float[np.ndarray, "triples features"]
     ends: Int[np.ndarray, "two triples"]
     third: Int[np.ndarray, "triples"]
@@ -120,6 +120,7 @@ def gather(
     structure[..., 1] = _equality(equal)
     structure[..., 3] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     for i, j, p in looked_at:
+        structure[place[i], place[j], 5] = structure[place[j], place[i], 5] = _flatness(second_pass, p)
         if not {i, j} & not_trained and not is_lora(second_pass, p):
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
@@ -132,6 +133,15 @@ def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     smallest = square[(square > 0) & np.isfinite(square)].min(initial=np.inf)
     floor = smallest if np.isfinite(smallest) else 1.0
     return np.log(np.where(np.isfinite(square), square, np.nan_to_num(square, posinf=0).max()).clip(floor))
+
+
+def _flatness(second_pass: SecondPass, p: int) -> float:
+    """Mean flatness of what differs between a pair, each layer by how many directions it has."""
+    arrays = second_pass.arrays
+    changed = arrays["energy"][:, p] > 0
+    if not changed.any():
+        return 0.0
+    return float(np.average(arrays["flatness"][changed, p], weights=arrays["side"][changed, p]))
 
 
 def _private(newness: Float[np.ndarray, "thirds"]) -> float:

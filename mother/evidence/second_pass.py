@@ -44,6 +44,7 @@ class SecondPass:
     zeroed, zeroed_back   entries in which the two differ and second is zero (back: first is zero)
     quantized, quantized_back   whether D looks like what quantizing first to second (back: reversed) leaves
     kurtosis   excess kurtosis of D with rows and columns scaled
+    flatness, side   of the spectrum of D, see `spectra.flatness`, and how many singular values it has
     rank, full   rank of D above rounding noise, and whether it is as large as can be told
     gap   smallest singular value above the noise over the next
     newness   what D adds is new in second (+1) or was there in first (-1)
@@ -103,7 +104,7 @@ def is_lora(second_pass: SecondPass, p: int) -> bool:
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding", "scattered")
 
-ARRAYS += ("kurtosis", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
+ARRAYS += ("kurtosis", "flatness", "side", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
 
 
 EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))

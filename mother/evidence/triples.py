@@ -15,7 +15,7 @@ from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass, is_lora
 from mother.numeric.floats import MANTISSA
 
-FEATURES = ("share", "length", "kurtosis", "equal", "rank")
+FEATURES = ("share", "length", "kurtosis", "equal", "rank", "flatness")
 CHANCE = 30.0  # entries that may be equal by chance
 HEAVY = 3.0  # degrees of freedom of the spread of shares over layers, which are few and not alike
 SMALLEST = 1e-3  # squared length that counts beside those of the other two
@@ -77,6 +77,12 @@ class _Measured:
         self.low = np.array([is_lora(second_pass, p) for p in range(len(first))], dtype=bool)
         self.rank = np.where(self.risen, arrays["rank"], 0).sum(axis=0)
 
+    def _paired(self, name: str, p: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """By how much a statistic of the layers of pair p is above that of both pairs with each third model, squashed."""
+        values, risen = self.second_pass.arrays[name], self.risen
+        t = [paired_t(values[:, [p]], values[:, side], risen[:, [p]] & risen[:, side]) for side in (one, other)]
+        return np.tanh(np.minimum(*t) / 4)
+
     def features(
         self, square: Float[np.ndarray, "models models"], p: int, third: Int[np.ndarray, "thirds"]
     ) -> Float[np.ndarray, "thirds features"]:
@@ -87,10 +93,9 @@ class _Measured:
         one, other = self.index[i, third], self.index[third, j]
         known = (one >= 0) & (other >= 0)
         a, b = one[known], other[known]
-        kurtosis, risen = self.second_pass.arrays["kurtosis"], self.risen
-        t = [paired_t(kurtosis[:, [p]], kurtosis[:, side], risen[:, [p]] & risen[:, side]) for side in (a, b)]
         told = self.trained[p] & self.trained[a] & self.trained[b]
-        values[known, 2] = np.where(told, np.tanh(np.minimum(*t) / 4), 0)
+        for k, name in ((2, "kurtosis"), (5, "flatness")):
+            values[known, k] = np.where(told, self._paired(name, p, a, b), 0)
         # All three are compared in the coarsest of their types.
         coarsest = np.minimum(self.stored[third[known]], min(self.stored[i], self.stored[j]))
         for bits, count in self.differ.items():
