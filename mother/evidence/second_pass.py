@@ -102,11 +102,8 @@ def is_lora(second_pass: SecondPass, p: int) -> bool:
 
 
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
-ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding", "scattered")
-
-ARRAYS += ("kurtosis", "flatness", "side", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
-
-
+ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding", "scattered", "kurtosis", "flatness")
+ARRAYS += ("side", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
 EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))
 
 

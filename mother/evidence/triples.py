@@ -78,7 +78,7 @@ class _Measured:
         self.rank = np.where(self.risen, arrays["rank"], 0).sum(axis=0)
 
     def _paired(self, name: str, p: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """By how much a statistic of the layers of pair p is above that of both pairs with each third model, squashed."""
+        """By how much a statistic of pair p is above that of both pairs with each third model over layers, squashed."""
         values, risen = self.second_pass.arrays[name], self.risen
         t = [paired_t(values[:, [p]], values[:, side], risen[:, [p]] & risen[:, side]) for side in (one, other)]
         return np.tanh(np.minimum(*t) / 4)

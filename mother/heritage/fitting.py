@@ -117,23 +117,29 @@ class _Batch:
         return self.weight @ (self.log_sum(both, self.root) - self.log_sum(known, self.known_root))
 
     def log_sum(self, weights: "torch.Tensor", may_be_root: "torch.Tensor") -> "torch.Tensor":
-        """Log of the sum over all trees of each example, but for what is FLOOR below the best parent of a model."""
+        """Log of the sum over all trees of each example.
+
+        Nodes are eliminated as by `edge_marginals` (Grassmann, Taksar, Heyman 1985): nothing cancels, however
+        surely two are the best parents of each other. One more node, eliminated last, is above whichever model is the
+        root.
+        """
         import torch
 
-        shift = weights.detach().amax(dim=1)
-        bare = torch.isneginf(shift)  # a model without a possible parent is the root
-        shift = torch.where(bare, 0, shift)
-        weight = torch.exp(torch.clamp(weights - shift[:, None], min=-FLOOR))
-        weight = torch.where(torch.isneginf(weights), 0, weight)
-        level = torch.where(may_be_root, shift, torch.inf).amin(dim=1, keepdim=True)
-        root = torch.where(may_be_root, torch.exp(torch.clamp(level - shift, min=-FLOOR)), 0)
-        laplacian = torch.diag_embed(weight.sum(dim=1)) - weight
-        laplacian = torch.cat([root[:, None], laplacian[:, 1:]], dim=1)
-        return torch.linalg.slogdet(laplacian).logabsdet + shift.sum(dim=1) - level[:, 0]
+        root = torch.where(may_be_root, 0.0, -NEVER).to(weights) - ONE_ROOT
+        # [child, parent], the first parent being above the root
+        rate = torch.cat([root[:, None], weights.masked_fill(torch.isneginf(weights), -NEVER)], dim=1).transpose(1, 2)
+        total = torch.full_like(root[:, 0], ONE_ROOT)
+        for k in range(rate.shape[1] - 1, -1, -1):
+            own, above = rate[:, k, : k + 1], rate[:, :k, : k + 1]
+            out = torch.logsumexp(own, dim=1)
+            total = total + out
+            rate = torch.logaddexp(above, rate[:, :k, k + 1, None] + (own - out[:, None])[:, None])
+        return total
 
 
 HUB_ROUNDS = 2  # of fitting coefficients and the degrees that follow from them
-FLOOR = 30.0  # log weight below the best parent, from where on a fit need not know how far: the inverse keeps digits
+ONE_ROOT = 1e3  # log weight that a second root costs
+NEVER = 1e5  # the same of what is impossible
 
 
 def fit(examples: Sequence[Example], ridge: float = 0.02, rounds: int = HUB_ROUNDS) -> Coefficients:

@@ -15,7 +15,7 @@ ARITHMETIC = 3.0  # units in the last place that computing an update in float32 
 UNIT = 3 / (8 * math.log(2))  # mean of (ulp(x) 2^bits / x)^2 where the logarithm of x is uniform
 NOISE_MARGIN = 1.2  # singular values up to this many times the norm of the rounding noise are noise
 RANK_SHARE = 0.6  # of the directions seen: a difference of higher rank counts as full
-LEAST_SHARE = 1e-6  # of the mean squared singular value: what flatness takes the smallest ones to be at least
+LEAST_SHARE = 1e-10  # of the mean squared singular value: the least that flatness tells from 0
 ITERATIONS = 2  # budget: of the search for leading directions
 TINY = torch.finfo(torch.float64).tiny
 
@@ -146,8 +146,9 @@ def surely_full(
 def flatness(difference: Float[Tensor, "pairs rows columns"]) -> Float[Tensor, "pairs"]:
     """Log of the geometric over the arithmetic mean of the squared singular values of each matrix, at most 0.
 
-    As log det(D D' / n) it is the entropy of D against that of noise of the same size, where D is normal with a covariance of its
-    rows that is learnt from D. Of more rows than FULL_SIDE it looks at as many, evenly spread. 0 where D is 0.
+    As log det(D D' / n) it is the entropy of D against that of noise of the same size, where D is normal with a
+    covariance of its rows that is learnt from D. Of more rows than FULL_SIDE it looks at as many, evenly spread. 0
+    where D is 0.
     """
     if difference.shape[1] > difference.shape[2]:
         difference = difference.transpose(1, 2)
@@ -157,7 +158,7 @@ def flatness(difference: Float[Tensor, "pairs rows columns"]) -> Float[Tensor, "
     gram = gram / torch.where(mean > 0, mean, 1)[:, None, None]
     gram.diagonal(dim1=1, dim2=2).add_(LEAST_SHARE)
     roots = torch.linalg.cholesky_ex(gram).L.diagonal(dim1=1, dim2=2)
-    return torch.where(mean > 0, 2 * roots.clamp(min=LEAST_SHARE).log().mean(dim=1), 0)
+    return torch.where(mean > 0, 2 * roots.clamp(min=LEAST_SHARE**0.5).log().mean(dim=1), 0)
 
 
 def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tensor, "pairs"], count: int) -> Spectrum:
