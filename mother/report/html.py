@@ -2,9 +2,8 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
@@ -90,9 +89,8 @@ def report_data(
     audit: Audit | None,
     title: str,
     command: str = "",
-    licences: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What the page shows, as JSON values; `licences`: see `summary`.
+    """What the page shows, as JSON values.
 
     Layers are rows of [name, change, rank (-1: full), newness, rounding].
     """
@@ -110,7 +108,7 @@ def report_data(
     ]
     return {
         "title": title,
-        "summary": summary(recovered, audit, command, licences),
+        "summary": summary(recovered, audit, command),
         "nodes": nodes,
         "edges": edges,
         "families": [drawing_of(family) for family in drawn],

@@ -70,11 +70,12 @@ def licences_html(found: Mapping[str, Any]) -> str:
     if not found.get("declared"):
         return ""
     rows = [
-        (name, "not known here" if one["asks"] is None else "; ".join(one["asks"]) or "-", one["source"] or "-")
+        (name, ask, section, one["source"] or "-")
         for name, one in found["known"].items()
+        for ask, section in ({"not known here": "-"} if one["asks"] is None else one["asks"] or {"-": "-"}).items()
     ]
     changes = "".join(f"<li>{text(one['words'])}</li>" for one in found["changes"]) or "<li>Nothing changes.</li>"
-    head = ("declared", "beyond naming its authors it", "its text")
+    head = ("declared", "beyond keeping its notices and its text it", "section", "its text")
     return f"<h3>Licences along lines of descent</h3><ul>{changes}</ul>{table(head, rows, 'licences')}"
 
 

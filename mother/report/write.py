@@ -1,6 +1,5 @@
 """Write a result in every form: the Model Graph and its exports, pictures, the report."""
 
-import json
 from pathlib import Path
 
 from mother.collection.baseline import Judged
@@ -28,11 +27,10 @@ def write_outputs(
     Raises OSError where that cannot be.
     """
     graph = recovered.graph
-    licences = _licences_before(folder)
     begin_result(folder)
     evidence = evidence_of(recovered)
     evidence.write(folder / EVIDENCE)
-    data = report_data(recovered, evidence, verdicts, title, command, licences)
+    data = report_data(recovered, evidence, verdicts, title, command)
     texts = {
         "model_graph.graphml": to_graphml(graph),
         "trees.nwk": to_newick(graph),
@@ -57,12 +55,3 @@ def write_outputs(
     files = [*texts, FILES, SUMMARY, EVIDENCE, *(picture.name for picture in pictures), GRAPH]
     files += audited if verdicts is not None else []
     finish_result(folder, collection_facts(recovered.state, title), files)
-
-
-def _licences_before(folder: Path) -> dict[str, str]:
-    """The licences that the last result in a folder lists; nothing where there is none, or it is damaged."""
-    try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["licences"]["declared"]
-        return {str(model): str(licence) for model, licence in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
