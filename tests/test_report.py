@@ -141,6 +141,11 @@ def test_without_javascript(report: Path, browser: Browser) -> None:
         read_model_graph(report.parent / "model_graph.json").edges
     )
     assert page.locator("img").count() == 0
+    back = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(back) == "rgb(255, 255, 255)"
+    dark = browser.new_page(java_script_enabled=False, color_scheme="dark")
+    dark.goto(report.as_uri())
+    assert dark.evaluate(back) == "rgb(20, 24, 27)"
 
 
 @pytest.mark.slow
@@ -249,6 +254,36 @@ def test_no_name_is_struck_through(models: int | None, report: Path, browser: Br
         assert box["y"] <= inside["y"] and inside["y"] + inside["height"] <= box["y"] + box["height"]  # it opens fitted
 
 
+TEXTS = """() => {
+    document.querySelector('#tree svg.whole > g').removeAttribute('transform');
+    const boxes = [...document.querySelectorAll('text.share, text.doubt, g.node > text')].map((one) => {
+        const box = one.getBoundingClientRect();
+        const node = one.parentNode.classList.contains('node');
+        return { node, left: box.left, right: box.right, top: box.top, bottom: box.bottom };
+    });
+    let wrong = 0;
+    boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => {
+        const least = a.node && b.node ? 4 : 1;
+        if (a.left < b.right - 1 && b.left < a.right - 1 &&
+            a.top < b.bottom - least && b.top < a.bottom - least) wrong += 1; }));
+    return wrong;
+}"""
+
+
+@pytest.mark.slow
+def test_no_text_lies_on_another(browser: Browser, tmp_path: Path) -> None:
+    data = collection(1000, family=250)
+    (tmp_path / "report.html").write_text(to_html(data), encoding="utf-8")
+    watched = Watched(browser, tmp_path / "report.html")
+    watched.tree()
+    merges = sum(edge.get("coefficient") is not None for edge in data["edges"])
+    assert watched.page.evaluate(TEXTS) == 0
+    assert watched.page.locator("text.share").count() > 0.9 * merges > 100  # the rest is told beside the evidence
+    edge = next(edge for edge in data["edges"] if edge.get("coefficient") is not None)
+    watched.page.evaluate(f"location.hash = 'edge=' + encodeURIComponent('{edge['parent']}..{edge['child']}')")
+    watched.page.wait_for_function("document.getElementById('details').innerText.includes('share of this parent')")
+
+
 @pytest.mark.slow
 def test_uncertainty_is_seen(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(to_html(collection(40, family=40)), encoding="utf-8")
@@ -282,6 +317,24 @@ def test_permalinks(report: Path, browser: Browser) -> None:
     watched.page.evaluate("location.hash = '#model=lora'")
     watched.page.wait_for_function("document.getElementById('details').innerText.includes('tuned → lora')")
     assert not Watched(browser, report, hash="#model=%E0%A4%A").wrong
+    nodes = read_model_graph(report.parent / "model_graph.json").nodes
+    node, copy = next((model, facts["aliases"][0]) for model, facts in nodes.items() if facts.get("aliases"))
+    copied = Watched(browser, report, hash=f"#model={copy}")
+    assert copied.page.is_visible("#view-tree") and f"{node} = {copy}" in copied.details()
+
+
+@pytest.mark.slow
+def test_the_summary_leads_to_the_evidence(report: Path, browser: Browser) -> None:
+    watched = Watched(browser, report)
+    assert not watched.page.is_visible("#details")  # nothing is shown beside a summary that nobody asked about
+    link = watched.page.locator("#view-summary li a").first
+    words = link.inner_text()
+    link.click()
+    assert watched.page.is_visible("#view-tree") and words in watched.details()
+    watched.page.click("#tab-summary")
+    watched.page.click("#contradictions tbody tr")
+    model = watched.page.inner_text("#contradictions tbody td")
+    assert model in watched.details() and "contradicted" in watched.details() and not watched.wrong
 
 
 @pytest.mark.slow
@@ -318,6 +371,9 @@ def test_a_phone_gets_a_list_and_a_sheet(report: Path, browser: Browser) -> None
     page.locator("#list button").filter(has_text="cast").first.click()
     assert page.is_visible("#details") and "tuned → cast" in watched.details()
     page.click("#sheet-close")
+    page.fill("#search", "lora")
+    left = [button.inner_text().split("\n")[0] for button in page.locator("#list button:visible").all()]
+    assert "lora" in left and "tuned" in left and "cast" not in left and len(left) < len(indent)
     assert not page.is_visible("#details") and not watched.wrong
 
 

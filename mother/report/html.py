@@ -155,7 +155,7 @@ def to_html(data: dict[str, Any]) -> str:
         "JS": (assets / "tree.js").read_text(encoding="utf-8") + (assets / "report.js").read_text(encoding="utf-8"),
         "SUMMARY": summary_html(found),
         "PICTURE": picture_html(_families(data), data["alone"], data["edges"], names, copies),
-        "EDGES": edges_html(data["edges"]),
+        "EDGES": edges_html(data["edges"], {node["id"] for node in data["nodes"] if node.get("hidden")}),
         "AUDIT": audit_html(data["audit"]),
         "FILES": files_html(found),
         "LEFT": table(("what", "why"), [*found["left_out"].items(), *found["not_read"].items()], "left"),
