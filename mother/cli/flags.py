@@ -95,10 +95,10 @@ class Explain:
 
 @dataclass
 class Export:
-    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), mergekit, cards (patches of them)."""
+    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), rocrate, mergekit, cards (patches)."""
 
     kind: tyro.conf.Positional[str]
-    """cyclonedx, prov, mergekit or cards"""
+    """cyclonedx, prov, rocrate, mergekit or cards"""
     to: Path = Path("results/recover")
     """folder of the result"""
     out: Path | None = None
