@@ -21,7 +21,7 @@ def _kept(folder: Path, name: str) -> dict:
 
 
 def _cyclonedx(folder: Path) -> Texts:
-    from mother.cli.arguments import version
+    from mother.io.runtime import version
     from mother.report.bom import to_cyclonedx
     from mother.report.kept import read_graph
     from mother.report.write import FILES, SUMMARY
@@ -42,8 +42,8 @@ def _prov(folder: Path) -> Texts:
 
 
 def _rocrate(folder: Path) -> Texts:
-    from mother.cli.arguments import version
     from mother.graph.model_graph import GRAPH
+    from mother.io.runtime import version
     from mother.report.crate import METADATA, to_crate
     from mother.report.kept import read_graph
     from mother.report.write import FILES, SUMMARY

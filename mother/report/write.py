@@ -20,11 +20,16 @@ FILES = "files.json"  # that each model was read from: name, size, SHA-256
 
 
 def write_outputs(
-    recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE, command: str = ""
+    recovered: Recovered,
+    folder: Path,
+    verdicts: Audit | None = None,
+    title: str = TITLE,
+    command: str = "",
+    judged: Judged | None = None,
 ) -> None:
     """Write all files of a result into a folder; `command` is what the report says it was made with.
 
-    Raises OSError where that cannot be.
+    `judged` are the findings as this run takes them; without it none is accepted. Raises OSError where that cannot be.
     """
     graph = recovered.graph
     begin_result(folder)
@@ -44,7 +49,7 @@ def write_outputs(
     audited = [AUDIT, SARIF, JUNIT]
     if verdicts is not None:
         write_json(folder / AUDIT, verdicts.to_json())
-        judged = Judged(verdicts.listed(graph.left_out))
+        judged = judged or Judged(verdicts.listed(graph.left_out))
         write_findings(folder, verdicts, judged, [(source.id, source.location) for source in recovered.sources])
     else:  # verdicts on what was here before would stand beside a graph that they are not of
         for name in audited:
