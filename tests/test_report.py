@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import save_model
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 from test_heritage import base, halved, moved
 
 from benchmarks.page import collection
@@ -134,7 +134,7 @@ def test_without_javascript(report: Path, browser: Browser) -> None:
         assert page.is_visible(f"#view-{view}")
     assert not page.is_visible("#search") and not page.is_visible("#view-tree")
     words = page.locator("#view-picture svg text").all_text_contents()
-    assert {"tuned", "lora", "merged"} <= {word.split(" ×")[0] for word in words} and any(
+    assert {"tuned", "lora", "merged"} <= {word.split(" ×")[0].removesuffix(" ✗") for word in words} and any(
         " ×2" in word for word in words
     )
     assert page.locator("#edge-table tbody tr").count() == len(
@@ -334,7 +334,12 @@ def test_the_summary_leads_to_the_evidence(report: Path, browser: Browser) -> No
     watched.page.click("#tab-summary")
     watched.page.click("#contradictions tbody tr")
     model = watched.page.inner_text("#contradictions tbody td")
-    assert model in watched.details() and "contradicted" in watched.details() and not watched.wrong
+    assert f"{model} says that it is from" in watched.details()
+    watched.tree()
+    marked = watched.page.locator("g.node.contradicted")
+    assert [one.get_attribute("aria-label").split(",")[0] for one in marked.all()] == [model]
+    assert "✗" in marked.first.text_content() and "contradicted" in watched.page.inner_text("#legend")
+    assert f"{model} ✗" in watched.page.locator("#view-picture svg text").all_text_contents() and not watched.wrong
 
 
 @pytest.mark.slow
@@ -364,7 +369,9 @@ def test_a_phone_gets_a_list_and_a_sheet(report: Path, browser: Browser) -> None
     page = watched.page
     assert page.is_visible("#list") and not page.is_visible("#tree") and not page.is_visible("#details")
     indent = {
-        button.inner_text().split("\n")[0]: int(button.evaluate("one => parseInt(one.style.paddingLeft)"))
+        button.inner_text().split("\n")[0].removesuffix(" ✗"): int(
+            button.evaluate("one => parseInt(one.style.paddingLeft)")
+        )
         for button in page.locator("#list button").all()
     }
     assert indent["lora"] > indent["tuned"] > min(indent.values()) and len(indent) == 8
@@ -372,7 +379,9 @@ def test_a_phone_gets_a_list_and_a_sheet(report: Path, browser: Browser) -> None
     assert page.is_visible("#details") and "tuned → cast" in watched.details()
     page.click("#sheet-close")
     page.fill("#search", "lora")
-    left = [button.inner_text().split("\n")[0] for button in page.locator("#list button:visible").all()]
+    left = [
+        button.inner_text().split("\n")[0].removesuffix(" ✗") for button in page.locator("#list button:visible").all()
+    ]
     assert "lora" in left and "tuned" in left and "cast" not in left and len(left) < len(indent)
     assert not page.is_visible("#details") and not watched.wrong
 

@@ -110,7 +110,10 @@
     if (zoom && view.k < 0.5) view.k = 0.9;
     const x = at[0] * view.k + view.x, y = at[1] * view.k + view.y;
     if (x > 40 && x < box.width - 160 && y > 20 && y < box.height - 20) { apply(); return; }
-    view = { ...view, x: box.width / 3 - at[0] * view.k, y: box.height / 2 - at[1] * view.k };
+    // As near to the middle as can be without an empty border.
+    const held = (want, whole, room) => (whole + 16 <= room ? 8 : Math.min(8, Math.max(want, room - whole - 8)));
+    view.x = held(box.width / 3 - at[0] * view.k, drawn.right * view.k, box.width);
+    view.y = held(box.height / 2 - at[1] * view.k, drawn.bottom * view.k, box.height);
     apply();
   }
   const familyOf = (id) => data.families.findIndex((family) => family.place.has(id));
@@ -185,7 +188,8 @@
   }
   function nodeColours() {
     const values = [...new Set(data.nodes.map((node) => node[state.colour]).filter(Boolean))].sort();
-    return new Map(values.map((value, k) => [value, Drawing.PALETTE[k % Drawing.PALETTE.length]]));
+    const fixed = state.colour === "verdict" ? Drawing.VERDICTS : {};
+    return new Map(values.map((value, k) => [value, fixed[value] || Drawing.PALETTE[k % Drawing.PALETTE.length]]));
   }
   function buildLegend() {
     const legend = byId("legend");
@@ -200,8 +204,10 @@
       legend.append(item);
     }
     legend.append(make("li", "fainter: less probable"), make("li", "no head, or ?: less than 75 % sure"));
+    if (data.nodes.some((node) => node.verdict === "contradicted")) legend.append(make("li", "\u2717 its claim is contradicted", { class: "contradicted" }));
     if (state.colour !== "kind") for (const [value, colour] of nodeColours()) {
       const item = make("li"), dot = svgOf("svg", { "aria-hidden": "true" });
+      dot.style.width = "16px";
       dot.append(svgOf("circle", { cx: 10, cy: 4, r: 4, fill: colour }));
       item.append(dot, value);
       legend.append(item);
@@ -247,6 +253,7 @@
       const node = nodes.get(id), item = make("li"), button = make("button", node.label, { type: "button" });
       button.style.paddingLeft = `${8 + 14 * Math.min(depth, 12)}px`;
       if (node.aliases && node.aliases.length) button.append(` \u00d7${1 + node.aliases.length}`);
+      if (node.verdict === "contradicted") button.append(make("b", " \u2717", { class: "contradicted", title: "its claim is contradicted" }));
       const kinds = [...new Set(node.into.map((edge) => `${kindOf(edge)}${edge.arrow < Drawing.KNOWN ? " ?" : ""}`))].join(", ");
       const parents = node.into.length > 1 ? ` of ${node.into.map((edge) => nodes.get(edge.parent).label).join(" and ")}` : "";
       if (node.into.length) button.append(document.createElement("br"), make("small", kinds + parents));
@@ -351,15 +358,15 @@
     panel.classList.add("open");
     const was = panel.classList.contains("idle");
     panel.classList.remove("idle");
+    for (const verdict of data.verdicts.filter((one) => one.model === id || (node.aliases || []).includes(one.model))) {
+      panel.append(make("p", `${verdict.model} says that it is from ${verdict.says} (${verdict.file}): ${verdict.verdict}. The weights: ${verdict.reason}.`, { class: verdictClass(verdict.verdict) }));
+    }
     if (!node.into.length) panel.append(make("h2", label(node)), make("p", node.hidden
       ? "A model that is not in this collection, from which those below must have come."
       : `No parent in this collection. That it is the root of its family: ${percent(node.root)}.`));
     for (const one of edge ? [edge] : node.into) panel.append(describe(one));
     if (node.aliases && node.aliases.length) panel.append(make("p", `Copies, equal in every tensor: ${node.aliases.join(", ")}`));
     panel.append(make("p", node.group));
-    for (const verdict of data.verdicts.filter((one) => one.model === id || (node.aliases || []).includes(one.model))) {
-      panel.append(make("p", `Claim in ${verdict.file}: ${verdict.says}. ${verdict.verdict}: ${verdict.reason}`, { class: verdictClass(verdict.verdict) }));
-    }
     panel.scrollTop = 0;
     const hash = edge ? `#edge=${encodeURIComponent(edge.parent)}..${encodeURIComponent(edge.child)}` : `#model=${encodeURIComponent(id)}`;
     if (location.hash !== hash) history.replaceState(null, "", hash);
@@ -384,7 +391,7 @@
   // Search: what fits, and the way from it to its root; all else fades
   function search() {
     const words = byId("search").value.trim().toLowerCase();
-    matches = !words ? [] : [...nodes.values()].filter((node) => label(node).toLowerCase().includes(words)
+    matches = !words ? [] : [...nodes.values()].filter((node) => label(node).toLowerCase().includes(words) || node.verdict === words
       || node.into.some((edge) => edge.words.toLowerCase().includes(words))).map((node) => node.id);
     byId("found").textContent = words ? `${matches.length} found` : "";
     if (words && byId("view-tree").hidden) show("tree");

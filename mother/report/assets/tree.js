@@ -4,6 +4,8 @@
 const Drawing = (function () {
   const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
   const DASHES = { lora: "9 3", cast: "2 3", prune: "6 3 2 3", quantize: "4 3", merge: "12 3 2 3", hidden: "1 4" };
+  // The colours of verdicts; all else is coloured by the palette, in the order of its names.
+  const VERDICTS = { agrees: "#009e73", contradicted: "#d55e00", "not confirmed": "#e6b800", "parent not in the collection": "#56b4e9", "declares nothing": "#999999", "not audited": "#999999" };
   const KNOWN = 0.75;
   const svgOf = (name, attributes, text) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -110,12 +112,14 @@ const Drawing = (function () {
     const group = svgOf("g", { class: "node", transform: `translate(${x},${y})`, role: "treeitem", tabindex: -1 });
     group.classList.toggle("hidden-model", Boolean(node.hidden));
     group.classList.toggle("closed", isClosed);
+    group.classList.toggle("contradicted", node.verdict === "contradicted");
     group.append(svgOf("circle", { r: 5 }));
     group.append(svgOf("text", { x: 10, y: 4 }, node.label));
     const chips = [];
     if (node.aliases && node.aliases.length) chips.push(`\u00d7${1 + node.aliases.length}`);
     if (isClosed) chips.push(`+${node.count}`);
-    if (chips.length) group.append(svgOf("text", { class: "chip", x: 14 + widthOf(node.label), y: 4 }, chips.join(" ")));
+    if (node.verdict === "contradicted") chips.push("\u2717");
+    if (chips.length) group.append(svgOf("text", { class: "chip", x: 17 + widthOf(node.label), y: 4 }, chips.join(" ")));
     group.append(svgOf("title", {}, [node.id, ...(node.aliases || [])].join("\n")));
     return group;
   }
@@ -140,12 +144,12 @@ const Drawing = (function () {
       out.nodes.set(id, element);
       out.at.set(id, [starts[column], y(row)]);
       dots.append(element);
-      taken.take([starts[column], y(row) - 9, starts[column] + 20 + widthOf(node.label) + 26, y(row) + 9]);
+      taken.take([starts[column], y(row) - 9, starts[column] + 20 + widthOf(node.label) + 30, y(row) + 9]);
       let doubted = false;
       for (const edge of node.into) {
         if (!there.has(edge.parent) || state.closed.has(edge.parent)) continue;
         const [first, from] = family.place.get(edge.parent), parent = nodes.get(edge.parent);
-        const chip = parent.aliases && parent.aliases.length ? 26 : 0;
+        const chip = (parent.aliases && parent.aliases.length ? 26 : 0) + (parent.verdict === "contradicted" ? 16 : 0);
         const bends = (family.ways.get(`${edge.parent}\n${id}`) || []).map(([at, bent]) => [starts[at], y(bent)]);
         const points = [[starts[first] + GAP + widthOf(parent.label) + 6 + chip, y(from)], ...bends, [starts[column] - 2, y(row)]];
         const ends = [];
@@ -226,5 +230,5 @@ const Drawing = (function () {
       family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
     }
   }
-  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, KNOWN, LARGE };
+  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, LARGE };
 })();
