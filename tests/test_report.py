@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import save_model
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Page
 from test_heritage import base, halved, moved
 
 from benchmarks.page import collection
