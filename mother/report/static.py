@@ -61,13 +61,15 @@ def summary_html(found: Mapping[str, Any]) -> str:
     parts.append(
         "<h3>Words for certainty</h3>" + table(("word", "probability"), found["certainty"].items(), "certainty")
     )
-    parts.append("<h3>Glossary</h3><dl>")
+    parts.append('<h3 id="glossary">Glossary</h3><dl>')
     parts += [f"<dt>{text(word)}</dt><dd>{text(meaning)}</dd>" for word, meaning in found["glossary"].items()]
     parts.append("</dl><h3>Limits</h3><ul>")
     parts += [f"<li>{text(limit)}</li>" for limit in found["limits"]]
     made = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     parts.append("</ul><h3>How this was made</h3>")
-    rows = (("date", found["date"]), ("command", found["command"]), ("versions", made), ("code", found["code"]))
+    software = f"MoTHer {found['version']} (method: docs/method_map.md)"
+    rows = [(name, found[name]) for name in ("date", "command")]
+    rows += [("software", software), ("libraries", made), ("code", found["code"])]
     return "".join(parts) + table(("", ""), rows, "made")
 
 

@@ -11,7 +11,7 @@ from mother.collection.workspace import Recovered
 from mother.errors import escaped
 from mother.graph.certainty import percent, ranges
 from mother.graph.text import head_line
-from mother.io.runtime import code_digest, versions
+from mother.io.runtime import code_digest, version, versions
 from mother.report.kept import Evidence
 from mother.report.words import GLOSSARY, LIMITS, sentence
 
@@ -79,6 +79,7 @@ def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str
         "glossary": GLOSSARY,
         "limits": list(LIMITS),
         "date": today(),
+        "version": version(),
         "versions": versions(),
         "code": code_digest(),
         "command": escaped(command),

@@ -75,6 +75,24 @@
   let open = 0;
   data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
   if (data.alone.length > Drawing.LARGE) state.shut.add("alone");
+  // Above 150 models each family opens with as many generations as have up to its share of SHOWN models; the largest
+  // one is shown at any size.
+  if (nodes.size > 150 && data.families.length) {
+    state.shut.delete(0);
+    const share = Math.max(12, Drawing.SHOWN / (data.families.length - state.shut.size + Number(state.shut.has("alone"))));
+    for (const [k, { order }] of data.families.entries()) {
+      if (state.shut.has(k)) continue;
+      const depth = new Map(), size = [];
+      for (const id of order) {
+        const main = nodes.get(id).into[0];
+        depth.set(id, main ? depth.get(main.parent) + 1 : 0);
+        size[depth.get(id)] = (size[depth.get(id)] || 0) + 1;
+      }
+      let last = 0;
+      for (let sum = size[0]; last + 1 < size.length && sum + size[last + 1] <= share; last += 1) sum += size[last + 1];
+      for (const id of order) if (depth.get(id) === last && nodes.get(id).below.length) state.closed.add(id);
+    }
+  }
   const svg = svgOf("svg", { class: "whole", role: "tree", "aria-label": "Model tree" });
   const canvas = svgOf("g", {});
   svg.append(canvas);
@@ -367,6 +385,7 @@
     for (const one of edge ? [edge] : node.into) panel.append(describe(one));
     if (node.aliases && node.aliases.length) panel.append(make("p", `Copies, equal in every tensor: ${node.aliases.join(", ")}`));
     panel.append(make("p", node.group));
+    panel.append(make("a", "What the words and figures mean", { href: "#glossary" }));
     panel.scrollTop = 0;
     const hash = edge ? `#edge=${encodeURIComponent(edge.parent)}..${encodeURIComponent(edge.child)}` : `#model=${encodeURIComponent(id)}`;
     if (location.hash !== hash) history.replaceState(null, "", hash);
@@ -375,6 +394,11 @@
   }
   const verdictClass = (verdict) => (verdict === "agrees" ? "agrees" : verdict === "contradicted" ? "contradicted" : "undecided");
   function follow() {
+    if (location.hash === "#glossary") {
+      show("summary");
+      byId("glossary").scrollIntoView();
+      return true;
+    }
     const [, kind, rest] = /^#(model|edge)=(.*)$/.exec(location.hash) || [];
     if (!kind) return false;
     const decode = (text) => { try { return decodeURIComponent(text); } catch (error) { return text; } };

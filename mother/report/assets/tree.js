@@ -2,7 +2,7 @@
 // The drawing of all families. Places come from the layout that made them (mother/graph/layered.py); what is closed
 // is taken out, and the rows that it leaves empty with it. Text from models only ever becomes text.
 const Drawing = (function () {
-  const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
+  const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, SHOWN = 100, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
   const DASHES = { lora: "9 3", cast: "2 3", prune: "6 3 2 3", quantize: "4 3", merge: "12 3 2 3", hidden: "1 4" };
   // The colours of verdicts; all else is coloured by the palette, in the order of its names.
   const VERDICTS = { agrees: "#009e73", contradicted: "#d55e00", "not confirmed": "#e6b800", "parent not in the collection": "#56b4e9", "declares nothing": "#999999", "not audited": "#999999" };
@@ -22,13 +22,13 @@ const Drawing = (function () {
   const ruler = document.createElement("canvas").getContext("2d");
   const widthOf = (text) => { ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif"; return 1.04 * ruler.measureText(text).width; };
 
-  // What is shown of a family: its models but those below closed ones, by rows without the empty ones.
+  // What is shown of a family: its models but those that count most with a closed one, by rows without the empty ones.
   function shownOf(family, nodes, closed) {
     const gone = new Set();
     const order = family.order;
     for (const id of order) {
-      const above = nodes.get(id).into.map((edge) => edge.parent);
-      if (above.length && above.every((parent) => gone.has(parent) || closed.has(parent))) gone.add(id);
+      const [main] = nodes.get(id).into;
+      if (main && (gone.has(main.parent) || closed.has(main.parent))) gone.add(id);
     }
     const visible = order.filter((id) => !gone.has(id));
     const rows = [];
@@ -230,5 +230,5 @@ const Drawing = (function () {
       family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
     }
   }
-  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, LARGE };
+  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, LARGE, SHOWN };
 })();
