@@ -21,6 +21,7 @@ from mother.collection.audit import audit_of
 from mother.collection.find import search, with_claims
 from mother.collection.workspace import recover_sources
 from mother.graph.model_graph import read_model_graph
+from mother.report import html
 from mother.report.html import to_html
 from mother.report.write import write_outputs
 
@@ -459,6 +460,24 @@ def test_many_models_are_quick(models: int, family: int, limit: int, tmp_path: P
         act = """() => { const start = performance.now(); document.getElementById('expand').click();
             document.body.getBoundingClientRect(); return performance.now() - start; }"""
         assert watched.page.evaluate(act) < limit and watched.page.locator("g.node").count() == 1000
+
+
+@pytest.mark.parametrize("theme", [r":root \{", r':root\[data-theme="dark"\] \{'])
+def test_colours_can_be_read(theme: str) -> None:
+    """WCAG 2.1, 1.4.3: text in all colours has a contrast of 4.5 or more with page and panel."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear))
+
+    css = (Path(html.__file__).parent / "assets" / "report.css").read_text(encoding="utf-8")
+    block = re.search(theme + "(.*?)}", css, re.DOTALL)[1]
+    colours = dict(re.findall("--([a-z-]+): (#[0-9a-f]{6})", block))
+    for name in colours.keys() - {"back", "panel", "node", "line", "mark"}:
+        for ground in ("back", "panel"):
+            dark, bright = sorted((light(colours[name]), light(colours[ground])))
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
 
 
 def test_the_data_is_that_of_the_graph(report: Path) -> None:
