@@ -83,7 +83,13 @@ def _summary(models: int) -> dict[str, Any]:
     empty: dict[str, Any] = dict.fromkeys(("contradictions", "least_certain", "notes"), [])
     empty |= {name: {} for name in ("left_out", "not_read", "files", "versions", "kinds")}
     words = {"certainty": dict(ranges()), "glossary": GLOSSARY, "limits": list(LIMITS)}
-    made = {"date": "2020-01-01", "code": "none", "command": "python -m benchmarks.page", "audited": False}
+    made = {
+        "date": "2020-01-01",
+        "version": "0",
+        "code": "none",
+        "command": "python -m benchmarks.page",
+        "audited": False,
+    }
     return empty | words | made | {"findings": f"{models} made-up models"}
 
 

@@ -1,24 +1,30 @@
-"""The pictures of the report that docs/own_models.md shows: mini_wild and 1,000 made-up models, in headless Chromium.
+"""The pictures of the report in README.md and docs/own_models.md, in headless Chromium.
 
 python -m benchmarks.screenshot
+
+They show mini_wild with cards that were written into it, two of which lie, and 1,000 made-up models.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import yaml
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.page import collection
 from mother.graph.layered import families
+from mother.graph.manifest_io import read_manifest
 from mother.graph.model_graph import ModelGraph, read_model_graph
 from mother.graph.pictures import draw_model_graph
 from mother.report.html import to_html
 
-SHOWN = "nofodi"  # a LoRA in the middle of its tree
+LIES = {"nofodi": "gezusu", "suvone": "kazufu"}  # model -> what its card says that it is from
+SHOWN = "nofodi"  # a LoRA in the middle of its tree, whose card lies
 IMAGES = Path("imgs")
 
 
@@ -26,6 +32,18 @@ def _small(path: Path) -> None:
     """Without transparency, and packed as tightly as can be."""
     with Image.open(path) as image:
         image.convert("RGB").save(path, optimize=True)
+
+
+def with_cards(manifest: Path, folder: Path) -> None:
+    """Copy the models of a manifest into a folder, each with a card that names its parents, but for `LIES`."""
+    found = read_manifest(manifest)
+    there = {node.id for node in found.present}
+    for node in found.present:
+        shutil.copytree(found.location(node), folder / node.id)
+        parents = [LIES[node.id]] if node.id in LIES else [one for one in node.all_parents if one in there]
+        if parents:
+            front = yaml.safe_dump({"base_model": parents, "license": "mit"})
+            (folder / node.id / "README.md").write_text(f"---\n{front}---\n", encoding="utf-8")
 
 
 def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int, int], search: str = "") -> None:
@@ -38,6 +56,8 @@ def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int
         page.press("#search", "Enter")
         page.fill("#search", "")
         page.evaluate("document.activeElement.blur()")
+    if size[0] > 700:
+        page.select_option("#colour", "verdict" if "contradicted" in page.inner_text("#legend") else "kind")
     page.screenshot(path=IMAGES / f"{name}.png")
     _small(IMAGES / f"{name}.png")
     page.close()
@@ -69,9 +89,11 @@ def main() -> None:
     """Write imgs/report*.png and imgs/mini_wild_family.png."""
     chromium = shutil.which("chromium") or sys.exit("needs Chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        manifest = sys.argv[1] if len(sys.argv) > 1 else "dataset/mini_wild.json"
-        command = [sys.executable, "recover.py", "--audit", "--manifest", manifest, "--out", f"{folder}/mini_wild"]
-        subprocess.run(command, check=True)
+        manifest = Path(sys.argv[1] if len(sys.argv) > 1 else "dataset/mini_wild.json")
+        with_cards(manifest, Path(folder) / "models")
+        script = str(Path("recover.py").resolve())
+        command = [sys.executable, script, "models", "--audit", "--out", "mini_wild", "--fail-on", "unreadable"]
+        subprocess.run(command, check=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
         many = Path(folder) / "thousand.html"
         many.write_text(to_html(collection(1000, family=250)), encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])

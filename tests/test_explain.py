@@ -145,7 +145,8 @@ def test_one_wording_for_one_probability(family: Told) -> None:
     known = [value for edge in family.graph.edges for value in (edge.attributes["adjacency"], edge.attributes["arrow"])]
     for edge in family.graph.edges:
         text = explain_text(family.explain(edge.parent, edge.child))
-        for word, figure in re.findall(r"(certain|sure|likely|open) \(((?:more than |less than )?\d+ %)\)", text):
+        said = r"\b(certain|sure|likely|open|unlikely) \(((?:more than |less than )?\d+ %)\)"
+        for word, figure in re.findall(said, text):
             assert (word, figure) in {(certainty.certainty(p), certainty.percent(p)) for p in known}
     assert certainty.KNOWN == typed_graph.KNOWN
     assert [certainty.percent(p) for p in (1, 0.995, 0.994, 0.5, 0.004)] == [
@@ -155,7 +156,8 @@ def test_one_wording_for_one_probability(family: Told) -> None:
         "50 %",
         "less than 1 %",
     ]
-    assert certainty.ranges()[0] == ("certain", "99.5 % and more") and certainty.ranges()[-1] == ("open", "0 % to 75 %")
+    assert certainty.ranges()[0] == ("certain", "99.5 % and more")
+    assert certainty.ranges()[-2:] == [("open", "25 % to 75 %"), ("unlikely", "0 % to 25 %")]
     assert all(certainty.certainty(least) == word for least, word in certainty.CERTAINTY)
 
 

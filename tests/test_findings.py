@@ -14,6 +14,7 @@ from mother.cli.commands import main
 from mother.collection.baseline import Judged
 from mother.collection.claims import Claim
 from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRMED, Audit, Verdict
+from mother.io.runtime import version
 from mother.report.findings import to_junit, to_sarif
 
 KINDS = {"contradicted": "error", "unreadable": "warning", "undecided": "note", "undeclared": "note"}
@@ -52,6 +53,7 @@ def check_sarif(content: dict) -> list[dict]:
     (one,) = content["runs"]
     driver = one["tool"]["driver"]
     rules = {rule["id"]: rule for rule in driver["rules"]}
+    assert driver["version"] == driver["semanticVersion"] == version()
     assert driver["name"] == "MoTHer" and rules.keys() == KINDS.keys()
     for kind, rule in rules.items():
         assert rule["shortDescription"]["text"] and len(rule["help"]["text"]) > 80

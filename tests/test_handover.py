@@ -14,8 +14,10 @@ from huggingface_hub import ModelCard
 from test_heritage import base, moved
 
 from mother.cli.commands import main
+from mother.errors import escaped
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.bom import to_cyclonedx, to_prov
+from mother.report.crate import METADATA, to_crate
 from mother.report.handover import card_facts, card_patch, file_name, merge_recipes
 
 ODD = '<script>"a\\b\u202e\x1b[31m'
@@ -104,6 +106,23 @@ def test_patches_apply_and_the_hubs_client_reads_the_card(graph: ModelGraph, car
     assert not card or card.rsplit("---\n")[-1] in found.content
 
 
+def test_a_crate_is_read_by_its_library(graph: ModelGraph, tmp_path: Path) -> None:
+    library = pytest.importorskip("rocrate.rocrate")
+    found = {"findings": "found", "date": "2020-01-01", "licences": {"declared": {"a": "apache-2.0"}}}
+    (tmp_path / METADATA).write_text(to_crate(graph, FILES, found, "1", ["model_graph.json"]), encoding="utf-8")
+    graph.write(tmp_path / "model_graph.json")
+    crate = library.ROCrate(tmp_path)
+    models = {one["name"]: one for one in crate.contextual_entities if one.get("additionalType")}
+    assert crate.root_dataset["datePublished"][:10] == "2020-01-01" and models["a"]["license"] == "apache-2.0"
+    assert [one.id for one in crate.data_entities] == ["model_graph.json"]
+    assert {one["name"] for one in models["mix"]["isBasedOn"]} == {"a", "b"} and escaped(ODD) in models
+    made = [one for one in crate.get_by_type("CreateAction") if models["mix"] in one["result"]]
+    sure = [one["value"] for action in made for one in action["additionalProperty"] if one["name"] == "adjacency"]
+    wanted = [edge.attributes["adjacency"] for edge in graph.edges if edge.child == "mix"]
+    assert len(made) == len(wanted) == 2 and sure == wanted
+    assert [one["value"] for one in models["a"]["identifier"]] == [FILES["a"][0]["sha256"]]
+
+
 def test_files_stay_in_their_folder() -> None:
     names = [file_name(model, at) for at, model in enumerate(["../../etc", "a/b", "a_b", ".", "x" * 999, "\x00"])]
     assert len(set(names)) == 6 and all("/" not in name and len(name) < 100 and ".." not in name for name in names)
@@ -116,7 +135,7 @@ def test_export_from_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         save_model(tmp_path / "models" / name, weights)
     ended, _, err = run_here("mother", ["models", "--quiet"], partial(main, "recover"))
     assert not ended, err
-    for kind, file in {"cyclonedx": "bom.cdx.json", "prov": "provenance.json"}.items():
+    for kind, file in {"cyclonedx": "bom.cdx.json", "prov": "provenance.json", "rocrate": METADATA}.items():
         ended, out, err = run_here("mother", [kind], partial(main, "export"))
         assert not ended and f"exports/{kind}/{file}" in out, err
         assert "child" in (tmp_path / "results/recover/exports" / kind / file).read_text()

@@ -95,7 +95,7 @@ def test_help_loads_nothing_slow(script: str, flag: str) -> None:
     assert done.returncode == 0, done.stderr
     loaded = done.stdout.split("LOADED ")[1].split()
     assert not {name.split(".")[0] for name in loaded} & set(SLOW)
-    assert len([name for name in loaded if name.startswith("mother")]) <= 13
+    assert len([name for name in loaded if name.startswith("mother")]) <= 14
     shown = done.stdout.split("LOADED ")[0]
     assert "MoTHer 0" in shown if flag == "--version" else "usage:" in shown and "--help" in shown
 

@@ -8,15 +8,9 @@ from conftest import run_here, save_model
 from test_heritage import base, moved
 
 from mother.cli.commands import main
-from mother.collection.licences import (
-    LICENCES,
-    NONCOMMERCIAL,
-    UNKNOWN,
-    USES,
-    declared_in,
-    licence_changes,
-    licence_facts,
-)
+from mother.collection.claims import place_of, read_said
+from mother.collection.licence_table import CHANGED, LICENCES, NONCOMMERCIAL, same, uses
+from mother.collection.licences import UNKNOWN, licence_changes, licence_facts
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.static import licences_html
 
@@ -34,16 +28,25 @@ def changes(**licences: str) -> dict[tuple[str, str], dict]:
 def test_a_stricter_ancestor_is_named_with_what_it_asks() -> None:
     found = changes(root="cc-by-nc-4.0", middle="mit", leaf="mit", twin="cc-by-nc-4.0")
     assert set(found) == {("middle", "root"), ("leaf", "root"), ("twin", "middle"), ("side", "root")}
-    assert found["middle", "root"]["asks"] == [NONCOMMERCIAL] and "mit" in found["middle", "root"]["words"]
+    assert found["middle", "root"]["asks"] == [NONCOMMERCIAL, CHANGED] and "mit" in found["middle", "root"]["words"]
+    assert f"{NONCOMMERCIAL} (section 2(a)(1))" in found["middle", "root"]["words"]
     assert found["leaf", "root"]["probability"] == 0.8 and "likely (80 %)" in found["leaf", "root"]["words"]
-    assert found["side", "root"]["licence"] is None and found["side", "root"]["asks"] == [NONCOMMERCIAL]
+    assert found["side", "root"]["licence"] is None and found["side", "root"]["asks"] == [NONCOMMERCIAL, CHANGED]
     assert found["twin", "middle"]["asks"] == []  # another licence, which asks for nothing that the twin's does not
 
 
 def test_the_same_licence_changes_nothing_and_a_more_permissive_ancestor_asks_for_nothing() -> None:
     assert not changes(root="gpl-3.0", middle="gpl-3.0", leaf="gpl-3.0", twin="gpl-3.0", side="gpl-3.0")
-    found = changes(root="apache-2.0", middle="llama2", leaf="llama2", twin="llama2", side="apache-2.0")
+    found = changes(root="apache-2.0", middle="gemma", leaf="gemma", twin="gemma", side="apache-2.0")
     assert [(ends, one["asks"]) for ends, one in found.items()] == [(("middle", "root"), [])]
+
+
+def test_two_lists_of_uses_and_two_share_alikes_are_not_one() -> None:
+    found = changes(root="llama2", middle="gemma", leaf="gemma", twin="gemma", side="llama2")
+    assert uses("Llama 2 Acceptable Use Policy") in found["middle", "root"]["asks"]
+    found = changes(root="cc-by-sa-4.0", middle="gpl-3.0", leaf="cc-by-nc-sa-4.0", twin="gpl-3.0", side="cc-by-sa-4.0")
+    assert found["middle", "root"]["asks"] == [same("CC BY-SA 4.0")]
+    assert same("CC BY-SA 4.0") in found["leaf", "root"]["asks"]
 
 
 def test_what_is_not_in_the_table_is_not_known() -> None:
@@ -62,15 +65,15 @@ def test_what_is_not_in_the_table_is_not_known() -> None:
         ("---\nlicense: {a: b}\n---\n", None),
         ("---\nlicense: [\n---\n", None),
         ("no front matter", None),
-        (None, None),
     ],
 )
-def test_cards_declare_licences(card: str | None, licence: str | None) -> None:
-    assert declared_in(card) == licence
+def test_cards_declare_licences(card: str, licence: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert read_said(place_of("m", str(tmp_path))).licence == licence
 
 
 def test_every_licence_has_a_source_and_text_stays_text() -> None:
-    assert all(one.source.startswith("https://") for one in LICENCES.values()) and USES in LICENCES["gemma"].asks
+    assert all(one.source.startswith("https://") and all(one.asks.values()) for one in LICENCES.values())
     page = licences_html(licence_facts(GRAPH, {"root": "<script>", "leaf": "mit"}))
     assert "<script>" not in page and "&lt;script&gt;" in page and not licences_html({})
 

@@ -277,7 +277,7 @@ def test_from_the_hub(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     root = base(0)
     for name, weights in {"root": root, "child": moved(root, 1), "late": moved(root, 2)}.items():
         save_model(tmp_path / "hub" / "acme" / name, weights)
-    (tmp_path / "hub" / "acme" / "child" / "README.md").write_text("---\nbase_model: acme/root\n---\n")
+    (tmp_path / "hub" / "acme" / "child" / "README.md").write_text("---\nbase_model: acme/root\nlicense: mit\n---\n")
     with HubServer(tmp_path / "hub") as server:
         if by == "calls":
             use(server, monkeypatch, tmp_path)
@@ -286,10 +286,14 @@ def test_from_the_hub(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             call = partial(run_process, env=environment(server, tmp_path) | {"PATH": os.environ["PATH"]})
         text = call("acme/root", "acme/child", "--out", tmp_path / "out", "--audit")
         assert "agrees" in text and ("acme/root", "acme/child") in edges(tmp_path / "out")
+        assert "licences: 1 declared" in text
+        asked = [request.method for request in server.requests if request.file == "README.md"]
+        assert asked.count("GET") == 1 and f"Hub: {len(server.requests)} requests" in text
         server.requests.clear()
-        call("add", "acme/late", "--to", tmp_path / "out")
+        text = call("add", "acme/late", "--out", tmp_path / "out")  # the same as --to
+        assert "licences: 1 declared" in text
         assert {request.repo for request in server.requests if request.repo} == {"acme/late"}
-        call("--author", "acme", "--out", tmp_path / "author")
+        call("--author", "acme", "--to", tmp_path / "author")
         assert edges(tmp_path / "author") == edges(tmp_path / "out")
         server.collections["acme/set"] = ["acme/root", "acme/late"]
         call("--collection", "acme/set", "--out", tmp_path / "set")

@@ -3,22 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 from mother.cli.signals import stoppable, words_of
 from mother.cli.streams import steady_streams
 from mother.errors import InputError, escaped
-
-VERSION = "0.2.0"  # of this software, for a checkout that is not installed
-
-
-def version() -> str:
-    """The version that is installed, or that of the checkout."""
-    try:
-        return metadata.version("mother")
-    except metadata.PackageNotFoundError:
-        return VERSION
+from mother.io.runtime import version
 
 
 def run(main: Callable[[Any], object], arguments: type, words: Sequence[str] | None = None, name: str = "") -> None:

@@ -42,6 +42,14 @@ def audit_rules(args: Any) -> Rules:
     return Rules(fail_on, accepted, args.baseline, args.write_baseline)
 
 
+@dataclass(frozen=True)
+class Audited:
+    """An audit, and how this run takes its findings."""
+
+    audit: Audit
+    judged: Judged
+
+
 def _read_audit(folder: Path) -> Audit:
     """The verdicts in a result folder. Raises InputError where they are damaged."""
     try:
@@ -50,27 +58,32 @@ def _read_audit(folder: Path) -> Audit:
         raise InputError(f"{folder / AUDIT} cannot be used ({error}). Run with --overwrite to make it again.") from None
 
 
-def judge(folder: Path, rules: Rules) -> Judged:
-    """Hold the audit in a folder against the rules, and write the findings for forges and the baseline, if asked for.
-
-    They are written for a kept result, too: the rules and the current folder may be others than those of the last run.
-    """
-    from mother.report.findings import write_findings
-
-    found = _read_audit(folder)
-    findings = found.listed(read_model_graph(folder / GRAPH).left_out)
+def judge(audit: Audit, left_out: dict[str, str], rules: Rules) -> Audited:
+    """Hold an audit against the rules, and write the baseline, if asked for."""
+    findings = audit.listed(left_out)
     accepted, by = rules.accepted, rules.baseline
     if rules.write is not None:
         write_baseline(rules.write, findings)
         accepted, by = accepted | {one.fingerprint for one in findings}, rules.write
-    judged = Judged(findings, rules.fail_on, accepted, str(by) if by is not None else "")
-    write_findings(folder, found, judged, [(source.id, source.location) for source in read_state(folder).sources])
-    return judged
+    return Audited(audit, Judged(findings, rules.fail_on, accepted, str(by) if by is not None else ""))
 
 
-def report_audit(folder: Path, judged: Judged) -> None:
+def judge_kept(folder: Path, rules: Rules) -> Audited:
+    """The same for the audit of a kept result, whose findings are written again.
+
+    The rules and the current folder may be others than those of the last run.
+    """
+    from mother.report.findings import write_findings
+
+    audited = judge(_read_audit(folder), read_model_graph(folder / GRAPH).left_out, rules)
+    places = [(source.id, source.location) for source in read_state(folder).sources]
+    write_findings(folder, audited.audit, audited.judged, places)
+    return audited
+
+
+def report_audit(audited: Audited) -> None:
     """Print what models claim and what the weights say."""
-    found = _read_audit(folder)
+    found, judged = audited.audit, audited.judged
     print("\naudit: what the models claim, and what the weights say")
     if found.verdicts:
         rows = [[one.model, one.claim.parent, one.claim.file, one.verdict, one.reason] for one in found.verdicts]

@@ -18,7 +18,8 @@ from mother.cli.streams import write_as_json
 from mother.errors import InputError, escaped
 
 if TYPE_CHECKING:
-    from mother.collection.baseline import Judged
+    from mother.cli.audits import Audited, Rules
+    from mother.collection.workspace import Recovered
 
 LISTED = 200  # lines of the tree that are printed; all of it is in the files
 
@@ -48,7 +49,7 @@ def _title(folder: Path) -> str:
     return f"Model Graph of {escaped(folder.name)}" if folder.name != "recover" else "Model Graph"
 
 
-def _report(folder: Path, judged: "Judged | None") -> int:
+def _report(folder: Path, audited: "Audited | None") -> int:
     """Print the result in a folder; returns the exit code, which is that of the audit, if there is one."""
     from mother.cli.audits import report_audit
     from mother.cli.tables import report_left_out, report_licences
@@ -72,21 +73,21 @@ def _report(folder: Path, judged: "Judged | None") -> int:
     report_left_out(graph.left_out, graph.notes)
     if graph.not_read:
         print(f"not read: {summary(graph.not_read.items())}; each is in {folder / GRAPH}")
-    if judged is not None:
-        report_audit(folder, judged)
+    if audited is not None:
+        report_audit(audited)
     report_licences(folder)
     print(f"results: {folder}/ (report.html, tree.svg, .png, .pdf, model_graph.json, .graphml, .mmd, .dot, trees.nwk)")
     print(f"open: {(folder / 'report.html').resolve().as_uri()}")
-    code, why = judged.outcome() if judged is not None else (0, "")
-    if judged is not None:
+    code, why = audited.judged.outcome() if audited is not None else (0, "")
+    if audited is not None:
         print(f"exit {code}: {why}")
     return code
 
 
-def _finish(args: Recover | Add, folder: Path, judged: "Judged | None") -> None:
+def _finish(args: Recover | Add, folder: Path, audited: "Audited | None") -> None:
     """Print a result as the user wants it, and leave with its exit code."""
     with _said(args):
-        code = _report(folder, judged)
+        code = _report(folder, audited)
     _print_json(args, folder)
     if code:
         sys.exit(code)
@@ -119,11 +120,25 @@ def _names(args: Recover) -> list[str]:
     return names
 
 
+def _write(recovered: "Recovered", args: Recover | Add, folder: Path, rules: "Rules") -> "Audited | None":
+    """Audit a result, if that is asked for, and write all of it."""
+    from mother.cli.audits import judge
+    from mother.cli.tables import announce_traffic
+    from mother.collection.audit import audit_of
+    from mother.report.write import write_outputs
+
+    audited = judge(audit_of(recovered), recovered.graph.left_out, rules) if args.audit else None
+    audit, judged = (audited.audit, audited.judged) if audited is not None else (None, None)
+    write_outputs(recovered, folder, audit, _title(folder), _command(), judged)
+    announce_traffic(recovered)
+    return audited
+
+
 def recover(args: Recover) -> None:
     """Find, read, recover, write; or show what is kept of the same models."""
     from mother.cli import many
-    from mother.cli.audits import audit_rules, judge
-    from mother.cli.tables import announce_device, announce_kept, announce_traffic
+    from mother.cli.audits import audit_rules, judge_kept
+    from mother.cli.tables import announce_device, announce_kept
     from mother.collection.find import search, with_claims
     from mother.collection.state import kept_result
 
@@ -142,31 +157,25 @@ def recover(args: Recover) -> None:
         what = sources, found.gaps, args.error, args.sketch, _title(args.out), args.audit
         if not args.overwrite and kept_result(args.out, *what) is not None:
             announce_kept(args.out)
+            audited = judge_kept(args.out, rules) if args.audit else None
         else:
-            from mother.collection.audit import audit_of
             from mother.collection.workspace import recover_sources
-            from mother.report.write import write_outputs
 
             settings = announce_device(args.device), args.error, args.sketch, _progress(args)
             recovered = recover_sources(sources, args.out, *settings, gaps=found.gaps)
-            verdicts = audit_of(recovered) if args.audit else None
-            write_outputs(recovered, args.out, verdicts, _title(args.out), _command())
-            announce_traffic(recovered)
-        judged = judge(args.out, rules) if args.audit else None
-    _finish(args, args.out, judged)
+            audited = _write(recovered, args, args.out, rules)
+    _finish(args, args.out, audited)
 
 
 def add(args: Add) -> None:
     """Read the new models only."""
     if not args.models:
         raise InputError("name a model to add.")
-    from mother.cli.audits import audit_rules, judge
+    from mother.cli.audits import audit_rules
     from mother.cli.tables import announce_device
-    from mother.collection.audit import audit_of
     from mother.collection.find import search, with_claims
     from mother.collection.state import read_state
     from mother.collection.workspace import reopen
-    from mother.report.write import write_outputs
 
     rules = audit_rules(args)
     read_state(args.to)  # raises where there is no result
@@ -180,9 +189,8 @@ def add(args: Add) -> None:
         for note in found.notes:
             print(f"note: {note}")
         recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
-        write_outputs(recovered, args.to, audit_of(recovered) if args.audit else None, _title(args.to), _command())
-        judged = judge(args.to, rules) if args.audit else None
-    _finish(args, args.to, judged)
+        audited = _write(recovered, args, args.to, rules)
+    _finish(args, args.to, audited)
 
 
 def explain(args: Explain) -> None:

@@ -1,4 +1,4 @@
-"""A kept result in the forms of other tools: CycloneDX, PROV-JSON, mergekit, patches of model cards."""
+"""A kept result in the forms of other tools: CycloneDX, PROV-JSON, RO-Crate, mergekit, patches of model cards."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _kept(folder: Path, name: str) -> dict:
 
 
 def _cyclonedx(folder: Path) -> Texts:
-    from mother.cli.arguments import version
+    from mother.io.runtime import version
     from mother.report.bom import to_cyclonedx
     from mother.report.kept import read_graph
     from mother.report.write import FILES, SUMMARY
@@ -39,6 +39,18 @@ def _prov(folder: Path) -> Texts:
     from mother.report.write import FILES
 
     return {"provenance.json": to_prov(read_graph(folder), _kept(folder, FILES))}, []
+
+
+def _rocrate(folder: Path) -> Texts:
+    from mother.graph.model_graph import GRAPH
+    from mother.io.runtime import version
+    from mother.report.crate import METADATA, to_crate
+    from mother.report.kept import read_graph
+    from mother.report.write import FILES, SUMMARY
+
+    graph, found, files = read_graph(folder), _kept(folder, SUMMARY), _kept(folder, FILES)
+    parts = {name: (folder / name).read_text(encoding="utf-8") for name in (GRAPH, SUMMARY, FILES)}
+    return {METADATA: to_crate(graph, files, found, version(), list(parts)), **parts}, []
 
 
 def _mergekit(folder: Path) -> Texts:
@@ -69,6 +81,7 @@ def _cards(folder: Path) -> Texts:
 KINDS: dict[str, Callable[[Path], Texts]] = {
     "cyclonedx": _cyclonedx,
     "prov": _prov,
+    "rocrate": _rocrate,
     "mergekit": _mergekit,
     "cards": _cards,
 }

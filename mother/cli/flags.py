@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -24,7 +25,7 @@ class Recover:
     """end with an error where one of several arguments names no model, instead of leaving it out"""
     state: str | None = None
     """of a checkpoint that holds several sets of weights the one with this word in its name, such as ema"""
-    out: Path = Path("results/recover")
+    out: Annotated[Path, tyro.conf.arg(aliases=("--to",))] = Path("results/recover")
     """folder for the results"""
     audit: bool = False
     """hold what cards and configurations claim against the weights; exit code 3: a contradiction, 4: another finding
@@ -55,7 +56,7 @@ class Add:
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """as for recover"""
-    to: Path = Path("results/recover")
+    to: Annotated[Path, tyro.conf.arg(aliases=("--out",))] = Path("results/recover")
     """folder of the result"""
     state: str | None = None
     """as for recover"""
@@ -85,7 +86,7 @@ class Explain:
     """id of a model, the end of one, or its path"""
     other: tyro.conf.Positional[str | None] = None
     """another; without it, the line of descent of the first is told"""
-    to: Path = Path("results/recover")
+    to: Annotated[Path, tyro.conf.arg(aliases=("--out",))] = Path("results/recover")
     """folder of the result"""
     layers: str | None = None
     """the table of matrices: - prints it, FILE.csv writes it"""
@@ -95,10 +96,10 @@ class Explain:
 
 @dataclass
 class Export:
-    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), mergekit, cards (patches of them)."""
+    """Write a result for other tools: cyclonedx (ML-BOM), prov (PROV-JSON), rocrate, mergekit, cards (patches)."""
 
     kind: tyro.conf.Positional[str]
-    """cyclonedx, prov, mergekit or cards"""
+    """cyclonedx, prov, rocrate, mergekit or cards"""
     to: Path = Path("results/recover")
     """folder of the result"""
     out: Path | None = None

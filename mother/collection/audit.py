@@ -14,7 +14,7 @@ from mother.collection.names import Names
 from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRMED, Audit, Verdict
 from mother.collection.workspace import Recovered
 from mother.graph.certainty import both, sure
-from mother.graph.model_graph import ModelGraph
+from mother.graph.model_graph import ModelGraph, standing_for
 
 SURE_EDGE = 0.5  # by eye: probability of each edge of a way that agrees, as that of an arrow that counts as known
 UNMIXED = ("finetune", "adapter", "quantized")  # relations of one parent
@@ -95,7 +95,7 @@ def audit(
     not show; without it nothing is contradicted.
     """
     known = graph.to_networkx()
-    place = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
+    place = standing_for(graph.nodes)
     verdicts, undeclared = [], {}
     for model, said in claims.items():
         decided: set[str] = set()

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, escaped
 from mother.io.open import ADAPTER_CONFIG, WEIGHT_FILES
 from mother.io.places import HUB_SOURCE, LocalFolder, Place
 
@@ -25,6 +25,7 @@ MOST_FRONT = 1 << 17  # budget: characters of the front matter of a card
 NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML writes it
 MOST_CHARACTERS = 500  # of the name of a parent
 MOST_PARENTS = 100  # of a card that are looked at
+MOST_LICENCE = 100  # characters of the name of a licence
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
     "finetune": ("fine-tune", "lora", "prune", "cast", "copy"),
@@ -204,8 +205,26 @@ def card_of(model: str, location: str) -> str | None:
     return _read_text(place, CARD) if place is not None else None
 
 
-def read_claims(place: Place) -> tuple[Claim, ...]:
-    """All that a model says of its origin, each parent once; nothing where it says nothing."""
+@dataclass(frozen=True)
+class Said:
+    """What a model says of itself."""
+
+    claims: tuple[Claim, ...] = ()
+    licence: str | None = None
+
+
+def declared_licence(card: dict[str, Any]) -> str | None:
+    """The licence that the front matter of a card declares, in lower case; None where it declares none."""
+    said = card.get("license")
+    if isinstance(said, str) and said.strip().lower() == "other":
+        said = card.get("license_name") or said
+    names = said if isinstance(said, list) else [said]
+    found = [name.strip().lower() for name in names if isinstance(name, str) and name.strip()]
+    return escaped(" and ".join(found))[:MOST_LICENCE] or None
+
+
+def read_said(place: Place) -> Said:
+    """All that a model says of its origin, each parent once, and its licence; nothing where it says nothing."""
     claims: list[Claim | None] = []
     try:
         card, lines = _front_matter(_read_text(place, CARD) or "")
@@ -220,4 +239,9 @@ def read_claims(place: Place) -> tuple[Claim, ...]:
         text = _read_text(place, file)
         claim = _as_claim(file, _read_object(text).get(key), place)
         claims.append(replace(claim, line=_line_of(text or "", key)) if claim is not None else None)
-    return tuple(claim for claim in claims if claim is not None)
+    return Said(tuple(claim for claim in claims if claim is not None), declared_licence(card))
+
+
+def read_claims(place: Place) -> tuple[Claim, ...]:
+    """What it says of its origin alone."""
+    return read_said(place).claims

@@ -34,6 +34,7 @@ from mother.evidence.facts import mantissa
 from mother.evidence.merges import depends_on
 from mother.evidence.second_pass import is_lora
 from mother.evidence.sketch import Sketch, read_whole
+from mother.graph.certainty import percent
 from mother.heritage.calibration import arrow_probability
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
@@ -91,7 +92,7 @@ class Exclusion:
         place = {model: at for at, model in enumerate(group.heritage.first_pass.models)}
         compared = group.heritage.first_pass.compared(place[child], place[parent])
         if compared < ALIKE:
-            return Excluded(False, f"not comparable: only {compared:.0%} of their weights could be compared")
+            return Excluded(False, f"not comparable: only {percent(compared)} of their weights could be compared")
         one, other = self.sketches[child], self.sketches[parent]
         try:
             shared = inheritance(one, other)
@@ -107,7 +108,7 @@ class Exclusion:
                 return Excluded(False, "not comparable: their matrices are alike up to a rotation or another order")
         except CheckpointError as error:
             return Excluded(False, f"what was kept of them cannot be read: {error.reason}")
-        share = f"{compared:.0%} of them, embeddings and heads aside"
+        share = f"{percent(compared)} of them, embeddings and heads aside"
         reason = f"their weights are unrelated: {share}, give z = {shared.z:.1f}"
         return Excluded(
             True, f"{reason}, where a tenth of the parent's weights would give {LEAST_COSINE * shared.unit:.0f}"

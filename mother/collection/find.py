@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from mother.collection.claims import Claim, place_of, read_claims
+from mother.collection.claims import Claim, place_of, read_said
 from mother.collection.gaps import Gaps, holds_no_weights, read_files, summary
 from mother.collection.names import Names
 from mother.collection.walk import Search, is_recognised, printable
@@ -30,6 +30,7 @@ class Source:
     base: str | None = None
     claims: tuple[Claim, ...] = ()
     state: str | None = None  # of several in a checkpoint of a training, such as "ema"
+    licence: str | None = None  # that its card declares
 
     def opened_by(self) -> tuple[str, str, str | None, str | None]:
         """The arguments of `open_checkpoint`."""
@@ -43,11 +44,12 @@ class Source:
     def from_json(cls, content: dict[str, Any]) -> "Source":
         """What `to_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
         claims = tuple(Claim.from_json(claim) for claim in content["claims"])
-        found = cls(content["id"], content["location"], content["base"], claims, content.get("state"))
+        rest = content.get("state"), content.get("licence")
+        found = cls(content["id"], content["location"], content["base"], claims, *rest)
         if not isinstance(found.id, str) or not isinstance(found.location, str):
             raise ValueError("a model has no id or no location")
-        if not isinstance(found.base, str | None) or not isinstance(found.state, str | None):
-            raise ValueError(f"the base or the state of {found.id} is no text")
+        if not all(isinstance(text, str | None) for text in (found.base, found.state, found.licence)):
+            raise ValueError(f"the base, the state or the licence of {found.id} is no text")
         return found
 
 
@@ -176,7 +178,7 @@ def _told_apart(sources: list[Source]) -> list[Source]:
 
 
 def with_claims(found: Found, known: Sequence[Source] = ()) -> Found:
-    """The same with what each model says of its origin, and adapters with their base if it is among them or `known`.
+    """The same with what each model says of itself, and adapters with their base if it is among them or `known`.
 
     Several are looked at at once: they may be on the Hub, whose other files of a repository are noted here.
     """
@@ -189,7 +191,7 @@ def with_claims(found: Found, known: Sequence[Source] = ()) -> Found:
         if not isinstance(place, LocalFolder):
             for path in {*place.below()} - {*read_files(place, place.names())}:
                 gaps.note(f"{source.location}/{printable(path)}", path.rpartition("/")[2], 0)
-        return source if source.claims else replace(source, claims=read_claims(place)), gaps
+        return source if source.claims else replace(source, **vars(read_said(place))), gaps
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         looked = list(pool.map(look, found.sources))

@@ -1,103 +1,19 @@
 """Licences that model cards declare, and what changes along a line of descent: facts, no advice.
 
-What a licence asks for is given in the words of this table, each with the text that it was taken from. A licence that
-is not in it is "not known here". Nothing is said of whether a licence is valid, or applies to weights at all.
+What a licence asks for is given in the words of `licence_table`, each with the section that says so. A licence that is
+not in it is "not known here", and so is one that names a family of texts, such as "openrail". Nothing is said of
+whether a licence is valid, or applies to weights at all.
 """
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mother.collection.claims import card_of, front_matter
-from mother.collection.find import Source
-from mother.errors import escaped
+from mother.collection.licence_table import LICENCES
 from mother.graph.certainty import sure
 from mother.graph.model_graph import ModelGraph
-from mother.io.runtime import IN_FLIGHT
 
-LONGEST = 100  # characters of the name of a licence
-
-NONCOMMERCIAL = "forbids commercial use"
-SAME = "asks that what is made from it be under the same licence"
-NO_CHANGES = "forbids to share what is made from it"
-USES = "forbids a list of uses, and asks to pass that list on"
-SCALE = "asks those with more than 700 million monthly users to ask for a licence"
-OUTPUTS = "forbids to improve other language models with its outputs"
-NAME = 'asks that the name of what is made from it begin with "Llama"'
-
-
-@dataclass(frozen=True)
-class Licence:
-    """What a licence asks for beyond naming its authors, and where that is written."""
-
-    asks: tuple[str, ...]
-    source: str
-
-
-def _cc(name: str) -> str:
-    return f"https://creativecommons.org/licenses/{name}/4.0/legalcode"
-
-
-RAIL = "https://www.licenses.ai/"
-LICENCES = {
-    "apache-2.0": Licence((), "https://www.apache.org/licenses/LICENSE-2.0"),
-    "mit": Licence((), "https://opensource.org/license/mit"),
-    "bsd-3-clause": Licence((), "https://opensource.org/license/bsd-3-clause"),
-    "cc0-1.0": Licence((), "https://creativecommons.org/publicdomain/zero/1.0/legalcode"),
-    "cc-by-4.0": Licence((), _cc("by")),
-    "cc-by-sa-4.0": Licence((SAME,), _cc("by-sa")),
-    "cc-by-nc-4.0": Licence((NONCOMMERCIAL,), _cc("by-nc")),
-    "cc-by-nc-sa-4.0": Licence((NONCOMMERCIAL, SAME), _cc("by-nc-sa")),
-    "cc-by-nc-nd-4.0": Licence((NONCOMMERCIAL, NO_CHANGES), _cc("by-nc-nd")),
-    "cc-by-nd-4.0": Licence((NO_CHANGES,), _cc("by-nd")),
-    "gpl-3.0": Licence((SAME,), "https://www.gnu.org/licenses/gpl-3.0.html"),
-    "agpl-3.0": Licence((SAME,), "https://www.gnu.org/licenses/agpl-3.0.html"),
-    "openrail": Licence((USES,), RAIL),
-    "creativeml-openrail-m": Licence((USES,), RAIL),
-    "bigscience-openrail-m": Licence((USES,), RAIL),
-    "llama2": Licence((USES, SCALE, OUTPUTS), "https://ai.meta.com/llama/license/"),
-    "llama3": Licence((USES, SCALE, OUTPUTS, NAME), "https://www.llama.com/llama3/license/"),
-    "llama3.1": Licence((USES, SCALE, NAME), "https://www.llama.com/llama3_1/license/"),
-    "llama3.2": Licence((USES, SCALE, NAME), "https://www.llama.com/llama3_2/license/"),
-    "llama3.3": Licence((USES, SCALE, NAME), "https://www.llama.com/llama3_3/license/"),
-    "gemma": Licence((USES,), "https://ai.google.dev/gemma/terms"),
-}
 UNKNOWN = "not known here"
-
-
-def declared_in(card: str | None) -> str | None:
-    """The licence that a card declares, in lower case; None where it declares none or cannot be read."""
-    try:
-        facts = front_matter(card or "")
-    except ValueError:
-        return None
-    said = facts.get("license")
-    if isinstance(said, str) and said.strip().lower() == "other":
-        said = facts.get("license_name") or said
-    names = said if isinstance(said, list) else [said]
-    found = [name.strip().lower() for name in names if isinstance(name, str) and name.strip()]
-    return escaped(" and ".join(found))[:LONGEST] or None
-
-
-def declared(
-    sources: Sequence[Source], unread: Collection[str] = (), before: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, str]:
-    """The licence of each model whose card declares one.
-
-    Of models on the Hub that are `unread` it is the one that was found `before`; cards on disk are read again.
-    """
-
-    def one(source: Source) -> str | None:
-        if source.id in unread and source.location.startswith("hf://"):
-            return before.get(source.id)
-        return declared_in(card_of(source.id, source.location))
-
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        found = list(pool.map(one, sources))
-    return {source.id: licence for source, licence in zip(sources, found) if licence}
 
 
 def _above(up: Mapping[str, Sequence[tuple[str, float]]], model: str) -> list[tuple[str, float]]:
@@ -151,15 +67,16 @@ def _words(entry: Mapping[str, Any]) -> str:
         names = [name for name in (entry["licence"], entry["ancestor_licence"]) if name and name not in LICENCES]
         words += f" (what {' and '.join(names)} asks for is {UNKNOWN})"
     elif entry["asks"]:
-        words += f", which {', and '.join(entry['asks'])}"
+        asks = LICENCES[entry["ancestor_licence"]].asks
+        words += f", which {', and '.join(f'{one} (section {asks[one]})' for one in entry['asks'])}"
     return f"{words}. The way between them is {sure(entry['probability'])}."
 
 
 def licence_facts(graph: ModelGraph, licences: Mapping[str, str]) -> dict[str, Any]:
-    """All that a report says of licences: what is declared, what changes, what is known of each, with its source."""
+    """All that a report says of licences: what is declared, what changes, and what each asks, with its section."""
     known = {}
     for name in sorted(set(licences.values())):
         entry = LICENCES.get(name)
-        asks = None if entry is None else list(entry.asks)
+        asks = None if entry is None else dict(entry.asks)
         known[name] = {"asks": asks, "source": entry.source if entry is not None else None}
     return {"declared": dict(licences), "changes": licence_changes(graph, licences), "known": known}

@@ -74,7 +74,6 @@ class Recovered:
     state: State
     traffic: Traffic = Traffic()  # with the Hub
     copied: dict[str, str] = field(default_factory=dict)  # models with the files of another one, which were read once
-    unread: frozenset[str] = frozenset()  # models that were not looked at again, nor their cards on the Hub
 
     @property
     def sources(self) -> list[Source]:
@@ -262,6 +261,4 @@ def reopen(
         else:
             known.append((source, key))
     gaps = state.gaps.joined(add.gaps) if add is not None else state.gaps
-    kept = frozenset(source.id for source, _ in known)
-    found = recover_sources([*again, *more], folder, device, state.error, state.sketch, progress, known, gaps=gaps)
-    return replace(found, unread=kept)
+    return recover_sources([*again, *more], folder, device, state.error, state.sketch, progress, known, gaps=gaps)

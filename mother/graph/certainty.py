@@ -9,7 +9,8 @@ CERTAINTY = (  # from this probability on -> the word that is used for it
     (0.995, "certain"),
     (0.95, "sure"),
     (KNOWN, "likely"),
-    (0.0, "open"),
+    (0.25, "open"),
+    (0.0, "unlikely"),
 )
 
 

@@ -5,7 +5,7 @@ method; Brandes and Koepf's coordinates). Page, static picture and figures share
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mother.graph.model_graph import ModelGraph
@@ -34,6 +34,25 @@ class Family:
     def columns(self) -> int:
         """Width of the drawing."""
         return 1 + max((column for column, _ in self.place.values()), default=0)
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def free_place(
+    places: Iterable[tuple[float, float]], half: tuple[float, float], taken: list[Box], left: float, right: float
+) -> tuple[float, float] | None:
+    """The first place at which a text of half a width and half a height lies on none that is there; it is then taken.
+
+    None where there is no such place between `left` and `right`.
+    """
+    for x, y in places:
+        box = (x - half[0], y - half[1], x + half[0], y + half[1])
+        free = all(box[0] > b[2] or box[2] < b[0] or box[1] > b[3] or box[3] < b[1] for b in taken)
+        if free and box[0] > left and box[2] < right:
+            taken.append(box)
+            return x, y
+    return None
 
 
 def _columns(members: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The Model Graph (the paper's term): the recovered edges, as JSON that other programs can read."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class ModelGraph:
                 "not_read": self.not_read,
             },
         )
+
+
+def standing_for(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The node that stands for each model of a graph's nodes: itself, or the one that it is a copy of."""
+    return {name: node for node, facts in nodes.items() for name in (node, *facts.get("aliases", ()))}
 
 
 def read_model_graph(path: Path) -> ModelGraph:

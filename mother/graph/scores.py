@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mother.graph.manifest import Manifest, Node
-from mother.graph.model_graph import ModelGraph
+from mother.graph.model_graph import ModelGraph, standing_for
 
 EdgeSet = set[tuple[str, str]]
 
@@ -106,9 +106,7 @@ def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
     Copies are one node: a copy counts as a recovered edge if it is an alias of the same node as its original. Where a
     parent is absent, its nearest ancestor that is there counts; siblings without any have no edge.
     """
-    place = {model: model for model in graph.nodes}
-    for model, facts in graph.nodes.items():
-        place |= dict.fromkeys(facts.get("aliases", ()), model)
+    place = standing_for(graph.nodes)
     nodes = {node.id: node for node in manifest.present if node.id in place}
     truth, copies, right_copies = _true_edges(manifest, nodes, place)
     recovered = visible_edges(graph)

@@ -10,7 +10,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Polygon
 from matplotlib.textpath import TextToPath
 
-from mother.graph.layered import Family
+from mother.graph.layered import Box, Family, free_place
 
 FONT, ROW, CHANNEL, GAP = 7.0, 13.0, 46.0, 7.0  # points
 SMALL = 5.5  # letters of coefficients
@@ -18,7 +18,6 @@ HEAD = 5.0  # length of an arrowhead
 STEPS = np.linspace(0.0, 1.0, 25)
 BEND = 3 * STEPS**2 - 2 * STEPS**3  # from 0 to 1, level at both ends
 DARK = "#333333"
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -89,16 +88,12 @@ class Sheet:
 
 def _draw_share(axes: Axes, line: Line, xs: np.ndarray, ys: np.ndarray, taken: list[Box]) -> None:
     """Write a coefficient on its line where nothing else is written, as near to the child as can be; else nowhere."""
-    half = width_in_print(line.share, SMALL) / 2 + 1
-    for x, y in zip(xs[-2::-1], ys[-2::-1]):
-        box = (x - half, y - SMALL / 2, x + half, y + SMALL / 2)
-        free = all(box[0] > b[2] or box[2] < b[0] or box[1] > b[3] or box[3] < b[1] for b in taken)
-        if free and box[2] < xs[-1] - 2 and box[0] > xs[0]:
-            taken.append(box)
-            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}
-            look = {"fontsize": SMALL, "ha": "center", "va": "center", "gid": "share", "bbox": paper}
-            axes.text(x, y, line.share, color=line.colour, zorder=3, **look)
-            return
+    half = width_in_print(line.share, SMALL) / 2 + 1, SMALL / 2
+    found = free_place(zip(xs[-2::-1], ys[-2::-1]), half, taken, xs[0], xs[-1] - 2)
+    if found is not None:
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}
+        look = {"fontsize": SMALL, "ha": "center", "va": "center", "gid": "share", "bbox": paper}
+        axes.text(*found, line.share, color=line.colour, zorder=3, **look)
 
 
 def draw_sheet(

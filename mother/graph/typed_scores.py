@@ -3,23 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mother.graph.model_graph import ModelGraph
+from mother.graph.model_graph import ModelGraph, standing_for
 from mother.graph.scores import adjusted_rand, models_above
 
 TypedEdge = tuple[str, str, str]  # parent, child, kind
 
 
-def names_of(graph: ModelGraph) -> dict[str, str]:
-    """The node that stands for each model: itself, or the one that it is a copy of."""
-    place = {model: model for model, facts in graph.nodes.items() if not facts.get("hidden")}
-    for model, facts in graph.nodes.items():
-        place |= dict.fromkeys(facts.get("aliases", ()), model)
-    return place
-
-
 def typed_edges(graph: ModelGraph) -> set[TypedEdge]:
     """The recovered edges between models that are there, each name of a copy by itself; hidden ones are passed over."""
-    hidden, place = models_above(graph), names_of(graph)
+    hidden, place = models_above(graph), standing_for(graph.nodes)
     names: dict[str, list[str]] = {}
     for name, node in place.items():
         names.setdefault(node, []).append(name)
@@ -43,7 +35,7 @@ def typed_scores(graph: ModelGraph, truth: Iterable[TypedEdge], clusters: Mappin
     that has copies is named by the node that stands for all of them; another name of it in `truth` is a miss, as its
     authors count; `one_node` holds the three numbers with all names of a node taken for one.
     """
-    truth, found, place = set(truth), typed_edges(graph), names_of(graph)
+    truth, found, place = set(truth), typed_edges(graph), standing_for(graph.nodes)
 
     def scores(found: set[TypedEdge], truth: set[TypedEdge]) -> dict[str, float]:
         right = len(found & truth)
@@ -76,7 +68,7 @@ def typed_scores(graph: ModelGraph, truth: Iterable[TypedEdge], clusters: Mappin
 
 def pair_scores(graph: ModelGraph, pairs: Sequence[tuple[str, str, bool]]) -> dict[str, Any]:
     """Precision, recall and F1 of "these two are related"; models that were left out are related to none."""
-    place = names_of(graph)
+    place = standing_for(graph.nodes)
     tree = {model: graph.nodes[node]["tree"] for model, node in place.items()}
     said = [one in tree and other in tree and tree[one] == tree[other] for one, other, _ in pairs]
     truth = [similar for _, _, similar in pairs]
@@ -98,12 +90,9 @@ def parent_scores(graph: ModelGraph, pairs: Sequence[tuple[str, str]]) -> dict[s
     Every child is asked with every parent of the list; a pair scores the probability that it is an edge, where it is
     one of the graph, half of that with the arrow the other way, and a little where both are of one family.
     """
-    place, edges = names_of(graph), {}
+    place, edges = standing_for(graph.nodes), {}
     for edge in graph.edges:
         edges[edge.parent, edge.child] = float(edge.attributes.get("adjacency", 1.0))
-    above: dict[str, set[str]] = {}
-    for parent, child in edges:
-        above.setdefault(child, set()).add(parent)
 
     def score(child: str, parent: str) -> float:
         if not {child, parent} <= place.keys():
@@ -114,17 +103,11 @@ def parent_scores(graph: ModelGraph, pairs: Sequence[tuple[str, str]]) -> dict[s
         related = graph.nodes[one]["tree"] == graph.nodes[other]["tree"]
         return max(edges.get((other, one), 0.0), edges.get((one, other), 0.0) / 2, 0.1 * related)
 
-    def ancestors(child: str) -> set[str]:
-        found, waiting = set(), [child]
-        while waiting:
-            more = above.get(waiting.pop(), set()) - found
-            found |= more
-            waiting += more
-        return found
-
-    known = [(place[child], place[parent]) for child, parent in pairs if {child, parent} <= place.keys()]
+    import networkx as nx
     from sklearn.metrics import roc_auc_score
 
+    above = graph.to_networkx()
+    known = [(place[child], place[parent]) for child, parent in pairs if {child, parent} <= place.keys()]
     children, parents = ({pair[end]: None for pair in pairs} for end in (0, 1))
     every = [(child, parent) for child in children for parent in parents]
     truth = [pair in set(pairs) for pair in every]
@@ -132,7 +115,7 @@ def parent_scores(graph: ModelGraph, pairs: Sequence[tuple[str, str]]) -> dict[s
     return {
         "pairs": len(pairs),
         "left_out": len(pairs) - len(known),
-        "parents": sum(parent in above.get(child, set()) for child, parent in known),
-        "ancestors": sum(parent in ancestors(child) for child, parent in known),
+        "parents": sum(above.has_edge(parent, child) for child, parent in known),
+        "ancestors": sum(parent in nx.ancestors(above, child) for child, parent in known),
         "auroc": auroc,
     }

@@ -9,6 +9,7 @@ import torch
 from mother.collection.find import Source
 from mother.collection.workspace import Recovered, recover_sources
 from mother.errors import InputError
+from mother.graph.model_graph import standing_for
 from mother.index.graph import Found
 from mother.index.store import Index
 
@@ -17,7 +18,7 @@ LARGEST = 2000  # budget: models of a family that is recovered whole: what it do
 
 def recover_family(index: Index, found: Found, model: str, folder: Path, error: float) -> Recovered:
     """The family of a model, recovered in `folder` without reading a model. Raises InputError where that cannot be."""
-    names = {alias: one for one, facts in found.nodes.items() for alias in (one, *facts.get("aliases", ()))}
+    names = standing_for(found.nodes)
     if model not in names:
         raise InputError(f"no model of {index.folder} is called {model!r}.")
     if not index.keep:

@@ -13,10 +13,19 @@ from pathlib import Path
 
 from mother.errors import InputError
 
+VERSION = "0.2.0"  # of this software, for a checkout that is not installed
 STOP = threading.Event()  # set where a run is stopped, so that no thread waits for another try
 IN_FLIGHT = 8  # budget: models that are read at once over a network
 ON_DISK = 2  # budget: and from disks
 NUMERIC = ("torch", "numpy", "numba", "scipy", "safetensors")  # libraries that the numbers depend on
+
+
+def version() -> str:
+    """The version of this software that is installed, or that of the checkout."""
+    try:
+        return metadata.version("mother")
+    except metadata.PackageNotFoundError:
+        return VERSION
 
 
 def choose_device(device: str = "auto") -> tuple["torch.device", str]:

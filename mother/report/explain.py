@@ -5,8 +5,8 @@ from typing import Any
 
 from mother.errors import InputError
 from mother.graph.certainty import KNOWN, percent, sure
-from mother.graph.model_graph import Edge, ModelGraph
-from mother.report.kept import Evidence, GroupEvidence, same_place
+from mother.graph.model_graph import Edge, ModelGraph, standing_for
+from mother.report.kept import Evidence, GroupEvidence
 from mother.report.names import find_model
 from mother.report.reasons import reasons, strongest, wrong_if
 from mother.report.words import sentence
@@ -56,16 +56,15 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
     result: dict[str, Any] = {"models": [one, other]}
     if one == other:
         raise InputError(f"{one} is one model: name two.")
+    place = standing_for(graph.nodes)
+    nodes = [place.get(model, model) for model in (one, other)]
     for edge in graph.edges:
-        if edge.attributes.get("kind") == "adapter" and {edge.parent, edge.child} == {
-            same_place(graph, model) for model in (one, other)
-        }:
+        if edge.attributes.get("kind") == "adapter" and {edge.parent, edge.child} == set(nodes):
             ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
             return result | {"related": True} | ends | told(None, graph, edge)
     group = evidence.group_of(one)
     if group is None or group is not evidence.group_of(other):
         return result | {"related": None, "summary": "They cannot be compared: their weights have other shapes."}
-    nodes = [same_place(graph, model) for model in (one, other)]
     if nodes[0] == nodes[1]:
         return result | {"related": True, "summary": f"Their weights are equal: {one} and {other} are copies."}
     if graph.nodes[nodes[0]].get("tree") != graph.nodes[nodes[1]].get("tree"):
@@ -137,7 +136,8 @@ def lineage(graph: ModelGraph, evidence: Evidence, name: str) -> dict[str, Any]:
     Raises InputError where the model is not in the result.
     """
     model = find_model(graph, evidence, name)
-    node, steps, seen = same_place(graph, model), [], set()
+    first = standing_for(graph.nodes).get(model, model)
+    node, steps, seen = first, [], set()
     into: dict[str, list[Edge]] = {}
     for edge in graph.edges:
         into.setdefault(edge.child, []).append(edge)
@@ -149,10 +149,9 @@ def lineage(graph: ModelGraph, evidence: Evidence, name: str) -> dict[str, Any]:
         steps.append({"parent": edges[0].parent, "child": node, "other_parents": others, **edges[0].attributes, **said})
         node = edges[0].parent
     facts = graph.nodes[node]
-    copies = [one for one in [same_place(graph, model), *graph.nodes[same_place(graph, model)].get("aliases", ())]]
     return {
         "model": model,
-        "copies": [one for one in copies if one != model],
+        "copies": [one for one in (first, *graph.nodes[first].get("aliases", ())) if one != model],
         "root": node,
         "root_probability": facts.get("root"),
         "steps": steps,

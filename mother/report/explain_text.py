@@ -57,7 +57,7 @@ def explain_text(found: dict[str, Any]) -> str:
     """What `explain` gave, on one screen."""
     lines = [found["summary"]]
     if found.get("adjacency") is not None:
-        lines.append(f"That they are parent and child is {_unsure(found['adjacency'])}.")
+        lines.append(f"That they are parent and child is {sure(found['adjacency'])}.")
     facts = {key: value for key, value in found.get("edge", {}).items() if key not in APART}
     if facts:
         lines.append("Edge: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()) + ".")
@@ -67,10 +67,6 @@ def explain_text(found: dict[str, Any]) -> str:
     if found.get("evidence", {}).get("layers"):
         lines += ["", "Each matrix: --layers, or --layers FILE.csv. Method: docs/method_map.md"]
     return "\n".join(lines)
-
-
-def _unsure(probability: float | int) -> str:
-    return sure(probability) if probability >= 0.5 else f"not likely ({percent(probability)})"
 
 
 def lineage_text(found: dict[str, Any]) -> str:
@@ -86,7 +82,7 @@ def lineage_text(found: dict[str, Any]) -> str:
     if not found["steps"]:
         lines.append("  no parent in this collection")
     if root is not None:
-        lines.append(f"{found['root']} is the root of its family: {_unsure(root)}.")
+        lines.append(f"{found['root']} is the root of its family: {sure(root)}.")
     return "\n".join(lines)
 
 

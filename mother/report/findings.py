@@ -14,6 +14,7 @@ from mother.collection.verdicts import Audit, Finding
 from mother.errors import escaped
 from mother.io.files import write_json, write_text
 from mother.io.open import WEIGHT_FILES
+from mother.io.runtime import version
 
 SARIF, JUNIT = "audit.sarif", "audit.xml"
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -107,7 +108,7 @@ def to_sarif(judged: Judged, locations: Mapping[str, str]) -> dict[str, Any]:
         for kind, (level, short, text) in RULES.items()
     ]
     results = [_result(finding, judged, locations.get(finding.model)) for finding in judged.findings]
-    driver = {"name": "MoTHer", "rules": rules}
+    driver = {"name": "MoTHer", "version": version(), "semanticVersion": version(), "rules": rules}
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 

@@ -2,15 +2,15 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from mother.collection.audit import Audit
+from mother.collection.verdicts import CONTRADICTED
 from mother.collection.workspace import Group, Recovered
 from mother.graph.exports import describe, first_parents, roots
 from mother.graph.layered import Family, families, labels
@@ -21,6 +21,7 @@ from mother.report.summary import formats, summary, verdicts_by_model
 
 MOST_SHOWN = 1200  # models of a group whose distances are shown as one picture
 LOW, HIGH = -4.0, 0.2  # decimal logarithms of the distances between which colours differ
+WRONG = " ✗"  # beside the name of a model whose claim is contradicted
 SHOWN = ("kind", "adjacency", "arrow", "direction", "hidden", "compared", "coefficient")
 
 
@@ -90,9 +91,8 @@ def report_data(
     audit: Audit | None,
     title: str,
     command: str = "",
-    licences: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What the page shows, as JSON values; `licences`: see `summary`.
+    """What the page shows, as JSON values.
 
     Layers are rows of [name, change, rank (-1: full), newness, rounding].
     """
@@ -110,7 +110,7 @@ def report_data(
     ]
     return {
         "title": title,
-        "summary": summary(recovered, audit, command, licences),
+        "summary": summary(recovered, audit, command),
         "nodes": nodes,
         "edges": edges,
         "families": [drawing_of(family) for family in drawn],
@@ -148,7 +148,9 @@ def to_html(data: dict[str, Any]) -> str:
     script = script.encode("utf-8", "replace").decode()
     for letter in "<>&\u2028\u2029":
         script = script.replace(letter, f"\\u{ord(letter):04x}")
-    found, names = data["summary"], {node["id"]: node["label"] for node in data["nodes"]}
+    found = data["summary"]
+    names = {node["id"]: node["label"] + WRONG * (node["verdict"] == CONTRADICTED) for node in data["nodes"]}
+    legend = f"<p>{WRONG}: the weights contradict what it says of its origin.</p>" if found["contradictions"] else ""
     copies = {node["id"]: len(node.get("aliases", ())) for node in data["nodes"]}
     assets = files("mother.report") / "assets"
     parts = {
@@ -156,8 +158,8 @@ def to_html(data: dict[str, Any]) -> str:
         "CSS": (assets / "report.css").read_text(encoding="utf-8"),
         "JS": (assets / "tree.js").read_text(encoding="utf-8") + (assets / "report.js").read_text(encoding="utf-8"),
         "SUMMARY": summary_html(found),
-        "PICTURE": picture_html(_families(data), data["alone"], data["edges"], names, copies),
-        "EDGES": edges_html(data["edges"]),
+        "PICTURE": legend + picture_html(_families(data), data["alone"], data["edges"], names, copies),
+        "EDGES": edges_html(data["edges"], {node["id"] for node in data["nodes"] if node.get("hidden")}),
         "AUDIT": audit_html(data["audit"]),
         "FILES": files_html(found),
         "LEFT": table(("what", "why"), [*found["left_out"].items(), *found["not_read"].items()], "left"),

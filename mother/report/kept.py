@@ -243,11 +243,3 @@ def read_graph(folder: Path) -> ModelGraph:
         remedy = f"Run `python recover.py MODEL ... --out {folder} --overwrite` again."
         raise InputError(f"{folder / GRAPH} is not what was written with {RUN}. {remedy}")
     return read_model_graph(folder / GRAPH)
-
-
-def same_place(graph: ModelGraph, model: str) -> str:
-    """The node that stands for a model: itself, or the one that it is a copy of."""
-    for key, facts in graph.nodes.items():
-        if key == model or model in facts.get("aliases", ()):
-            return key
-    return model

@@ -116,7 +116,7 @@ def wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child:
     names = {"parent": parent, "child": child, "dtype": edge.get("dtype", "a coarser type")}
     names["parents"] = " and ".join(edge.get("parents", [parent]))
     if kind in EXACT:
-        third = "Or both come from a third model, absent from this collection, in the same way."
+        third = "Or they all come from one more model, absent from this collection, in the same way."
         return [EXACT[kind].format(**names), third]
     if kind is None:
         return ["The models beside this hidden ancestor would have to share by chance what they share."]

@@ -1,14 +1,14 @@
 """The parts of the page that need no script: summary, tables and a picture of the families. All text is escaped."""
 
 import html
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from mother.errors import escaped
 from mother.graph.certainty import KNOWN, percent
 from mother.graph.exports import DASHES, base_kind, colour_of
-from mother.graph.layered import Family, width_of
+from mother.graph.layered import Family, free_place, width_of
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
 MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one it gives the number
@@ -32,6 +32,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], name: str = "", nu
     return f'<table id="{name}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def _link(edge: Mapping[str, Any]) -> str:
+    """What is said of an edge, as a link to it on the page."""
+    ends = "..".join(quote(escaped(edge[end]), safe="") for end in ("parent", "child"))
+    return f'<a href="#edge={text(ends)}">{text(edge["words"])}</a>'
+
+
 def summary_html(found: Mapping[str, Any]) -> str:
     """The summary."""
     parts = [f'<p class="findings">{text(found["findings"])}</p>']
@@ -44,7 +50,7 @@ def summary_html(found: Mapping[str, Any]) -> str:
     parts.append("<h3>Edges by kind</h3>" + table(("kind", "edges"), found["kinds"].items(), "kinds", (1,)))
     if found["least_certain"]:
         parts.append("<h3>Least certain</h3><ul>")
-        parts += [f"<li>{text(one['words'])}</li>" for one in found["least_certain"]]
+        parts += [f"<li>{_link(one)}</li>" for one in found["least_certain"]]
         parts.append("</ul>")
     if found["left_out"] or found["not_read"] or found["notes"]:
         rows = [*found["left_out"].items(), *found["not_read"].items()]
@@ -55,13 +61,15 @@ def summary_html(found: Mapping[str, Any]) -> str:
     parts.append(
         "<h3>Words for certainty</h3>" + table(("word", "probability"), found["certainty"].items(), "certainty")
     )
-    parts.append("<h3>Glossary</h3><dl>")
+    parts.append('<h3 id="glossary">Glossary</h3><dl>')
     parts += [f"<dt>{text(word)}</dt><dd>{text(meaning)}</dd>" for word, meaning in found["glossary"].items()]
     parts.append("</dl><h3>Limits</h3><ul>")
     parts += [f"<li>{text(limit)}</li>" for limit in found["limits"]]
     made = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     parts.append("</ul><h3>How this was made</h3>")
-    rows = (("date", found["date"]), ("command", found["command"]), ("versions", made), ("code", found["code"]))
+    software = f"MoTHer {found['version']} (method: docs/method_map.md)"
+    rows = [(name, found[name]) for name in ("date", "command")]
+    rows += [("software", software), ("libraries", made), ("code", found["code"])]
     return "".join(parts) + table(("", ""), rows, "made")
 
 
@@ -70,11 +78,12 @@ def licences_html(found: Mapping[str, Any]) -> str:
     if not found.get("declared"):
         return ""
     rows = [
-        (name, "not known here" if one["asks"] is None else "; ".join(one["asks"]) or "-", one["source"] or "-")
+        (name, ask, section, one["source"] or "-")
         for name, one in found["known"].items()
+        for ask, section in ({"not known here": "-"} if one["asks"] is None else one["asks"] or {"-": "-"}).items()
     ]
     changes = "".join(f"<li>{text(one['words'])}</li>" for one in found["changes"]) or "<li>Nothing changes.</li>"
-    head = ("declared", "beyond naming its authors it", "its text")
+    head = ("declared", "beyond keeping its notices and its text it", "section", "its text")
     return f"<h3>Licences along lines of descent</h3><ul>{changes}</ul>{table(head, rows, 'licences')}"
 
 
@@ -116,45 +125,82 @@ def edge_path(points: Sequence[tuple[float, float]], ends: Sequence[float]) -> s
     return path
 
 
-def _edge(entry: Mapping[str, Any], family: Family, labels: Mapping[str, str], starts: list[float], number: int) -> str:
-    """An edge: colour and dash by kind, opacity by probability, a head where the arrow is known, else a "?".
+def _along(points: Sequence[tuple[float, float]], ends: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Places on the line of `edge_path`, from the child back to the parent."""
+    for number in range(len(points) - 1, 0, -1):
+        (before, start), (to, end), at = points[number - 1], points[number], ends[number - 1]
+        middle = (at + to) / 2
+        for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
+            rest = 1 - share
+            inner = 3 * rest * rest * share, 3 * rest * share * share
+            x = at * rest**3 + middle * sum(inner) + to * share**3
+            yield x, start * (rest**3 + inner[0]) + end * (share**3 + inner[1])
+        yield max(before, at - 14), start
 
-    `number` says which of the edges into its child it is, so that the shares of two parents stand beside one another.
-    """
-    (column, row), (last, end) = family.place[entry["parent"]], family.place[entry["child"]]
-    x = starts[column] + GAP + LETTER * width_of(labels[entry["parent"]]) + 30
-    tip, y = starts[last] - 2, end * ROW + ROW
-    bends = [(starts[at], at_row * ROW + ROW) for at, at_row in family.bends.get((entry["parent"], entry["child"]), ())]
-    ends = [starts[at + 1] - CHANNEL for at in range(column, last)]
-    known = entry.get("arrow", 1.0) >= KNOWN
-    points = [(x, row * ROW + ROW), *bends, (tip - (7 if known else 0), y)]
-    kind, colour = base_kind(entry.get("kind")), colour_of(entry.get("kind"))
-    dash = f' stroke-dasharray="{DASHES[kind]}"' if kind in DASHES else ""
-    opacity = 0.35 + 0.65 * float(entry.get("adjacency", 1.0))
-    found = f'<path d="{edge_path(points, ends)}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>'
-    if known:
-        found += f'<path d="M{tip - 8:.1f},{y - 4:.1f}L{tip:.1f},{y:.1f}L{tip - 8:.1f},{y + 4:.1f}Z" fill="{colour}"/>'
-    else:
-        found += f'<text x="{tip - 12:.1f}" y="{y - 4:.1f}" fill="{colour}" font-weight="700">?</text>'
-    if entry.get("coefficient") is not None:
-        found += (
-            f'<text class="halo" x="{tip - 40:.1f}" y="{(points[-2][1] + y) / 2:.1f}">{entry["coefficient"]:.2g}</text>'
-        )
-    return f'<g opacity="{opacity:.2f}">{found}</g>'
+
+class _Picture:
+    """A family with where its columns begin, and the texts that stand in it so far."""
+
+    def __init__(self, family: Family, labels: Mapping[str, str], copies: Mapping[str, int]):
+        self.family, self.names = family, {model: _named(model, labels, copies) for model in family.place}
+        self.starts, self.doubted = column_starts(family, labels), set[str]()
+        self.taken = [self._box(model) for model in family.place]
+        self.shares: list[str] = []  # over all lines
+
+    def at(self, model: str) -> tuple[float, float]:
+        """The middle of a model's dot."""
+        column, row = self.family.place[model]
+        return self.starts[column] + 6, row * ROW + ROW
+
+    def end(self, model: str) -> float:
+        """Where its name ends."""
+        return self.at(model)[0] + 12 + LETTER * width_of(self.names[model])
+
+    def _box(self, model: str) -> tuple[float, float, float, float]:
+        x, y = self.at(model)
+        return x - 6, y - 9, self.end(model), y + 9
+
+    def edge(self, entry: Mapping[str, Any]) -> str:
+        """An edge: colour and dash by kind, opacity by probability, a head where the arrow is known, else a "?"."""
+        parent, child = entry["parent"], entry["child"]
+        first, last = self.family.place[parent][0], self.family.place[child][0]
+        tip, y = self.at(child)[0] - 8, self.at(child)[1]
+        bends = [(self.starts[at], row * ROW + ROW) for at, row in self.family.bends.get((parent, child), ())]
+        ends = [self.starts[at + 1] - CHANNEL for at in range(first, last)]
+        known = entry.get("arrow", 1.0) >= KNOWN
+        points = [(self.end(parent) + 4, self.at(parent)[1]), *bends, (tip - (7 if known else 0), y)]
+        kind, colour = base_kind(entry.get("kind")), colour_of(entry.get("kind"))
+        dash = f' stroke-dasharray="{DASHES[kind]}"' if kind in DASHES else ""
+        found = f'<path d="{edge_path(points, ends)}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>'
+        if known:
+            corners = f"M{tip - 8:.1f},{y - 4:.1f}L{tip:.1f},{y:.1f}L{tip - 8:.1f},{y + 4:.1f}Z"
+            found += f'<path d="{corners}" fill="{colour}"/>'
+        elif child not in self.doubted:
+            self.doubted.add(child)
+            self.taken.append((tip - 12, y - 17, tip - 3, y - 1))
+            found += f'<text x="{tip - 12:.1f}" y="{y - 4:.1f}" fill="{colour}" font-weight="700">?</text>'
+        if entry.get("coefficient") is not None:
+            self._share(f"{entry['coefficient']:.2g}", points, ends)
+        return f'<g opacity="{0.35 + 0.65 * float(entry.get("adjacency", 1.0)):.2f}">{found}</g>'
+
+    def _share(self, share: str, points: Sequence[tuple[float, float]], ends: Sequence[float]) -> None:
+        half = LETTER * width_of(share) / 2 + 1, 7.0
+        found = free_place(_along(points, ends), half, self.taken, points[0][0], points[-1][0] - 3)
+        if found is not None:
+            x, y = found
+            self.shares.append(f'<text class="halo" text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{share}</text>')
 
 
 def family_svg(family: Family, edges: Sequence[Mapping[str, Any]], labels: Mapping[str, str], copies: Mapping) -> str:
     """One family as a picture, without a script or a style from outside."""
-    starts = column_starts(family, labels)
-    width, height = starts[-1] - CHANNEL + 8, (family.rows + 1) * ROW
-    parts, seen = [], Counter[str]()
-    for entry in edges:
-        parts.append(_edge(entry, family, labels, starts, seen[entry["child"]]))
-        seen[entry["child"]] += 1
-    for model, (column, row) in family.place.items():
-        x, y = starts[column] + 6, row * ROW + ROW
+    picture = _Picture(family, labels, copies)
+    width, height = picture.starts[-1] - CHANNEL + 8, (family.rows + 1) * ROW
+    parts = [picture.edge(entry) for entry in edges]
+    parts += picture.shares
+    for model in family.place:
+        x, y = picture.at(model)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="#fff" stroke="#333"/>')
-        parts.append(f'<text x="{x + 10:.1f}" y="{y + 4:.1f}">{text(_named(model, labels, copies))}</text>')
+        parts.append(f'<text x="{x + 10:.1f}" y="{y + 4:.1f}">{text(picture.names[model])}</text>')
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" aria-label="Family of '
         f'{text(family.name)}" font-family="system-ui, DejaVu Sans, sans-serif" font-size="12">{"".join(parts)}</svg>'
@@ -187,14 +233,12 @@ def picture_html(
     return "".join(parts)
 
 
-def edges_html(edges: Sequence[Mapping[str, Any]]) -> str:
-    """All edges as a table."""
+def edges_html(edges: Sequence[Mapping[str, Any]], hidden: Collection[str] = ()) -> str:
+    """All edges as a table; `hidden` models are not in the collection."""
     rows = [
         (
-            "not here"
-            if str(entry["parent"]).startswith("hidden parent of") and entry.get("hidden")
-            else entry["parent"],
-            entry["child"],
+            "not here" if entry["parent"] in hidden else entry["parent"],
+            "not here" if entry["child"] in hidden else entry["child"],
             entry.get("kind") or "hidden",
             percent(entry["adjacency"]) if "adjacency" in entry else "–",
             percent(entry["arrow"]) if "arrow" in entry else "–",

@@ -2,18 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from types import MappingProxyType
 from typing import Any
 
 from mother.collection.audit import Audit
-from mother.collection.licences import declared, licence_facts
+from mother.collection.licences import licence_facts
 from mother.collection.workspace import Recovered
 from mother.errors import escaped
 from mother.graph.certainty import percent, ranges
 from mother.graph.text import head_line
-from mother.io.runtime import code_digest, versions
+from mother.io.runtime import code_digest, version, versions
 from mother.report.kept import Evidence
 from mother.report.words import GLOSSARY, LIMITS, sentence
 
@@ -61,13 +59,12 @@ def findings(recovered: Recovered, audit: Audit | None) -> str:
     return words + (f" The least certain edge has {percent(doubt[0]['probability'])}." if doubt else "")
 
 
-def summary(
-    recovered: Recovered, audit: Audit | None, command: str, licences: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """All of the summary as JSON values; `licences` are those that were found before."""
+def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str, Any]:
+    """All of the summary as JSON values."""
     graph = recovered.graph
     kinds = Counter(str(edge.attributes.get("kind") or "hidden") for edge in graph.edges)
     verdicts = audit.verdicts if audit is not None else []
+    licences = {source.id: source.licence for source in recovered.sources if source.licence}
     return {
         "findings": findings(recovered, audit),
         "kinds": dict(sorted(kinds.items())),
@@ -77,11 +74,12 @@ def summary(
         "left_out": graph.left_out,
         "not_read": graph.not_read,
         "notes": list(graph.notes),
-        "licences": licence_facts(graph, declared(recovered.sources, recovered.unread, licences)),
+        "licences": licence_facts(graph, licences),
         "certainty": dict(ranges()),
         "glossary": GLOSSARY,
         "limits": list(LIMITS),
         "date": today(),
+        "version": version(),
         "versions": versions(),
         "code": code_digest(),
         "command": escaped(command),

@@ -1,6 +1,5 @@
 """Write a result in every form: the Model Graph and its exports, pictures, the report."""
 
-import json
 from pathlib import Path
 
 from mother.collection.baseline import Judged
@@ -21,18 +20,22 @@ FILES = "files.json"  # that each model was read from: name, size, SHA-256
 
 
 def write_outputs(
-    recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE, command: str = ""
+    recovered: Recovered,
+    folder: Path,
+    verdicts: Audit | None = None,
+    title: str = TITLE,
+    command: str = "",
+    judged: Judged | None = None,
 ) -> None:
     """Write all files of a result into a folder; `command` is what the report says it was made with.
 
-    Raises OSError where that cannot be.
+    `judged` are the findings as this run takes them; without it none is accepted. Raises OSError where that cannot be.
     """
     graph = recovered.graph
-    licences = _licences_before(folder)
     begin_result(folder)
     evidence = evidence_of(recovered)
     evidence.write(folder / EVIDENCE)
-    data = report_data(recovered, evidence, verdicts, title, command, licences)
+    data = report_data(recovered, evidence, verdicts, title, command)
     texts = {
         "model_graph.graphml": to_graphml(graph),
         "trees.nwk": to_newick(graph),
@@ -46,7 +49,7 @@ def write_outputs(
     audited = [AUDIT, SARIF, JUNIT]
     if verdicts is not None:
         write_json(folder / AUDIT, verdicts.to_json())
-        judged = Judged(verdicts.listed(graph.left_out))
+        judged = judged or Judged(verdicts.listed(graph.left_out))
         write_findings(folder, verdicts, judged, [(source.id, source.location) for source in recovered.sources])
     else:  # verdicts on what was here before would stand beside a graph that they are not of
         for name in audited:
@@ -57,12 +60,3 @@ def write_outputs(
     files = [*texts, FILES, SUMMARY, EVIDENCE, *(picture.name for picture in pictures), GRAPH]
     files += audited if verdicts is not None else []
     finish_result(folder, collection_facts(recovered.state, title), files)
-
-
-def _licences_before(folder: Path) -> dict[str, str]:
-    """The licences that the last result in a folder lists; nothing where there is none, or it is damaged."""
-    try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["licences"]["declared"]
-        return {str(model): str(licence) for model, licence in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}

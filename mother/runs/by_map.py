@@ -13,7 +13,7 @@ from mother.evidence.relatedness import related_components
 from mother.evidence.sketch import sketch_models
 from mother.graph.drawing import draw_once
 from mother.graph.manifest import Manifest
-from mother.graph.model_graph import ModelGraph
+from mother.graph.model_graph import ModelGraph, standing_for
 from mother.graph.scores import adjusted_rand, models_above, present_parents, score_graph
 from mother.heritage.trace import first_pass_snapshot, trace
 from mother.heritage.trees import Heritage
@@ -101,7 +101,7 @@ def figures_of(graph: ModelGraph, manifest: Manifest) -> dict[str, tuple]:
     """What `draw_trees` draws of each recovered tree of two or more models, beside what is known of the truth."""
     drawn = {}
     true_parents, hidden = present_parents(manifest), models_above(graph)
-    place = {alias: model for model, facts in graph.nodes.items() for alias in facts.get("aliases", ())}
+    place = standing_for(graph.nodes)
     trees: dict[str, list[str]] = {}
     for model, facts in graph.nodes.items():
         trees.setdefault(facts["tree"], []).append(model)

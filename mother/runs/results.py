@@ -67,7 +67,8 @@ def run_facts(
 def write_result(path: Path, run: dict[str, Any], content: dict[str, Any], files: Iterable[Path] = ()) -> None:
     """Write a JSON result with the facts of its run; `files` are the others that belong to it, written before."""
     digests = {
-        file.relative_to(path.parent).as_posix(): sha256(file) if file.suffix == ".json" else None for file in files
+        file.relative_to(path.parent).as_posix(): sha256(file) if file.suffix in (".json", ".npz") else None
+        for file in files
     }
     write_json(path, sealed({**content, "run": run, "files": digests}))
 

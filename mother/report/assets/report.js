@@ -9,6 +9,7 @@
     nodes.get(edge.child).into.push(edge);
     nodes.get(edge.parent).below.push(edge.child);
   }
+  const stands = new Map(data.nodes.flatMap((node) => [node.id, ...(node.aliases || [])].map((name) => [name, node.id])));
   Drawing.prepare(data, nodes);
   for (const family of data.families) {
     for (const id of family.order.slice().reverse()) for (const edge of nodes.get(id).into.slice(0, 1)) nodes.get(edge.parent).count += 1 + nodes.get(id).count;
@@ -74,6 +75,24 @@
   let open = 0;
   data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
   if (data.alone.length > Drawing.LARGE) state.shut.add("alone");
+  // Above 150 models each family opens with as many generations as have up to its share of SHOWN models; the largest
+  // one is shown at any size.
+  if (nodes.size > 150 && data.families.length) {
+    state.shut.delete(0);
+    const share = Math.max(12, Drawing.SHOWN / (data.families.length - state.shut.size + Number(state.shut.has("alone"))));
+    for (const [k, { order }] of data.families.entries()) {
+      if (state.shut.has(k)) continue;
+      const depth = new Map(), size = [];
+      for (const id of order) {
+        const main = nodes.get(id).into[0];
+        depth.set(id, main ? depth.get(main.parent) + 1 : 0);
+        size[depth.get(id)] = (size[depth.get(id)] || 0) + 1;
+      }
+      let last = 0;
+      for (let sum = size[0]; last + 1 < size.length && sum + size[last + 1] <= share; last += 1) sum += size[last + 1];
+      for (const id of order) if (depth.get(id) === last && nodes.get(id).below.length) state.closed.add(id);
+    }
+  }
   const svg = svgOf("svg", { class: "whole", role: "tree", "aria-label": "Model tree" });
   const canvas = svgOf("g", {});
   svg.append(canvas);
@@ -103,13 +122,16 @@
     view = { k, x: Math.max(8, (box.width - k * drawn.right) / 2), y: 8 };
     apply();
   }
-  function center(id) {
-    const box = svg.getBoundingClientRect(), at = drawn.at.get(id);
-    if (!at) return;
-    if (view.k < 0.5) view.k = 0.9;
+  function center(id, zoom = true) {
+    const box = svg.getBoundingClientRect(), at = drawn && drawn.at.get(id);
+    if (!at || !box.width) return;
+    if (zoom && view.k < 0.5) view.k = 0.9;
     const x = at[0] * view.k + view.x, y = at[1] * view.k + view.y;
     if (x > 40 && x < box.width - 160 && y > 20 && y < box.height - 20) { apply(); return; }
-    view = { ...view, x: box.width / 3 - at[0] * view.k, y: box.height / 2 - at[1] * view.k };
+    // As near to the middle as can be without an empty border.
+    const held = (want, whole, room) => (whole + 16 <= room ? 8 : Math.min(8, Math.max(want, room - whole - 8)));
+    view.x = held(box.width / 3 - at[0] * view.k, drawn.right * view.k, box.width);
+    view.y = held(box.height / 2 - at[1] * view.k, drawn.bottom * view.k, box.height);
     apply();
   }
   const familyOf = (id) => data.families.findIndex((family) => family.place.has(id));
@@ -184,7 +206,8 @@
   }
   function nodeColours() {
     const values = [...new Set(data.nodes.map((node) => node[state.colour]).filter(Boolean))].sort();
-    return new Map(values.map((value, k) => [value, Drawing.PALETTE[k % Drawing.PALETTE.length]]));
+    const fixed = state.colour === "verdict" ? Drawing.VERDICTS : {};
+    return new Map(values.map((value, k) => [value, fixed[value] || Drawing.PALETTE[k % Drawing.PALETTE.length]]));
   }
   function buildLegend() {
     const legend = byId("legend");
@@ -199,8 +222,10 @@
       legend.append(item);
     }
     legend.append(make("li", "fainter: less probable"), make("li", "no head, or ?: less than 75 % sure"));
+    if (data.nodes.some((node) => node.verdict === "contradicted")) legend.append(make("li", "\u2717 its claim is contradicted", { class: "contradicted" }));
     if (state.colour !== "kind") for (const [value, colour] of nodeColours()) {
       const item = make("li"), dot = svgOf("svg", { "aria-hidden": "true" });
+      dot.style.width = "16px";
       dot.append(svgOf("circle", { cx: 10, cy: 4, r: 4, fill: colour }));
       item.append(dot, value);
       legend.append(item);
@@ -214,8 +239,7 @@
     map = null;
     if (nodes.size <= 150) return;
     map = svgOf("svg", { class: "minimap", "aria-hidden": "true", viewBox: `0 0 ${drawn.right} ${drawn.bottom}`, preserveAspectRatio: "none" });
-    const dot = Math.max(drawn.right, drawn.bottom) / 160;
-    for (const [x, y] of drawn.at.values()) map.append(svgOf("circle", { cx: x, cy: y, r: dot }));
+    map.append(svgOf("path", { class: "dots", d: [...drawn.at.values()].map(([x, y]) => `M${x},${y}h0`).join("") }));
     here = svgOf("rect", { class: "here" });
     map.append(here);
     map.addEventListener("click", (event) => {
@@ -233,7 +257,13 @@
     for (const [key, value] of Object.entries({ x: -view.x / view.k, y: -view.y / view.k, width: box.width / view.k, height: box.height / view.k })) here.setAttribute(key, value);
   }
 
-  // A list for narrow screens
+  // A list for narrow screens: a search leaves what it finds, and the way to the root
+  const items = [];
+  const dressList = () => {
+    const kept = new Set();
+    for (const id of matches) for (const one of ancestors(id)) kept.add(one);
+    for (const [id, item] of items) item.hidden = byId("search").value.trim() !== "" && !kept.has(id);
+  };
   function buildList() {
     const list = byId("list");
     if (list.childElementCount) return;
@@ -241,14 +271,19 @@
       const node = nodes.get(id), item = make("li"), button = make("button", node.label, { type: "button" });
       button.style.paddingLeft = `${8 + 14 * Math.min(depth, 12)}px`;
       if (node.aliases && node.aliases.length) button.append(` \u00d7${1 + node.aliases.length}`);
-      if (node.into.length) button.append(document.createElement("br"), make("small", node.into.map((edge) => `${kindOf(edge)}${edge.arrow < Drawing.KNOWN ? " ?" : ""}`).join(", ")));
+      if (node.verdict === "contradicted") button.append(make("b", " \u2717", { class: "contradicted", title: "its claim is contradicted" }));
+      const kinds = [...new Set(node.into.map((edge) => `${kindOf(edge)}${edge.arrow < Drawing.KNOWN ? " ?" : ""}`))].join(", ");
+      const parents = node.into.length > 1 ? ` of ${node.into.map((edge) => nodes.get(edge.parent).label).join(" and ")}` : "";
+      if (node.into.length) button.append(document.createElement("br"), make("small", kinds + parents));
       button.addEventListener("click", () => select(id));
       item.append(button);
+      items.push([id, item]);
       list.append(item);
     };
     const below = (id, depth) => { add(id, depth); for (const child of nodes.get(id).below) if (nodes.get(child).into[0].parent === id) below(child, depth + 1); };
     for (const family of data.families) for (const id of family.order) if (!nodes.get(id).into.length) below(id, 0);
     for (const id of data.alone) add(id, 0);
+    dressList();
   }
 
   // Evidence
@@ -312,6 +347,7 @@
     const seen = edge.evidence || {};
     const facts = [];
     const fact = (name, key, format) => { if (seen[key] !== undefined && seen[key] !== null) facts.push([name, format(seen[key])]); };
+    if (edge.coefficient !== undefined && edge.coefficient !== null) facts.push(["share of this parent", Number(edge.coefficient).toPrecision(2)]);
     fact("relatedness z (0 \u00b1 1 if unrelated)", "relatedness", (value) => number(value, 1));
     fact("distance (0 equal, about 1.4 unrelated)", "distance", (value) => Number(value).toPrecision(3));
     fact("weights compared", "compared", percent);
@@ -338,29 +374,38 @@
     close.addEventListener("click", () => panel.classList.remove("open"));
     panel.replaceChildren(close);
     panel.classList.add("open");
+    const was = panel.classList.contains("idle");
+    panel.classList.remove("idle");
+    for (const verdict of data.verdicts.filter((one) => one.model === id || (node.aliases || []).includes(one.model))) {
+      panel.append(make("p", `${verdict.model} says that it is from ${verdict.says} (${verdict.file}): ${verdict.verdict}. The weights: ${verdict.reason}.`, { class: verdictClass(verdict.verdict) }));
+    }
     if (!node.into.length) panel.append(make("h2", label(node)), make("p", node.hidden
       ? "A model that is not in this collection, from which those below must have come."
       : `No parent in this collection. That it is the root of its family: ${percent(node.root)}.`));
     for (const one of edge ? [edge] : node.into) panel.append(describe(one));
     if (node.aliases && node.aliases.length) panel.append(make("p", `Copies, equal in every tensor: ${node.aliases.join(", ")}`));
     panel.append(make("p", node.group));
-    for (const verdict of data.verdicts.filter((one) => one.model === id || (node.aliases || []).includes(one.model))) {
-      panel.append(make("p", `Claim in ${verdict.file}: ${verdict.says}. ${verdict.verdict}: ${verdict.reason}`, { class: verdictClass(verdict.verdict) }));
-    }
+    panel.append(make("a", "What the words and figures mean", { href: "#glossary" }));
     panel.scrollTop = 0;
     const hash = edge ? `#edge=${encodeURIComponent(edge.parent)}..${encodeURIComponent(edge.child)}` : `#model=${encodeURIComponent(id)}`;
     if (location.hash !== hash) history.replaceState(null, "", hash);
-    if (reveal(id)) redraw(); else dress();
+    if (reveal(id) && drawn) redraw(); else dress();
+    if (was) center(id, false);
   }
   const verdictClass = (verdict) => (verdict === "agrees" ? "agrees" : verdict === "contradicted" ? "contradicted" : "undecided");
   function follow() {
+    if (location.hash === "#glossary") {
+      show("summary");
+      byId("glossary").scrollIntoView();
+      return true;
+    }
     const [, kind, rest] = /^#(model|edge)=(.*)$/.exec(location.hash) || [];
     if (!kind) return false;
     const decode = (text) => { try { return decodeURIComponent(text); } catch (error) { return text; } };
-    const ends = rest.split("..").map(decode);
-    const edge = kind === "edge" ? data.edges.find((one) => one.parent === ends[0] && one.child === ends[1]) : undefined;
-    const id = kind === "edge" ? edge && edge.child : decode(rest);
+    const edge = kind === "edge" ? data.edges.find((one) => `${one.parent}..${one.child}` === decode(rest)) : undefined;
+    const id = kind === "edge" ? edge && edge.child : stands.get(decode(rest));
     if (!nodes.has(id)) return false;
+    byId("details").classList.remove("idle");  // before the tree is fitted into what it leaves
     show("tree");
     select(id, edge);
     center(id);
@@ -370,13 +415,14 @@
   // Search: what fits, and the way from it to its root; all else fades
   function search() {
     const words = byId("search").value.trim().toLowerCase();
-    matches = !words ? [] : [...nodes.values()].filter((node) => label(node).toLowerCase().includes(words)
+    matches = !words ? [] : [...nodes.values()].filter((node) => label(node).toLowerCase().includes(words) || node.verdict === words
       || node.into.some((edge) => edge.words.toLowerCase().includes(words))).map((node) => node.id);
     byId("found").textContent = words ? `${matches.length} found` : "";
     if (words && byId("view-tree").hidden) show("tree");
     let changed = false;
     for (const id of matches.slice(0, 200)) changed = reveal(id) || changed;
     if (changed || !drawn) redraw(); else dress();
+    dressList();
     if (matches.length) center(matches[0]);
   }
   let next = 0;
@@ -438,6 +484,16 @@
 
   // Tables can be sorted, and a row of the edges shows its evidence
   const numberOf = new Map();
+  for (const one of document.querySelectorAll("#claims, #contradictions, #undeclared")) {
+    for (const line of one.tBodies[0].rows) {
+      const id = stands.get(line.cells[0].textContent);
+      if (id === undefined) continue;
+      line.className = "link";
+      line.tabIndex = 0;
+      line.addEventListener("click", () => select(id));
+      line.addEventListener("keydown", (event) => { if (event.key === "Enter") select(id); });
+    }
+  }
   for (const one of document.querySelectorAll("#edge-table, #claims, #files")) {
     const body = one.tBodies[0];
     if (one.id === "edge-table") {

@@ -2,8 +2,10 @@
 // The drawing of all families. Places come from the layout that made them (mother/graph/layered.py); what is closed
 // is taken out, and the rows that it leaves empty with it. Text from models only ever becomes text.
 const Drawing = (function () {
-  const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
+  const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, SHOWN = 100, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
   const DASHES = { lora: "9 3", cast: "2 3", prune: "6 3 2 3", quantize: "4 3", merge: "12 3 2 3", hidden: "1 4" };
+  // The colours of verdicts; all else is coloured by the palette, in the order of its names.
+  const VERDICTS = { agrees: "#009e73", contradicted: "#d55e00", "not confirmed": "#e6b800", "parent not in the collection": "#56b4e9", "declares nothing": "#999999", "not audited": "#999999" };
   const KNOWN = 0.75;
   const svgOf = (name, attributes, text) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -20,13 +22,13 @@ const Drawing = (function () {
   const ruler = document.createElement("canvas").getContext("2d");
   const widthOf = (text) => { ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif"; return 1.04 * ruler.measureText(text).width; };
 
-  // What is shown of a family: its models but those below closed ones, by rows without the empty ones.
+  // What is shown of a family: its models but those that count most with a closed one, by rows without the empty ones.
   function shownOf(family, nodes, closed) {
     const gone = new Set();
     const order = family.order;
     for (const id of order) {
-      const above = nodes.get(id).into.map((edge) => edge.parent);
-      if (above.length && above.every((parent) => gone.has(parent) || closed.has(parent))) gone.add(id);
+      const [main] = nodes.get(id).into;
+      if (main && (gone.has(main.parent) || closed.has(main.parent))) gone.add(id);
     }
     const visible = order.filter((id) => !gone.has(id));
     const rows = [];
@@ -52,19 +54,54 @@ const Drawing = (function () {
     return path;
   }
 
-  // `at`: which of the edges into its child it is, so that the shares of two parents stand beside one another.
-  function edgeElement(edge, points, ends, colour, at) {
+  // Boxes that are taken, sorted into cells so that few are looked at.
+  function board() {
+    const cells = new Map(), WIDE = 160, HIGH = 60;
+    const near = function* ([left, top, right, bottom]) {
+      for (let i = Math.floor(left / WIDE); i <= Math.floor(right / WIDE); i++) for (let j = Math.floor(top / HIGH); j <= Math.floor(bottom / HIGH); j++) yield `${i} ${j}`;
+    };
+    return {
+      take(box) { for (const key of near(box)) cells.set(key, [...(cells.get(key) || []), box]); },
+      free(box) {
+        for (const key of near(box)) for (const other of cells.get(key) || []) if (box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3]) return false;
+        return true;
+      },
+    };
+  }
+
+  // Places on a line, from the child to the parent: on its bends, and inside the columns that it passes.
+  function* along(points, ends) {
+    for (let k = points.length - 1; k > 0; k--) {
+      const [to, row] = points[k], at = ends[k - 1], from = points[k - 1][1];
+      for (let t = 0.9; t > 0; t -= 0.1) {
+        const s = 1 - t, middle = (at + to) / 2;
+        yield [at * s ** 3 + 3 * middle * s * t + to * t ** 3, from * (s ** 3 + 3 * s * s * t) + row * (t ** 3 + 3 * t * t * s)];
+      }
+      for (let x = ends[k - 1] - 4; x > points[k - 1][0]; x -= 16) yield [x, from];
+    }
+  }
+
+  // The share of a parent stands on its line where nothing else is written, as near to the child as can be; if there is
+  // no such place it is told with the evidence alone.
+  function placeShare(edge, element, points, ends, colour, taken) {
+    const text = Number(edge.coefficient).toPrecision(2), half = widthOf(text) / 2 + 2, tip = points[points.length - 1][0];
+    for (const [x, y] of along(points, ends)) {
+      const box = [x - half, y - 8, x + half, y + 8];
+      if (box[2] > tip - 10 || box[0] < points[0][0] || !taken.free(box)) continue;
+      taken.take(box);
+      element.insertBefore(svgOf("text", { class: "share", x, y: y + 4, fill: colour, "text-anchor": "middle" }, text), element.lastChild);
+      return;
+    }
+  }
+
+  function edgeElement(edge, points, ends, colour, doubt) {
     const known = edge.arrow === undefined || edge.arrow >= KNOWN, [x, y] = points[points.length - 1];
     const group = svgOf("g", { class: `edge kind-${kindOf(edge)}`, opacity: (0.3 + 0.7 * (edge.adjacency === undefined ? 1 : edge.adjacency)).toFixed(2) });
     points[points.length - 1] = [known ? x - 7 : x, y];
     const path = pathOf(points, ends), dash = DASHES[kindOf(edge)];
     group.append(svgOf("path", { class: "line", d: path, stroke: colour, ...(dash ? { "stroke-dasharray": dash } : {}) }));
     if (known) group.append(svgOf("path", { class: "head", d: `M${x - 8},${y - 4}L${x},${y}L${x - 8},${y + 4}Z`, fill: colour }));
-    if (!known || edge.adjacency < KNOWN) group.append(svgOf("text", { class: "doubt", x: x - 16, y: y - 4, fill: colour }, "?"));
-    if (edge.coefficient !== undefined && edge.coefficient !== null) {
-      const before = points[points.length - 2];
-      group.append(svgOf("text", { class: "share", x: x - 46 - 26 * at, y: before[1] * 0.3 + y * 0.7 + 4, fill: colour }, Number(edge.coefficient).toPrecision(2)));
-    }
+    if (doubt) group.append(svgOf("text", { class: "doubt", x: x - 16, y: y - 4, fill: colour }, "?"));
     const hit = svgOf("path", { class: "hit", d: path });
     hit.append(svgOf("title", {}, `${edge.parent} \u2192 ${edge.child}: ${edge.words}`));
     group.append(hit);
@@ -75,12 +112,14 @@ const Drawing = (function () {
     const group = svgOf("g", { class: "node", transform: `translate(${x},${y})`, role: "treeitem", tabindex: -1 });
     group.classList.toggle("hidden-model", Boolean(node.hidden));
     group.classList.toggle("closed", isClosed);
+    group.classList.toggle("contradicted", node.verdict === "contradicted");
     group.append(svgOf("circle", { r: 5 }));
     group.append(svgOf("text", { x: 10, y: 4 }, node.label));
     const chips = [];
     if (node.aliases && node.aliases.length) chips.push(`\u00d7${1 + node.aliases.length}`);
     if (isClosed) chips.push(`+${node.count}`);
-    if (chips.length) group.append(svgOf("text", { class: "chip", x: 14 + widthOf(node.label), y: 4 }, chips.join(" ")));
+    if (node.verdict === "contradicted") chips.push("\u2717");
+    if (chips.length) group.append(svgOf("text", { class: "chip", x: 17 + widthOf(node.label), y: 4 }, chips.join(" ")));
     group.append(svgOf("title", {}, [node.id, ...(node.aliases || [])].join("\n")));
     return group;
   }
@@ -98,25 +137,34 @@ const Drawing = (function () {
     const group = svgOf("g", { class: "family" }), lines = svgOf("g", {}), dots = svgOf("g", {});
     group.append(svgOf("rect", { x: 0, y: top + 4, width: starts[family.columns] - CHANNEL + 16, height: shown.height * ROW + 34, rx: 8 }), lines, dots);
     const y = (row) => top + 44 + ROW * shown.row(row);
+    const taken = board(), shares = [];
     for (const id of shown.visible) {
       const [column, row] = family.place.get(id), node = nodes.get(id);
       const element = nodeElement(node, starts[column] + 6, y(row), state.closed.has(id) && node.below.length > 0);
       out.nodes.set(id, element);
       out.at.set(id, [starts[column], y(row)]);
       dots.append(element);
+      taken.take([starts[column], y(row) - 9, starts[column] + 20 + widthOf(node.label) + 30, y(row) + 9]);
+      let doubted = false;
       for (const edge of node.into) {
         if (!there.has(edge.parent) || state.closed.has(edge.parent)) continue;
         const [first, from] = family.place.get(edge.parent), parent = nodes.get(edge.parent);
-        const chip = parent.aliases && parent.aliases.length ? 26 : 0;
+        const chip = (parent.aliases && parent.aliases.length ? 26 : 0) + (parent.verdict === "contradicted" ? 16 : 0);
         const bends = (family.ways.get(`${edge.parent}\n${id}`) || []).map(([at, bent]) => [starts[at], y(bent)]);
         const points = [[starts[first] + GAP + widthOf(parent.label) + 6 + chip, y(from)], ...bends, [starts[column] - 2, y(row)]];
         const ends = [];
         for (let k = first; k < column; k++) ends.push(starts[k + 1] - CHANNEL);
-        const drawn = edgeElement(edge, points, ends, state.edgeColour(edge), node.into.indexOf(edge));
+        const doubt = !doubted && (edge.arrow < KNOWN || edge.adjacency < KNOWN), colour = state.edgeColour(edge);
+        if (doubt) taken.take([starts[column] - 18, y(row) - 17, starts[column] - 8, y(row) - 1]);
+        doubted = doubted || doubt;
+        const drawn = edgeElement(edge, points, ends, colour, doubt);
+        if (edge.coefficient !== undefined && edge.coefficient !== null) shares.push([edge, drawn, points, ends, colour]);
         out.edges.set(edge, drawn);
         lines.append(drawn);
       }
     }
+    for (const share of shares) placeShare(...share, taken);
+    lines.append(...shares.map((share) => share[1]));  // over the lines without a text
     canvas.append(group);
     out.right = Math.max(out.right, starts[family.columns] - CHANNEL + 16);
     return [group, shown.height * ROW + 44];
@@ -182,5 +230,5 @@ const Drawing = (function () {
       family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
     }
   }
-  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, KNOWN, LARGE };
+  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, LARGE, SHOWN };
 })();
