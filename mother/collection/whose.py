@@ -96,16 +96,13 @@ def open_adapter(source: Source) -> AdaptedCheckpoint:
     """An adapter without a base; raises InputError where it is none."""
     opened = open_checkpoint(source.id, source.location)
     if not isinstance(opened, AdaptedCheckpoint):
-        raise InputError(
-            f"{source.location} is no adapter: it has no {ADAPTER_CONFIG}. Give the folder of a PEFT adapter."
-        )
+        raise InputError(f"{source.location} is no adapter: none of its tensors is an update. Give an adapter.")
     return opened
 
 
 def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
-    """The ranks of an adapter's updates, each once, from their shapes."""
-    infos = {name: info for name, (_, info) in adapter.parts.tensors.items()}
-    return tuple(sorted({infos[one.parts["A"]].shape[0] for one in adapter.adapter.updates.values()}))
+    """The ranks of an adapter's updates, each once, from the shapes of their factors."""
+    return tuple(sorted({one.rank for one in adapter.adapter.updates.values() if one.rank}))
 
 
 class Candidates:

@@ -3,7 +3,6 @@
 import torch
 
 from mother.evidence.consumers import Surroundings
-from mother.io.adapters import applied
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
 from mother.io.pieces import pieces_of
 
@@ -26,10 +25,8 @@ def surroundings_of(base: Checkpoint, head: int = 0) -> Surroundings:
 def updates_on(adapter: AdaptedCheckpoint, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """What an adapter that was opened on a base adds, by the base's pieces."""
     pieces, found = pieces_of(shapes), {}
-    for raw, module in adapter.update_of.items():
-        update = adapter.adapter.updates[module]
-        parts = adapter.parts.read_tensors(sorted(set(update.parts.values())))
-        delta = applied(update, {part: parts[name] for part, name in update.parts.items()}, None)
+    for raw in adapter.update_of:
+        delta = adapter.added(raw)
         for piece in pieces[raw]:
             if len(piece.shape) >= 2:
                 found[piece.name] = piece.of(delta).flatten(1)
