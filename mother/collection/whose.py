@@ -10,7 +10,7 @@ from mother.collection.find import Source
 from mother.collection.merged_twins import is_merged
 from mother.errors import CheckpointError, InputError
 from mother.evidence.adapter_base import Fit, fit
-from mother.evidence.adapter_reads import surroundings_of, updates_on
+from mother.evidence.adapter_reads import Matrices, surroundings_of, updates_on
 from mother.evidence.adapter_within import probabilities
 from mother.evidence.consumers import Surroundings
 from mother.evidence.relatedness import significant
@@ -106,7 +106,7 @@ def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
 
 
 class Candidates:
-    """The models that adapters are held against: each is read once."""
+    """The models that adapters are held against. No more than a few of their matrices are in memory at once."""
 
     def __init__(self, sources: Sequence[Source]):
         self.sources = list(sources)
@@ -134,7 +134,8 @@ class Candidates:
         """Whose an adapter is; raises CheckpointError where it cannot be read."""
         alone = open_adapter(adapter)
         fits: dict[str, Fit] = {}
-        why, updates = dict(self.why), {}
+        why: dict[str, str] = dict(self.why)
+        updates: dict[str, Matrices] = {}
         for source in self.sources:
             checkpoint = self.opened.get(source.id)
             if checkpoint is None:
@@ -144,6 +145,7 @@ class Candidates:
                 on_it = open_checkpoint(adapter.id, adapter.location, base=source.location)
                 updates[source.id] = updates_on(on_it, shapes)
                 found = fit(updates[source.id], self.surroundings(source.id))
+                self.surroundings(source.id).forget()
             except CheckpointError as problem:
                 why[source.id] = f"it does not fit: {problem.reason}"
                 continue
@@ -166,7 +168,7 @@ class Candidates:
         )
 
     def _chances(
-        self, updates: dict, family: list[str], twins: list[tuple[str, str]]
+        self, updates: dict[str, Matrices], family: list[str], twins: list[tuple[str, str]]
     ) -> tuple[dict[str, float], float]:
         """Probability of each candidate, and of none of them."""
         exact = sorted({base for base, _ in twins})
@@ -177,18 +179,17 @@ class Candidates:
         # Relatives of other shapes, such as one with a longer vocabulary, have the same inner matrices.
         names = set.intersection(*(set(updates[model]) for model in family))
         names &= set.intersection(*(set(self.surroundings(model).matrices) for model in family))
-        first = {name: updates[family[0]][name] for name in sorted(names)}
+        own = updates[family[0]]
         same = all(
-            self.surroundings(model).matrices[name].shape == update.shape
-            for model in family
-            for name, update in first.items()
+            self.surroundings(model).pieces[name].shape == own.pieces[name].shape for model in family for name in names
         )
-        if not same or not first:
+        if not same or not names:
             return {model: (1 - ABSENT) / len(family) for model in family}, ABSENT
+        first = Matrices([own.pieces[name] for name in sorted(names)], own.read)
         found = probabilities(first, [self.surroundings(model) for model in family])
         return {model: float((1 - ABSENT) * p) for model, p in zip(family, found)}, ABSENT
 
-    def _twins(self, updates: dict, fitting: list[str]) -> list[tuple[str, str]]:
+    def _twins(self, updates: dict[str, Matrices], fitting: list[str]) -> list[tuple[str, str]]:
         """Pairs (base, merged model) of which the second is the first with the adapter, exactly."""
         found = []
         for base in fitting:
