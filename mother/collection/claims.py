@@ -27,7 +27,7 @@ MOST_CHARACTERS = 500  # of the name of a parent
 MOST_PARENTS = 100  # of a card that are looked at
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
-    "finetune": ("fine-tune", "lora", "prune", "cast", "copy"),
+    "finetune": ("fine-tune", "lora", "adapter", "prune", "cast", "copy"),
     "adapter": ("adapter", "lora", "fine-tune"),
     "merge": ("merge",),
     "quantized": ("quantize", "cast", "copy"),

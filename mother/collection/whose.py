@@ -130,8 +130,11 @@ class Candidates:
             self.read[model] = surroundings_of(self.opened[model])
         return self.read[model]
 
-    def answer(self, adapter: Source, error: float = ERROR) -> Answer:
-        """Whose an adapter is; raises CheckpointError where it cannot be read."""
+    def answer(self, adapter: Source, error: float = ERROR, named: str | None = None) -> Answer:
+        """Whose an adapter is; raises CheckpointError where it cannot be read.
+
+        Where a base is `named`, merged models are looked for of that one and its family alone.
+        """
         alone = open_adapter(adapter)
         fits: dict[str, Fit] = {}
         why: dict[str, str] = dict(self.why)
@@ -157,7 +160,8 @@ class Candidates:
         marks = significant(np.array([one.z for one in held], dtype=float), error).tolist()
         held = [replace(one, related=mark) for one, mark in zip(held, marks)]
         family = [one.model for one in held if one.related]
-        twins = self._twins(updates, list(fits))
+        bases = list(fits) if named is None else [model for model in fits if model == named or model in family]
+        twins = self._twins(updates, bases, list(fits))
         chances, unknown = self._chances(updates, family, twins)
         found = [replace(one, probability=chances.get(one.model, 0.0)) for one in held]
         found.sort(key=lambda one: (-one.probability, -one.z, one.model))
@@ -189,10 +193,10 @@ class Candidates:
         found = probabilities(first, [self.surroundings(model) for model in family])
         return {model: float((1 - ABSENT) * p) for model, p in zip(family, found)}, ABSENT
 
-    def _twins(self, updates: dict[str, Matrices], fitting: list[str]) -> list[tuple[str, str]]:
+    def _twins(self, updates: dict[str, Matrices], bases: list[str], fitting: list[str]) -> list[tuple[str, str]]:
         """Pairs (base, merged model) of which the second is the first with the adapter, exactly."""
         found = []
-        for base in fitting:
+        for base in bases:
             for merged in fitting:
                 if base != merged and is_merged(
                     updates[base], self.opened[base], self.opened[merged], self.read[base], self.read[merged]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mother.collection.adapted import check_bases
 from mother.collection.copies import sketch_once
 from mother.collection.find import Found, Source
 from mother.collection.gaps import Gaps, aside_of
@@ -182,6 +183,7 @@ def recover_sources(
         keys = {one.model: one.key for one in sketches} | lone
         said = gaps.notes() + notes(aligned.matched)
         graph = replace(_join(groups, left_out | gaps.unusable, name), notes=said, not_read=gaps.not_read)
+        graph = check_bases(graph, everyone, error)
         graph = hang(graph, sorted(lone), everyone, error)
         recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps), taken(), copied)
         if folder is not None:
