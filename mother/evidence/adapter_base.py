@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mother.evidence.consumers import Side, Surroundings
 
-DRAWS = 499  # budget: orders of the units that are looked at
+DRAWS, MORE = 499, 1999  # budget: orders of the units that are looked at; where the score is near where families begin
+NEAR = (2.5, 5.0)  # such scores
 COUNTED = 10  # draws that must reach the score for their number to be the p-value
 RANGE = 160  # random vectors by which the range of a large update is found: usual ranks, and some more
 LARGEST = 38.0  # of a score; smaller p-values are no numbers
@@ -62,10 +63,18 @@ def _singular(update: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Te
     return torch.linalg.svd(update, full_matrices=False)
 
 
+def factored(update: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor]:
+    """Two factors of an update, (rows, rank) and (columns, rank), of norm 1 together."""
+    left, sizes, right = _singular(update.double())
+    kept = sizes > 1e-5 * sizes[0]
+    return left[:, kept] * (sizes[kept] / sizes[kept].norm()), right[kept].T
+
+
 class _Null:
     """The same draws for all sides that share their units."""
 
-    def __init__(self) -> None:
+    def __init__(self, draws: int) -> None:
+        self.draws = draws
         self.kept: dict[tuple, Tensor] = {}
 
     def of(self, side: Side, units: int) -> Tensor:
@@ -74,12 +83,12 @@ class _Null:
         if key not in self.kept:
             generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
             if side.signs:
-                drawn = torch.randint(0, 2, (DRAWS + 1, units // side.shared), generator=generator) * 2 - 1
+                drawn = torch.randint(0, 2, (self.draws + 1, units // side.shared), generator=generator) * 2 - 1
                 drawn[0] = 1
                 if side.shared > 1:  # what the heads of a group have in common is no sign of this base
                     drawn = drawn.unflatten(1, (-1, 1, side.head)).expand(-1, -1, side.shared, -1).flatten(1)
             else:
-                drawn = torch.rand(DRAWS + 1, units, generator=generator).argsort(1)
+                drawn = torch.rand(self.draws + 1, units, generator=generator).argsort(1)
                 drawn[0] = torch.arange(units)
             self.kept[key] = drawn
         return self.kept[key]
@@ -104,7 +113,12 @@ def fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surroundings
     The sum over sides of matrices of their scores over the root of their number, in deviations of the same sum under
     the draws. Sides that share units share the draws, so that what they have in common counts once.
     """
-    null, scores, kinds = _Null(), [], []
+    found = _fit(updates, base, DRAWS)
+    return _fit(updates, base, MORE) if found is not None and NEAR[0] < found.z < NEAR[1] else found
+
+
+def _fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surroundings, draws: int) -> Fit | None:
+    null, scores, kinds = _Null(draws), [], []
     for name, at in base.ordered(updates):
         side = base.inputs(name) if at else base.outputs(name)
         if side is None:

@@ -17,7 +17,7 @@ from mother.evidence.adapter_base import directions
 from mother.evidence.consumers import Surroundings
 
 LOADING = 0.3  # added to a covariance with the mean eigenvalue 1: directions off the consumers are rare, not impossible
-COEFFICIENTS = (0.178, -0.42)  # of likelihood and cosine, as fitted by `python -m benchmarks.adapters` on all families
+COEFFICIENTS = (0.842, -0.503)  # of likelihood and cosine, as fitted by `python -m benchmarks.adapters` on all families
 
 Updates = Mapping[str, Float[torch.Tensor, "rows columns"]]
 
@@ -56,9 +56,14 @@ def _cosines(updates: Updates, family: Sequence[Surroundings]) -> Float[np.ndarr
 
 
 def figures(updates: Updates, family: Sequence[Surroundings]) -> Float[np.ndarray, "models two"]:
-    """Both figures of each relative, less their means."""
+    """Both figures of each relative, less their means.
+
+    Likelihoods grow with the size of a model faster than what they tell: they are divided by the root of their spread.
+    """
     both = np.stack([_likelihoods(updates, family), _cosines(updates, family)], axis=1)
-    return both - both.mean(0)
+    both -= both.mean(0)
+    both[:, 0] /= max(float(both[:, 0].std()), 1e-12) ** 0.5
+    return both
 
 
 def probabilities(
