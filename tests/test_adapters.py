@@ -134,7 +134,8 @@ NESTED: list = []
 for _ in range(900):
     NESTED = [NESTED]
 REFUSED = {
-    "ia3": ({"peft_type": "IA3"}, None, "adapter of type 'IA3'"),
+    "oft": ({"peft_type": "OFT"}, None, "adapter of type 'OFT', not LoRA"),
+    "another kind": ({"peft_type": "LOHA"}, None, "do not agree on the kind"),
     "no config": ({}, None, "damaged"),
     "bias": ({}, {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2), "m.lora_bias": (4,)}, "lora_bias"),
     "half": ({}, {"m.lora_A.weight": (2, 4)}, "one half"),

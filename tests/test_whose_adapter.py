@@ -1,6 +1,8 @@
 """Adapters without their base: the null's size, families that are named, merged twins, and what cannot be asked."""
 
 import json
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ from mother.collection.find import Source
 from mother.collection.whose import Candidates, kind_of
 from mother.errors import InputError
 from mother.evidence.adapter_base import directions, fit, standard_score
+from mother.evidence.adapter_reads import surroundings_of, updates_on
 from mother.evidence.consumers import Surroundings, grouped, head_size
 from mother.evidence.relatedness import significant
 from mother.graph.model_graph import read_model_graph
+from mother.io.open import open_checkpoint
 from mother.io.pieces import pieces_of
 
 ALL = {name: attention + others for name, (attention, others) in LINEAR.items()}
@@ -144,6 +148,46 @@ def test_an_adapter_names_its_family(family: Path) -> None:
 def test_an_adapter_of_an_absent_family_is_unknown(family: Path) -> None:
     answer = Candidates(sources(family, "other")).answer(Source("adapter", str(family / "adapter")))
     assert answer.family == [] and answer.unknown == 1 and answer.candidates[0].probability == 0
+
+
+def test_no_model_is_held_whole(family: Path) -> None:
+    """Matrices are read one after another, each a few times however deep the model is."""
+    adapter = open_checkpoint("a", family / "adapter", family / "root")
+    base = open_checkpoint("b", family / "root")
+    shapes = {name: info.shape for name, (_, info) in base.tensors.items()}
+    reads, alive, most = Counter(), set(), 0
+
+    def read(name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = base.read_tensor(name)
+        reads[name] += 1
+        alive.add(id(tensor))
+        weakref.finalize(tensor, alive.discard, id(tensor))
+        most = max(most, len(alive))
+        return tensor
+
+    around = surroundings_of(base)
+    around.matrices.read = read
+    updates = updates_on(adapter, shapes)
+    held = fit(updates, around)
+    assert held.terms == 42 and len(reads) > 20
+    assert most <= 4 < len(reads) and max(reads.values()) <= 12
+    # The same as from a model in memory.
+    whole = {name: around.matrices[name].clone() for name in around.matrices}
+    deltas = {name: updates[name].clone() for name in updates}
+    again = fit(deltas, Surroundings(list(around.pieces.values()), shapes, whole))
+    assert again.z == pytest.approx(held.z, abs=1e-3) and again.by_kind.keys() == held.by_kind.keys()
+
+
+def test_large_updates_are_taken_apart_by_their_range() -> None:
+    torch.manual_seed(0)
+    update = torch.randn(700, 5) @ torch.randn(5, 660)
+    found = directions(update, 0, 1)
+    left, sizes, _ = torch.linalg.svd(update.double(), full_matrices=False)
+    expected = left[:, :5] * (sizes[:5] / sizes[:5].norm())
+    assert found.shape == (700, 5) and torch.allclose(found @ found.T, expected @ expected.T, atol=1e-6)
+    full = torch.randn(700, 660)
+    assert directions(full, 1, 1).shape == (660, 660)
 
 
 def test_a_merged_twin_tells_the_base(family: Path, tmp_path: Path) -> None:

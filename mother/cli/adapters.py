@@ -18,7 +18,7 @@ class WhoseAdapter:
     """Whose is an adapter? Its family and its base, from its update and the weights of models that may be it."""
 
     adapter: tyro.conf.Positional[str]
-    """the folder of a PEFT adapter, or owner/name[@revision][:subfolder] on the Hub"""
+    """a folder or file of an adapter, or owner/name[@revision][:subfolder] on the Hub"""
     among: tuple[str, ...] = ()
     """the models that may be its base: as for recover"""
     error: float = 1e-3

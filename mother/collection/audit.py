@@ -43,6 +43,8 @@ def _judge(
     child, above = place[model], place[parent]
     if child == above:
         return AGREES, f"{model} and {parent} have equal weights"
+    if reason := graph.nodes[child].get("not_from", {}).get(above):
+        return CONTRADICTED, reason
     if graph.nodes[child]["tree"] != graph.nodes[above]["tree"]:
         excluded = exclusion.unrelated(child, above) if exclusion is not None else None
         if excluded is None:
@@ -77,6 +79,8 @@ def _judge_way(graph: nx.DiGraph, way: list[str], claim: Claim) -> tuple[str, st
         if graph.edges[edge].get("adjacency", 1.0) < SURE_EDGE:
             words = f"{between}{' and '.join(edge)} may be parent and child"
             return NOT_CONFIRMED, f"{words} ({_line(graph, *edge)}); {MORE}"
+    if graph.edges[way[-2], way[-1]].get("tested") is False:
+        return NOT_CONFIRMED, f"the base is {way[-2]}, as it says; the adapter's weights do not tell ({MORE})"
     kind = graph.edges[way[-2], way[-1]].get("kind")
     if claim.relation and kind and len(way) == 2 and kind not in RELATIONS[claim.relation]:
         return NOT_CONFIRMED, f"it is from that parent, but says {claim.relation} where the weights show {kind}"

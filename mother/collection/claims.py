@@ -28,7 +28,7 @@ MOST_PARENTS = 100  # of a card that are looked at
 MOST_LICENCE = 100  # characters of the name of a licence
 
 RELATIONS = {  # base_model_relation of a card -> kinds that fit it
-    "finetune": ("fine-tune", "lora", "prune", "cast", "copy"),
+    "finetune": ("fine-tune", "lora", "adapter", "prune", "cast", "copy"),
     "adapter": ("adapter", "lora", "fine-tune"),
     "merge": ("merge",),
     "quantized": ("quantize", "cast", "copy"),

@@ -1,5 +1,8 @@
 """Merged twins: a stored model that is another one with an adapter's update, up to the rounding of its numbers."""
 
+import math
+from collections.abc import Mapping
+
 import torch
 
 from mother.evidence.consumers import Surroundings
@@ -14,7 +17,7 @@ CLEAR = 0.25  # share of an update that rounding may hide: where it is more, not
 
 
 def is_merged(
-    updates: dict[str, torch.Tensor], base: Checkpoint, merged: Checkpoint, one: Surroundings, other: Surroundings
+    updates: Mapping[str, torch.Tensor], base: Checkpoint, merged: Checkpoint, one: Surroundings, other: Surroundings
 ) -> bool:
     """Whether a model is a base with an update: all matrices that it changes, and none else.
 
@@ -24,9 +27,9 @@ def is_merged(
     if not dtypes <= EPSILON.keys() or base.tensors.keys() != merged.tensors.keys():
         return False
     step = max(EPSILON[dtype] for dtype in dtypes)
-    names = sorted(updates, key=lambda name: updates[name].numel())
-    if not names or any(name not in one.matrices or name not in other.matrices for name in names):
+    if not updates or any(name not in one.matrices or name not in other.matrices for name in updates):
         return False
+    names = sorted(updates, key=lambda name: math.prod(one.pieces[name].shape))  # the smallest may tell
     for name in names:
         before, after, update = one.matrices[name], other.matrices[name], updates[name]
         if before.shape != after.shape or before.shape != update.shape:
@@ -36,5 +39,8 @@ def is_merged(
             return False
     changed = {one.pieces[name].raw for name in names}
     rest = [name for name in base.tensors if name not in changed and base.tensors[name][1].dtype in EPSILON]
-    first, second = (checkpoint.read_tensors(rest) for checkpoint in (base, merged))
-    return all(first[name].shape == second[name].shape and torch.equal(first[name], second[name]) for name in rest)
+    return all(
+        base.tensors[name][1].shape == merged.tensors[name][1].shape
+        and torch.equal(base.read_tensor(name), merged.read_tensor(name))
+        for name in rest
+    )

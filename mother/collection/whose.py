@@ -10,7 +10,7 @@ from mother.collection.find import Source
 from mother.collection.merged_twins import is_merged
 from mother.errors import CheckpointError, InputError
 from mother.evidence.adapter_base import Fit, fit
-from mother.evidence.adapter_reads import surroundings_of, updates_on
+from mother.evidence.adapter_reads import Matrices, surroundings_of, updates_on
 from mother.evidence.adapter_within import probabilities
 from mother.evidence.consumers import Surroundings
 from mother.evidence.relatedness import significant
@@ -96,20 +96,17 @@ def open_adapter(source: Source) -> AdaptedCheckpoint:
     """An adapter without a base; raises InputError where it is none."""
     opened = open_checkpoint(source.id, source.location)
     if not isinstance(opened, AdaptedCheckpoint):
-        raise InputError(
-            f"{source.location} is no adapter: it has no {ADAPTER_CONFIG}. Give the folder of a PEFT adapter."
-        )
+        raise InputError(f"{source.location} is no adapter: none of its tensors is an update. Give an adapter.")
     return opened
 
 
 def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
-    """The ranks of an adapter's updates, each once, from their shapes."""
-    infos = {name: info for name, (_, info) in adapter.parts.tensors.items()}
-    return tuple(sorted({infos[one.parts["A"]].shape[0] for one in adapter.adapter.updates.values()}))
+    """The ranks of an adapter's updates, each once, from the shapes of their factors."""
+    return tuple(sorted({one.rank for one in adapter.adapter.updates.values() if one.rank}))
 
 
 class Candidates:
-    """The models that adapters are held against: each is read once."""
+    """The models that adapters are held against. No more than a few of their matrices are in memory at once."""
 
     def __init__(self, sources: Sequence[Source]):
         self.sources = list(sources)
@@ -133,11 +130,15 @@ class Candidates:
             self.read[model] = surroundings_of(self.opened[model])
         return self.read[model]
 
-    def answer(self, adapter: Source, error: float = ERROR) -> Answer:
-        """Whose an adapter is; raises CheckpointError where it cannot be read."""
+    def answer(self, adapter: Source, error: float = ERROR, named: str | None = None) -> Answer:
+        """Whose an adapter is; raises CheckpointError where it cannot be read.
+
+        Where a base is `named`, merged models are looked for of that one and its family alone.
+        """
         alone = open_adapter(adapter)
         fits: dict[str, Fit] = {}
-        why, updates = dict(self.why), {}
+        why: dict[str, str] = dict(self.why)
+        updates: dict[str, Matrices] = {}
         for source in self.sources:
             checkpoint = self.opened.get(source.id)
             if checkpoint is None:
@@ -147,6 +148,7 @@ class Candidates:
                 on_it = open_checkpoint(adapter.id, adapter.location, base=source.location)
                 updates[source.id] = updates_on(on_it, shapes)
                 found = fit(updates[source.id], self.surroundings(source.id))
+                self.surroundings(source.id).forget()
             except CheckpointError as problem:
                 why[source.id] = f"it does not fit: {problem.reason}"
                 continue
@@ -158,7 +160,8 @@ class Candidates:
         marks = significant(np.array([one.z for one in held], dtype=float), error).tolist()
         held = [replace(one, related=mark) for one, mark in zip(held, marks)]
         family = [one.model for one in held if one.related]
-        twins = self._twins(updates, list(fits))
+        bases = list(fits) if named is None else [model for model in fits if model == named or model in family]
+        twins = self._twins(updates, bases, list(fits))
         chances, unknown = self._chances(updates, family, twins)
         found = [replace(one, probability=chances.get(one.model, 0.0)) for one in held]
         found.sort(key=lambda one: (-one.probability, -one.z, one.model))
@@ -169,7 +172,7 @@ class Candidates:
         )
 
     def _chances(
-        self, updates: dict, family: list[str], twins: list[tuple[str, str]]
+        self, updates: dict[str, Matrices], family: list[str], twins: list[tuple[str, str]]
     ) -> tuple[dict[str, float], float]:
         """Probability of each candidate, and of none of them."""
         exact = sorted({base for base, _ in twins})
@@ -180,21 +183,20 @@ class Candidates:
         # Relatives of other shapes, such as one with a longer vocabulary, have the same inner matrices.
         names = set.intersection(*(set(updates[model]) for model in family))
         names &= set.intersection(*(set(self.surroundings(model).matrices) for model in family))
-        first = {name: updates[family[0]][name] for name in sorted(names)}
+        own = updates[family[0]]
         same = all(
-            self.surroundings(model).matrices[name].shape == update.shape
-            for model in family
-            for name, update in first.items()
+            self.surroundings(model).pieces[name].shape == own.pieces[name].shape for model in family for name in names
         )
-        if not same or not first:
+        if not same or not names:
             return {model: (1 - ABSENT) / len(family) for model in family}, ABSENT
+        first = Matrices([own.pieces[name] for name in sorted(names)], own.read)
         found = probabilities(first, [self.surroundings(model) for model in family])
         return {model: float((1 - ABSENT) * p) for model, p in zip(family, found)}, ABSENT
 
-    def _twins(self, updates: dict, fitting: list[str]) -> list[tuple[str, str]]:
+    def _twins(self, updates: dict[str, Matrices], bases: list[str], fitting: list[str]) -> list[tuple[str, str]]:
         """Pairs (base, merged model) of which the second is the first with the adapter, exactly."""
         found = []
-        for base in fitting:
+        for base in bases:
             for merged in fitting:
                 if base != merged and is_merged(
                     updates[base], self.opened[base], self.opened[merged], self.read[base], self.read[merged]

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mother.collection.adapted import check_bases
 from mother.collection.copies import sketch_once
 from mother.collection.find import Found, Source
 from mother.collection.gaps import Gaps, aside_of
-from mother.collection.lone import hang, set_aside
+from mother.collection.lone import hang, is_lone, set_aside
+from mother.collection.siblings import adapters_alone, join_siblings
 from mother.collection.state import State, read_state, write_state
 from mother.errors import InputError
 from mother.evidence.alignment import align, notes
@@ -171,17 +173,22 @@ def recover_sources(
         raise InputError(f"a sketch must have at least 1024 entries of a matrix, not {sketch}.")
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as there:
         everyone = [source for source, _ in known] + list(sources)
-        sketches, left_out, aside, lone, copied = _sketches_of(known, sources, Path(there) / "models", sketch, progress)
+        models = Path(there) / "models"
+        sketches, left_out, aside, lone, alone, copied = _sketches_of(known, sources, models, sketch, progress)
         gaps = gaps.joined(aside)
         if not sketches:
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
         keep = Path(there) / "measurements" if folder is not None else None
         aligned = align(sketches)
         groups = _trace_groups(aligned.sketches, device, error, progress, keep)
-        keys = {one.model: one.key for one in sketches} | lone
+        # What is made of adapters without a base depends on what else is there: they are opened again.
+        keys = {one.model: one.key for one in sketches if one.model not in alone} | lone
         said = gaps.notes() + notes(aligned.matched)
         graph = replace(_join(groups, left_out | gaps.unusable, name), notes=said, not_read=gaps.not_read)
+        graph = check_bases(adapters_alone(graph, alone) if alone else graph, everyone, error)
         graph = hang(graph, sorted(lone), everyone, error)
+        based = [source.id for source in everyone if source.base is not None]
+        graph = join_siblings(graph, everyone, [*lone, *alone, *based])
         recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps), taken(), copied)
         if folder is not None:
             write_state(folder, recovered.state)
@@ -190,11 +197,11 @@ def recover_sources(
 
 def _sketches_of(
     known: Sequence[tuple[Source, str]], sources: Sequence[Source], folder: Path, entries: int, progress: Progress
-) -> tuple[list[Sketch], dict[str, str], Gaps, dict[str, str], dict[str, str]]:
+) -> tuple[list[Sketch], dict[str, str], Gaps, dict[str, str], list[str], dict[str, str]]:
     """Sketches sorted by id: those of `known` models from the folder, the others from the models; who has none, why.
 
-    Also what lies beside the weights of those that were opened, adapters without a base, with their keys, and which
-    have the files of another one.
+    Also what lies beside the weights of those that were opened, adapters without a base, with their keys, adapters that
+    are compared as there is nothing else, and which have the files of another one.
     """
     before = {source.id: kept_sketch(folder / f"{key}.safetensors", key) for source, key in known}
     again = [source for source, _ in known if before[source.id] is None]  # their sketches are gone
@@ -203,7 +210,15 @@ def _sketches_of(
     read = sketch_once(compared, folder, entries, progress("reading"))
     found = [one for one in before.values() if one is not None] + read.sketches
     keys = {one.model: sketch_key(one, entries) for one in lone}
-    return sorted(found, key=lambda one: one.model), left_out | read.left_out, aside_of(opened), keys, read.copied
+    alone = [one.model for one in compared if is_lone(one)]
+    return (
+        sorted(found, key=lambda one: one.model),
+        left_out | read.left_out,
+        aside_of(opened),
+        keys,
+        alone,
+        read.copied,
+    )
 
 
 def _trace_groups(

@@ -17,7 +17,7 @@ from mother.evidence.adapter_base import directions
 from mother.evidence.consumers import Surroundings
 
 LOADING = 0.3  # added to a covariance with the mean eigenvalue 1: directions off the consumers are rare, not impossible
-COEFFICIENTS = (0.178, -0.42)  # of likelihood and cosine, as fitted by `python -m benchmarks.adapters` on all families
+COEFFICIENTS = (0.842, -0.503)  # of likelihood and cosine, as fitted by `python -m benchmarks.adapters` on all families
 
 Updates = Mapping[str, Float[torch.Tensor, "rows columns"]]
 
@@ -25,22 +25,21 @@ Updates = Mapping[str, Float[torch.Tensor, "rows columns"]]
 def _likelihoods(updates: Updates, family: Sequence[Surroundings]) -> Float[np.ndarray, "models"]:
     """Log likelihood of all directions under each candidate, directions of a side as one where one outweighs them."""
     total = np.zeros(len(family))
-    for name, update in updates.items():
-        for at in (0, 1):
-            sides = [base.inputs(name) if at else base.outputs(name) for base in family]
-            if any(side is None for side in sides):
-                continue
-            found = directions(update, at, sides[0].kernel)
-            if found.shape[1] == 0 or any(len(side.gram) != len(found) for side in sides):
-                continue
-            squares = (found**2).sum(0)
-            shares = squares / squares.sum()
-            for place, side in enumerate(sides):
-                loaded = side.gram.double() + LOADING * torch.eye(len(side.gram), dtype=torch.float64)
-                factor = torch.linalg.cholesky(loaded)
-                lengths = (torch.linalg.solve_triangular(factor, found, upper=False) ** 2).sum(0) / squares
-                each = -factor.diagonal().log().sum() - len(found) / 2 * lengths.log()
-                total[place] += float((shares * each).sum() / (shares**2).sum().sqrt())
+    for name, at in family[0].ordered(updates):
+        sides = [base.inputs(name) if at else base.outputs(name) for base in family]
+        if any(side is None for side in sides):
+            continue
+        found = directions(updates[name], at, sides[0].kernel)
+        if found.shape[1] == 0 or any(len(side.gram) != len(found) for side in sides):
+            continue
+        squares = (found**2).sum(0)
+        shares = squares / squares.sum()
+        for place, side in enumerate(sides):
+            loaded = side.gram.double() + LOADING * torch.eye(len(side.gram), dtype=torch.float64)
+            factor = torch.linalg.cholesky(loaded)
+            lengths = (torch.linalg.solve_triangular(factor, found, upper=False) ** 2).sum(0) / squares
+            each = -factor.diagonal().log().sum() - len(found) / 2 * lengths.log()
+            total[place] += float((shares * each).sum() / (shares**2).sum().sqrt())
     return total
 
 
@@ -57,9 +56,14 @@ def _cosines(updates: Updates, family: Sequence[Surroundings]) -> Float[np.ndarr
 
 
 def figures(updates: Updates, family: Sequence[Surroundings]) -> Float[np.ndarray, "models two"]:
-    """Both figures of each relative, less their means."""
+    """Both figures of each relative, less their means.
+
+    Likelihoods grow with the size of a model faster than what they tell: they are divided by the root of their spread.
+    """
     both = np.stack([_likelihoods(updates, family), _cosines(updates, family)], axis=1)
-    return both - both.mean(0)
+    both -= both.mean(0)
+    both[:, 0] /= max(float(both[:, 0].std()), 1e-12) ** 0.5
+    return both
 
 
 def probabilities(

@@ -4,8 +4,10 @@ A gradient reaches a matrix through the weights that consume its output, and its
 which these are (`ROLES`); where a role is not known, shapes and the order of the layers do.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -30,6 +32,7 @@ READERS, WRITERS = ("query", "key", "value", "mlp_up", "mlp_gate"), ("output", "
 ATTENTION = ("query", "key", "value", "output")
 _FIRST = re.compile(r"(.*[._])?(embed\w*|embeddings|wte|wpe|stem|conv_in|patch\w*|shared|projection)([._].*)?")
 NEAREST = 2  # of weights that fit by their shapes
+KEPT = 3  # sides that are kept; more are made again, and those of neighbours from one another
 HEADS = (128, 64, 256, 96, 80, 32, 16, 8)  # usual rows of a head
 
 Matrices = Mapping[str, Float[Tensor, "rows columns"]]  # by the name of the piece
@@ -71,8 +74,19 @@ def grouped(matrix: Float[Tensor, "rows others"], units: int, head: int) -> Floa
     return matrix.unflatten(0, (-1, groups, head)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """The Gram matrices of some matrices, added."""
+
+    of: frozenset[tuple[str, bool]]  # name, and whether it is turned
+    total: Float[Tensor, "units units"]
+
+
 class Surroundings:
-    """The sides of each matrix of one model, made when they are asked for."""
+    """The sides of each matrix of one model, made when they are asked for.
+
+    The matrices may be read one at a time: none is kept. Asked for in the order of `ordered` each is read a few times.
+    """
 
     def __init__(self, pieces: list[Piece], shapes: Mapping[str, tuple[int, ...]], matrices: Matrices, head: int = 0):
         """`head` are the rows of an attention head, where they are known."""
@@ -84,13 +98,28 @@ class Surroundings:
         self.order = sorted(self.pieces, key=self._place)
         self.width = {piece.layer.block: piece.shape[1] for piece in inside if piece.layer.kind in READERS}
         self.head = head
-        self.made: dict[tuple, Side | None] = {}
+        self.made: OrderedDict[tuple, Side | None] = OrderedDict()
+        self.sums: dict[tuple, _Sum] = {}  # by stack, side and units
 
     def _place(self, name: str) -> tuple:
         layer = self.pieces[name].layer
         if layer is None or not layer.block:
             return (0 if _FIRST.fullmatch(name) else 2, ("", -1, -1, name))
         return (1, sort_key(layer))
+
+    def forget(self) -> None:
+        """Let go of all that was made from matrices."""
+        self.made.clear()
+        self.sums.clear()
+
+    def ordered(self, names: Iterable[str]) -> list[tuple[str, int]]:
+        """(name, side) of matrices: outputs from the last one on, then inputs from the first one on.
+
+        So what is behind, or before, one of them is what is behind the last one, and more.
+        """
+        place = {name: at for at, name in enumerate(self.order)}
+        forward = sorted((name for name in names if name in place), key=lambda name: place[name])
+        return [(name, 0) for name in reversed(forward)] + [(name, 1) for name in forward]
 
     def outputs(self, name: str) -> Side | None:
         """What consumes the outputs of a matrix; None where nothing is known to."""
@@ -114,6 +143,8 @@ class Surroundings:
             elif roles:
                 found = self._beside(layer, roles, self.pieces[name].shape[side])
             self.made[key] = found or self._by_shape(name, side)
+            if len(self.made) > KEPT:
+                self.made.popitem(last=False)
         return self.made[key]
 
     def _beside(self, layer: Layer, roles: tuple[str, ...], units: int) -> Side | None:
@@ -140,25 +171,42 @@ class Surroundings:
         units = self.width.get(layer.block)
         stack = layer.block.rpartition(".")[0]
         at, late = sort_key(layer), layer.kind in ("mlp_down", "mlp_up", "mlp_gate")
-        parts = []
+        parts: set[tuple[str, bool]] = set()  # name, and whether its inputs are the units
         for name, piece in self.pieces.items():
-            other, matrix = piece.layer, self.matrices[name]
+            other, shape = piece.layer, self._shape(name)
             if other is None or not other.block:
                 first = _FIRST.fullmatch(name) is not None
-                if first == bool(side) and units in matrix.shape and (matrix.shape[0] != matrix.shape[1]):
-                    parts.append(matrix if matrix.shape[0] == units else matrix.T)
+                if first == bool(side) and units in shape and (shape[0] != shape[1]):
+                    parts.add((name, shape[0] != units))
                 continue
             if other.block.rpartition(".")[0] != stack or other.kind not in (WRITERS if side else READERS):
                 continue
             step, now = sort_key(other)[1], at[1]
             if side and (step < now or (step == now and late and other.kind == "output")):
-                parts.append(matrix)
+                parts.add((name, False))
             if not side and (step > now or (step == now and not late and other.kind.startswith("mlp"))):
-                parts.append(matrix.T)
+                parts.add((name, True))
         if not side and not any(_outside(self.pieces[name]) and not _FIRST.fullmatch(name) for name in self.pieces):
-            parts += [m.T for n, m in self.matrices.items() if _FIRST.fullmatch(n) and m.shape[1] == units]  # tied
-        parts = [_unit(part) for part in parts if len(part) == units]
-        return Side((RESIDUAL, stack, units), False, 1, sum(parts) / len(parts)) if parts else None
+            parts |= {(n, True) for n in self.pieces if _FIRST.fullmatch(n) and self._shape(n)[1] == units}  # tied
+        parts = {(name, turned) for name, turned in parts if self._shape(name)[int(turned)] == units}
+        return Side((RESIDUAL, stack, units), False, 1, self._mean((stack, side, units), parts)) if parts else None
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a matrix."""
+        shape = self.pieces[name].shape
+        return shape[0], math.prod(shape[1:])
+
+    def _mean(self, key: tuple, parts: set[tuple[str, bool]]) -> Float[Tensor, "units units"]:
+        """The mean Gram matrix of some matrices; what was added up before is used where it is a part of them."""
+        known = self.sums.get(key)
+        if known is None or not known.of <= parts:
+            known = None
+        total = known.total if known is not None else 0.0
+        for name, turned in sorted(parts - (known.of if known is not None else frozenset())):
+            matrix = self.matrices[name]
+            total = total + _unit(matrix.T if turned else matrix)
+        self.sums[key] = _Sum(frozenset(parts), total)
+        return total / len(parts)
 
     def _by_shape(self, name: str, side: int) -> Side | None:
         """The nearest matrices behind that take as many units as this one gives, or before that give as many."""
@@ -167,12 +215,14 @@ class Surroundings:
         units = piece.shape[1] // kernel if side else piece.shape[0]
         found = []
         for other in reversed(self.order[:at]) if side else self.order[at + 1 :]:
-            matrix, inner = self.matrices[other], self.kernel[other]
-            if side and len(matrix) == units:
-                found.append(matrix)
-            elif not side and matrix.shape[1] == units * inner:
-                found.append(matrix.unflatten(1, (units, inner)).transpose(0, 1).flatten(1))
-        parts = [_unit(part) for part in found[:NEAREST]]
+            shape, inner = self._shape(other), self.kernel[other]
+            if len(found) == NEAREST:
+                break
+            if side and shape[0] == units:
+                found.append(self.matrices[other])
+            elif not side and shape[1] == units * inner:
+                found.append(self.matrices[other].unflatten(1, (units, inner)).transpose(0, 1).flatten(1))
+        parts = [_unit(part) for part in found]
         return Side(("units", units), False, kernel, sum(parts) / len(parts)) if parts and units > 2 else None
 
 

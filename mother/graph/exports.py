@@ -38,6 +38,8 @@ def describe(facts: dict) -> str:
     if facts.get("kind") is None:
         return "hidden"
     words = [facts["kind"], *(f"{key} {facts[key]}" for key in ("rank", "bits", "format", "dtype") if key in facts)]
+    if facts["kind"] == "adapter" and "rank" in facts:
+        words[:2] = [f"adapter (rank {facts['rank']})"]
     return f"{' '.join(words)}, {both(facts)}"
 
 

@@ -19,7 +19,9 @@ def typed_edges(graph: ModelGraph) -> set[TypedEdge]:
     for edge in graph.edges:
         parent = hidden.get(edge.parent, edge.parent)
         if parent is not None and edge.child not in hidden:
-            found |= {(parent, child, str(edge.attributes.get("kind"))) for child in names[edge.child]}
+            kind = str(edge.attributes.get("kind"))
+            # Published truths have one word for adapters and for models that one was merged into.
+            found |= {(parent, child, "lora" if kind == "adapter" else kind) for child in names[edge.child]}
     return found
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mother.errors import CheckpointError
-from mother.io.adapters import Adapter, applied
+from mother.io.adapter_updates import Update, applied
+from mother.io.adapters import Adapter
 from mother.io.layers import Layer, is_attention
 from mother.io.places import File
 from mother.io.reader import BITS, DTYPES, Storage, TensorInfo
@@ -196,7 +197,7 @@ class AdaptedCheckpoint(Checkpoint):
     """A model that is an adapter on a base, or an adapter alone (`base` is None)."""
 
     adapter: Adapter
-    config: File  # of the adapter: it says how large the update is
+    config: File  # of the adapter, which says how large the update is; its weights where there is none
     parts: Checkpoint
     base: Checkpoint | None
     update_of: dict[str, str]  # tensor -> module of the adapter that changes it
@@ -207,8 +208,7 @@ class AdaptedCheckpoint(Checkpoint):
         """See Checkpoint; updates are applied in float32."""
         own = {name: self.adapter.whole[name] for name in names if name in self.adapter.whole}
         updates = {name: self.adapter.updates[self.update_of[name]] for name in names if name in self.update_of}
-        from_adapter = [*own.values(), *(part for update in updates.values() for part in update.parts.values())]
-        read = self.parts.read_tensors(sorted(set(from_adapter)))
+        read = self._read_parts([*updates.values()], [*own.values()])
         from_base = [name for name in names if name not in own] if self.base is not None else []
         found = self.base.read_tensors(from_base) if self.base is not None else {}
         for name, update in updates.items():
@@ -216,6 +216,26 @@ class AdaptedCheckpoint(Checkpoint):
             whole = read[own[name]] if name in own else found.get(name)
             found[name] = self._sound(name, self.config, applied(update, parts, whole))
         return filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
+
+    def _read_parts(self, updates: Sequence[Update], more: Sequence[str] = ()) -> dict[str, "torch.Tensor"]:
+        """The tensors that updates are made of, each once; scales may be stored as whole numbers."""
+        import torch
+
+        names = {part for update in updates for part in update.parts.values()} | set(more)
+        scales = {update.parts["alpha"] for update in updates if "alpha" in update.parts}
+        read = self.parts.read_tensors(sorted(names - scales))
+        stored = self.parts.read_stored(sorted(scales)) if scales else {}
+        return read | {name: torch.tensor(float(value.flat[0])) for name, value in stored.items()}
+
+    def added(self, name: str) -> "torch.Tensor":
+        """What the adapter adds to a weight of its base, in float32. Raises CheckpointError."""
+        update = self.adapter.updates[self.update_of[name]]
+        if not update.adds:
+            reason = f"{update.module} is changed by factors, which are nothing without the weights"
+            raise CheckpointError(self.model, self.config, reason, "Give its base.")
+        read = self._read_parts([update])
+        parts = {role: read[raw] for role, raw in update.parts.items()}
+        return self._sound(name, self.config, applied(update, parts, None))
 
     def files(self) -> list[File]:
         """The files of the adapter, with its configuration, and those of its base."""

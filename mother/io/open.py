@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mother.errors import CheckpointError
-from mother.io.adapters import Adapter, names_in_base, oriented, parse_adapter, update_shape
+from mother.io.adapter_names import is_adapter
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint, check_sizes
-from mother.io.layers import canonical_name, name_layers
+from mother.io.layers import name_layers
+from mother.io.open_adapter import with_base
 from mother.io.packed import unpacked
 from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, check_inside, unreadable
 from mother.io.reader import MAX_NAME, Listing, TensorInfo
@@ -26,7 +27,6 @@ from mother.io.weights import (
     is_index,
     loaded_unasked,
     read_index,
-    read_text,
     the_only_one,
 )
 from mother.io.weights import WEIGHT_FILES as WEIGHT_FILES  # where others look for it
@@ -53,20 +53,20 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
 def _open_place(place: Place, base: Checkpoint | None, state: str | None) -> Checkpoint:
     """Open the model, or the adapter, in a folder."""
     model, name = place.model, loaded_unasked(place)
-    adapter = place.has(ADAPTER_CONFIG) and name is None
-    if adapter and any(place.has(file) for file in ADAPTER_FILES):
-        return _open_adapter(place, base)
-    name = name or the_only_one(place)
-    if name is None and adapter:
+    config = place.open(ADAPTER_CONFIG) if place.has(ADAPTER_CONFIG) and name is None else None
+    adapter = next((file for file in ADAPTER_FILES if place.has(file)), None)
+    name = name or (adapter if config is not None else None) or the_only_one(place) or adapter
+    if name is None and config is not None:
         raise CheckpointError(model, place, "is an adapter without adapter_model.safetensors", "Save it again.")
-    if base is not None:
-        raise CheckpointError(model, place, "has a base but is no adapter", "Leave out its base in the manifest.")
     if name is None:
         found = ", ".join(place.names()[:5]) or "nothing"
         raise CheckpointError(
             model, place, f"has no weights, only {found}", "Name another revision or a ':subfolder', or save it again."
         )
-    return _open_index(place, name, state) if is_index(name) else _open_files(place, [place.open(name)], state)
+    opened = _open_index(place, name, state) if is_index(name) else _open_files(place, [place.open(name)], state)
+    if name not in ADAPTER_FILES and not is_adapter(opened.tensors):
+        config = None  # of an adapter whose file is gone
+    return with_base(place, opened, base, config)
 
 
 def _open_index(place: Place, name: str, state: str | None) -> Checkpoint:
@@ -111,49 +111,6 @@ def _stored(place: Place, files: Sequence[File], state: str | None) -> Checkpoin
     return Checkpoint(model, tensors, name_layers(tensors), index=index, aside=tuple(aside), state=state)
 
 
-def _open_adapter(place: Place, base: Checkpoint | None) -> Checkpoint:
-    """An adapter on its base, or alone: of a DoRA alone it is B A, as the lengths of rows are those of the base."""
-    model = place.model
-    parts = _open_files(place, [place.open(next(name for name in ADAPTER_FILES if place.has(name)))])
-    infos = {name: info for name, (_, info) in parts.tensors.items()}
-    config = place.open(ADAPTER_CONFIG)
-    adapter = parse_adapter(model, place, read_text(model, config), infos)
-    file = next(iter(parts.tensors.values()))[0]
-    if base is None:
-        update_of = {f"{module}.weight": module for module in adapter.updates}
-        tensors = {
-            name: (file, TensorInfo("F32", update_shape(adapter.updates[module], infos), 0, 0))
-            for name, module in update_of.items()
-        }
-        check_sizes(model, tensors, memory(), "can have at most")
-        adapter = Adapter(adapter.updates)  # heads that came with it are no updates
-        return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, None, update_of)
-    found = names_in_base(list(adapter.updates), list(base.tensors))
-    update_of, updates = {}, dict(adapter.updates)
-    shapes = {name: info.shape for name, (_, info) in base.tensors.items()}
-    for module, target in found.items():
-        adapter.updates[module] = oriented(updates[module], target or "", shapes, infos)
-        shape = update_shape(adapter.updates[module], infos)
-        if target is None or base.tensors[target][1].shape != shape:
-            there = "is missing" if target is None else f"has the shape {base.tensors[target][1].shape}"
-            raise CheckpointError(
-                model,
-                place,
-                f"it updates {module}, a weight of shape {shape}, which {there} in its base",
-                "Give its own base.",
-            )
-        update_of[target] = module
-    # Whole tensors, too, go by the base's own names, whatever wrappers the adapter was saved with.
-    plain = {canonical_name(name): name for name in base.tensors}
-    whole = {}
-    for name, raw in adapter.whole.items():
-        name = name.replace(".base_layer.", ".")
-        whole[name if name in base.tensors else plain.get(canonical_name(name), name)] = raw
-    tensors = dict(base.tensors) | {name: parts.tensors[raw] for name, raw in whole.items()}
-    adapter = Adapter(adapter.updates, whole)
-    return AdaptedCheckpoint(model, tensors, name_layers(tensors), adapter, config, parts, base, update_of)
-
-
 def open_checkpoint(
     model: str, location: str | Path, base: str | Path | None = None, state: str | None = None
 ) -> Checkpoint:
@@ -178,15 +135,15 @@ def open_checkpoint(
         folder, _, name = (match["subfolder"] or "").rpartition("/")
         if match["subfolder"] in repository.files:  # one file of several
             place = RemoteFolder(model, repository, folder or None)
-            return _open_files(place, [place.open(name)], state)
+            return with_base(place, _open_files(place, [place.open(name)], state), adapted)
         return _open_place(RemoteFolder(model, repository, match["subfolder"]), adapted, state)
     path = Path(location)
     try:
         if path.is_file():
             place = LocalFolder(model, path.parent)
             if is_index(path.name):
-                return _open_index(place, path.name, state)
-            return _open_files(place, [LocalFile.open(model, path)], state)
+                return with_base(place, _open_index(place, path.name, state), adapted)
+            return with_base(place, _open_files(place, [LocalFile.open(model, path)], state), adapted)
         if not path.is_dir():
             raise CheckpointError(model, path, "there is no such file or folder", "Mend the source in the manifest.")
         return _open_place(LocalFolder(model, path), adapted, state)

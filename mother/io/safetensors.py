@@ -87,6 +87,16 @@ def _tensor(name: str, entry: object, base: int, file_size: int) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), start, end)
 
 
+def metadata(file: File) -> dict[str, str]:
+    """The texts that stand beside the tensors in a header; {} where there are none, or they are damaged."""
+    try:
+        length = header_length(file.head(8), file.size)
+        found = json.loads(file.head(8 + length)[8:].decode("utf-8"))["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+
+
 def _listing(place: Place, file: File, state: str | None) -> Listing:
     length = header_length(file.head(8), file.size)
     found = parse_header(file.head(8 + length)[8:], file.size)

@@ -1,0 +1,100 @@
+"""Adapters among themselves: of one unknown base, or of one run, by what they add."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import networkx as nx
+import numpy as np
+
+from mother.collection.find import Source
+from mother.collection.lone import UNKNOWN
+from mother.errors import CheckpointError
+from mother.evidence.adapter_pairs import Pair, Updates, compare
+from mother.evidence.relatedness import significant
+from mother.graph.model_graph import Edge, ModelGraph
+from mother.io.checkpoint import AdaptedCheckpoint
+from mother.io.open import open_checkpoint
+
+MOST = 100  # budget: adapters that are held against each other
+ERROR = 1e-3  # probability that adapters of unrelated bases are said to have one
+ONE_RUN = 0.5  # by eye: cosine of updates from which one may go on from the other
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Two adapters whose bases are of one family."""
+
+    one: str
+    other: str
+    pair: Pair
+
+    @property
+    def words(self) -> str:
+        """What is said of two that may be of one run."""
+        return (
+            f"{self.one} and {self.other} agree (cosine {self.pair.cosine:.2f}): one goes on from the other, or both "
+            "began with one draw; which came first is undecided"
+        )
+
+
+def updates_of(adapter: AdaptedCheckpoint) -> Updates:
+    """What an adapter adds, by layer, each as (outputs, inputs). Raises CheckpointError."""
+    found = {}
+    for layer, name in adapter.layers.items():
+        update, delta = adapter.adapter.updates[adapter.update_of[name]], adapter.added(name)
+        turned = delta.ndim == 2 and (update.transposed or update.embedding)
+        found[layer] = delta.T.contiguous() if turned else delta.flatten(1)
+    return found
+
+
+def alike(sources: Sequence[Source], error: float = ERROR) -> list[Alike]:
+    """The pairs of adapters that share directions that those of unrelated bases have not; Holm's over all pairs."""
+    opened: dict[str, Updates] = {}
+    for source in sources[:MOST]:
+        try:
+            one = open_checkpoint(source.id, source.location)
+            if isinstance(one, AdaptedCheckpoint):
+                opened[source.id] = updates_of(one)
+        except CheckpointError:  # said where it is opened for the graph; factors are nothing alone
+            continue
+    pairs = [(one, other, compare(opened[one], opened[other])) for one, other in combinations(opened, 2)]
+    held = [Alike(one, other, pair) for one, other, pair in pairs if pair is not None]
+    marks = significant(np.array([one.pair.z for one in held], dtype=float), error).tolist()
+    return [one for one, mark in zip(held, marks) if mark]
+
+
+def adapters_alone(graph: ModelGraph, adapters: Sequence[str]) -> ModelGraph:
+    """The graph of nothing but adapters without the edges of models: what one adds is no model that another comes from.
+
+    Each has a tree of its own, until their bases are known to be relatives.
+    """
+    names = [name for name, facts in graph.nodes.items() if name in set(adapters)]
+    nodes = {
+        name: {**graph.nodes[name], "tree": str(at), "root": 1.0, "group": UNKNOWN} for at, name in enumerate(names)
+    }
+    return replace(graph, nodes=nodes, edges=())
+
+
+def join_siblings(graph: ModelGraph, sources: Sequence[Source], adapters: Sequence[str]) -> ModelGraph:
+    """The graph with adapters of unknown bases under a hidden one where their bases are of one family.
+
+    Of others, too, it is noted where two may be of one run: siblings, or parent and child, is undecided.
+    """
+    there = [source for source in sources if source.id in graph.nodes and source.id in set(adapters)]
+    if len(there) < 2:
+        return graph
+    found = alike([replace(source, base=None) for source in there])
+    unknown = {source.id for source in there if graph.nodes[source.id].get("group") == UNKNOWN}
+    web = nx.Graph()
+    web.add_edges_from((one.one, one.other) for one in found if {one.one, one.other} <= unknown)
+    nodes, edges = dict(graph.nodes), list(graph.edges)
+    for members in map(sorted, nx.connected_components(web)):
+        hidden = f"base of {', '.join(members[:3])}{', ...' if len(members) > 3 else ''}"
+        nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN, "hidden": True}
+        for model in members:
+            nodes[model] = {**nodes[model], "tree": nodes[hidden]["tree"], "root": 0.0}
+            edges.append(Edge(hidden, model, {"kind": None, "direction": "known", "hidden": True}))
+    runs = tuple(one.words for one in found if one.pair.cosine >= ONE_RUN)
+    skipped = () if len(there) <= MOST else (f"of {len(there)} adapters {MOST} were held against each other",)
+    return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs, *skipped))
