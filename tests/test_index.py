@@ -29,12 +29,14 @@ from mother.index.build import build
 from mother.index.candidates import COARSE, K, Near, faiss_search, near_models, sharing_pairs, with_hubs
 from mother.index.engine import Engine
 from mother.index.graph import Found as Graph
-from mother.index.graph import Sizes, best_edges, index_graph
+from mother.index.graph import Sizes, index_graph
 from mother.index.groups import find_copies
 from mother.index.related import families, scores, significant
 from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
 from mother.index.store import Index, create_index, open_index, signatures
+from mother.index.traced import trace_schema
+from mother.index.trees import best_edges
 from mother.io.open import open_checkpoint
 
 ENTRIES, SAMPLES = 4096, 512
@@ -311,10 +313,10 @@ def test_grown_models_by_blocks_are_those_of_the_whole(wild_index: Index, tmp_pa
     whole = neighbours(index_graph(wild_index, tmp_path / "whole", Engine()))
     by_blocks = index_graph(wild_index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=6, block=60))
     told = neighbours(by_blocks)
-    # A third model that tells two candidates apart may be in no block of theirs.
-    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.9 * len(whole)
+    # Of two parents that are about as probable the other one may be named.
+    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.97 * len(whole)
     same = [whole[pair] == told[pair] for pair in whole.keys() & told.keys()]
-    assert np.mean(same) > 0.85  # an arrow that is not known may be turned round
+    assert np.mean(same) > 0.95  # an arrow that is not known may be turned round
 
 
 @pytest.fixture(scope="module")
@@ -327,11 +329,12 @@ def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
     """c is a merge of a and b; that b comes from c, which the offers say, cannot be."""
     ids = ["a", "b", "c"]
     offers = [("a", "c", 9.0), ("c", "b", 5.0), ("a", "b", 4.0), ("b", "a", 0.0)]
-    rows = [
-        {"what": "offer", "parent": p, "child": c, "weight": w, "facts": '{"kind": "fine-tune"}'} for p, c, w in offers
-    ]
-    rows += [{"what": "edge", "parent": p, "child": "c", "weight": None, "facts": '{"kind": "merge"}'} for p in "ab"]
-    edges = best_edges(Graph({one: {} for one in ids}), ids, rows, Sizes())
+    none = {"beside": -np.inf, "between": 0.0, "most": 0.0, "own": True, "facts": '{"kind": "fine-tune"}'}
+    rows = [none | {"what": "offer", "parent": p, "child": c, "weight": w} for p, c, w in offers]
+    rows += [{"what": "edge", "parent": p, "child": "c", "facts": '{"kind": "merge"}'} for p in "ab"]
+    columns = {name: [row.get(name) for row in rows] for name in trace_schema().names}
+    table = pyarrow.table(columns, trace_schema())
+    edges = best_edges({one: {} for one in ids}, ids, table)
     assert {(edge.parent, edge.child) for edge in edges} == {("a", "c"), ("b", "c"), ("a", "b")}
 
 

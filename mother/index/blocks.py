@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import breadth_first_tree, minimum_spanning_tree
 from mother.index.candidates import Near
 
 CORE = 64  # budget: models of a block that it is made for
-BLOCK = 224  # budget: models of a block with its halo
+BLOCK = 320  # budget: models of a block with its halo
 HALO = 8  # budget: nearest candidates of a core model that are in its block
 HUB = 64  # candidates from which a model is a hub, which is in the blocks of all whose candidate it is
 
