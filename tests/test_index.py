@@ -404,7 +404,18 @@ def test_recover_of_many_models_looks_at_candidates(
     }
     assert "m4" in (tmp_path / "trees.nwk").read_text() and (tmp_path / "model_graph.graphml").exists()
     code, out, _ = run_here("recover.py", [family, "--out", tmp_path], recover)  # nothing is read again
-    assert code == 0 and "more than 3 models" in out and "4 edges in 1 tree" in out
+    assert code == 0 and "7 models: candidates" in out and "4 edges in 1 tree" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "m4" in page and "stranger" in page and len(json.loads((tmp_path / "files.json").read_text())) == 7
+    code, out, _ = run_here("recover.py", ["explain", "m0", "m1", "--to", tmp_path], recover)
+    assert code == 0 and "parent and child" in out
+    code, out, _ = run_here("recover.py", ["explain", "m0", "stranger", "--to", tmp_path], recover)
+    assert code == 0 and "different trees" in out
+    save_model(tmp_path.parent / "more", vit_weights(31))
+    code, out, _ = run_here("recover.py", ["add", tmp_path.parent / "more", "--to", tmp_path], recover)
+    assert code == 0 and "8 models: candidates" in out
+    graph = json.loads((tmp_path / "model_graph.json").read_text())
+    assert "more" in {node["id"] for node in graph["nodes"]}
     four = [family / f"m{step}" for step in range(4)]
     for words, said in (([family, "--audit"], "an audit is of 3 models"), (four, "result of other models")):
         code, _, err = run_here("recover.py", [*words, "--out", tmp_path], recover)

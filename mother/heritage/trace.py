@@ -102,7 +102,7 @@ def measure(
     looked_at = hashlib.sha256(repr((found.models, candidates, neighbours, grids, bits)).encode()).hexdigest()
     second = Snapshot(keep / "second_pass.npz" if keep else None, first.key | {"pairs": looked_at})
     second_pass = take_second_pass(
-        sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second
+        sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second, core
     )
     if core is not None:  # merges are looked for among the neighbours of a model
         near = [some if place in core else [] for place, some in enumerate(neighbours)]

@@ -21,10 +21,16 @@ FILES = "files.json"  # that each model was read from: name, size, SHA-256
 
 
 def write_outputs(
-    recovered: Recovered, folder: Path, verdicts: Audit | None = None, title: str = TITLE, command: str = ""
+    recovered: Recovered,
+    folder: Path,
+    verdicts: Audit | None = None,
+    title: str = TITLE,
+    command: str = "",
+    drawn: bool = True,
 ) -> None:
     """Write all files of a result into a folder; `command` is what the report says it was made with.
 
+    Pictures of the whole graph only where it is `drawn`: of thousands of models nobody reads them.
     Raises OSError where that cannot be.
     """
     graph = recovered.graph
@@ -42,7 +48,7 @@ def write_outputs(
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    pictures = draw_once(folder / "tree", ("svg", "png", "pdf"), "draw_model_graph", graph)
+    pictures = draw_once(folder / "tree", ("svg", "png", "pdf"), "draw_model_graph", graph) if drawn else []
     audited = [AUDIT, SARIF, JUNIT]
     if verdicts is not None:
         write_json(folder / AUDIT, verdicts.to_json())
@@ -51,7 +57,7 @@ def write_outputs(
     else:  # verdicts on what was here before would stand beside a graph that they are not of
         for name in audited:
             (folder / name).unlink(missing_ok=True)
-    write_json(folder / FILES, {one.model: one.files for group in recovered.groups for one in group.sketches})
+    write_json(folder / FILES, recovered.files)
     write_json(folder / SUMMARY, data["summary"])
     graph.write(folder / GRAPH)
     files = [*texts, FILES, SUMMARY, EVIDENCE, *(picture.name for picture in pictures), GRAPH]
