@@ -15,7 +15,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT, run_here, save_family, save_model, vit_weights
+from safetensors.torch import load_file, save_file
 
+from dataset.packing import gptq, write_gguf
 from mother.cli import many
 from mother.cli.commands import main as mother
 from mother.cli.index import main
@@ -364,6 +366,54 @@ def test_search_names_parent_children_copies_and_strangers(family: Path, index: 
     save_model(tmp_path / "wide", vit_weights(0, width=16))
     source = search([str(tmp_path / "wide")]).sources[0]
     assert search_index(index, source) == ("wide", 0, [])
+
+
+def relatives(index: Index, path: Path, **options: bool) -> dict[str, tuple[str, str | None]]:
+    """Verdict and kind of what a search finds."""
+    source = with_claims(search([str(path)])).sources[0]
+    return {one.model: (one.verdict, one.kind) for one in search_index(index, source, **options)[2]}
+
+
+@pytest.mark.parametrize("way", ["module.", "_orig_mod.module.", "head", "deeper", "renamed"])
+def test_search_finds_models_of_other_names_and_shapes(way: str, family: Path, index: Index, tmp_path: Path) -> None:
+    weights = load_file(family / "m2/model.safetensors")
+    if way == "head":
+        weights |= {"classifier.weight": torch.randn(7, 12), "classifier.bias": torch.zeros(7)}
+    elif way == "deeper":
+        weights |= {"extra.adapter.weight": torch.randn(12, 12)}
+    elif way == "renamed":
+        words = {"encoder.layer": "stages", "attention.attention.query": "asks", "attention.attention.key": "tells"}
+        for old, new in words.items():
+            weights = {name.replace(old, new): one for name, one in weights.items()}
+    else:
+        weights = {way + name: one for name, one in weights.items()}
+    told = relatives(index, save_model(tmp_path / "new", weights))
+    assert told["m2"][0] == ("parent or child" if way == "deeper" else "copy") and told["stranger"][0] == "unrelated"
+    told = relatives(index, tmp_path / "new", by_sketch=False)
+    assert told["m2"][0] == "related"
+
+
+def test_search_finds_casts_and_packed_uploads_of_what_is_there(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{block}.self_attn.{one}_proj.weight" for block in range(2) for one in "qkvo"]
+    weights = {name: 0.1 * torch.randn(64, 64, generator=draw) for name in names}
+    index = built(tmp_path / "it", save_model(tmp_path / "base", weights))
+    save_model(tmp_path / "half", {name: one.half() for name, one in weights.items()})
+    write_gguf(weights, "llama", "Q4_0", (4, 4), tmp_path / "model-Q4_0.gguf")
+    (tmp_path / "gptq").mkdir()
+    packed = {}
+    for name, one in weights.items():
+        parts = gptq(one, torch.randn(128, 64, generator=draw))
+        packed |= {name.removesuffix("weight") + part: tensor for part, tensor in parts.items()}
+    save_file(packed, tmp_path / "gptq/model.safetensors")
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}
+    (tmp_path / "gptq/config.json").write_text(json.dumps({"quantization_config": said}))
+    told = {name: relatives(index, tmp_path / name)["base"] for name in ("half", "model-Q4_0.gguf", "gptq")}
+    assert told == {
+        "half": ("parent", "cast"),
+        "model-Q4_0.gguf": ("parent", "quantize"),
+        "gptq": ("parent", "quantize"),
+    }
 
 
 def test_commands(family: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """recover.py on more models than it compares all with all: by an index in the folder of the result."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,14 +59,13 @@ def recover_many(args: Recover, found: Found, title: str, command: str = "") -> 
 
 def write_report(index: "Index", traced: "Traced", args: Recover, found: Found, title: str, command: str) -> None:
     """Write the report and the exports of the graph; and which models they are of, so that more can be added."""
-    from mother.collection.find import Source
     from mother.collection.state import State, write_state
     from mother.collection.workspace import Recovered
     from mother.report.write import write_outputs
 
     known = index.known()
     ids = {row["location"]: one for one, row in known.items()}
-    sources = [Source(ids[one.location], one.location, one.base, one.claims) for one in found.sources]
+    sources = [replace(one, id=ids[one.location]) for one in found.sources]
     keys = {one: row["key"] for one, row in known.items()}
     state = State(sources, keys, args.error, args.sketch, found.gaps)
     files = {row["id"]: json.loads(row["files"]) for row in index.rows(["id", "files"])}

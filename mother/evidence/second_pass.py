@@ -244,6 +244,9 @@ class _Layers:
                 self.arrays[name][row, part] = value
         near = self.neighbours
         thirds = {p: [m for m in {*near[first[p]], *near[second[p]]} if m in place] for p in chosen}
+        if self.core is not None:  # of a pair outside of the core it is asked where models of the core stand
+            outside = [p for p in chosen if first[p] not in self.core and second[p] not in self.core]
+            thirds |= {p: [m for m in thirds[p] if m in self.core] for p in outside}
         joined = tuple(torch.cat(parts) for parts in zip(*triples))
         ends = [(place[first[p]], place[second[p]]) for p in chosen]
         find_sides(weights, square, place, joined, chosen, ends, thirds, self.sides, self.triple)

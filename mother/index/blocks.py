@@ -15,7 +15,7 @@ from mother.index.candidates import Near
 
 CORE = 64  # budget: models of a block that it is made for
 BLOCK = 320  # budget: models of a block with its halo
-HALO = 8  # budget: nearest candidates of a core model that are in its block
+HALO = 16  # budget: nearest candidates of a core model that are in its block: parents of merges are among these
 HUB = 64  # candidates from which a model is a hub, which is in the blocks of all whose candidate it is
 
 
