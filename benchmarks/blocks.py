@@ -1,6 +1,6 @@
 """Does the sparse path find what the dense one finds? Every split, traced as a whole and block by block.
 
-    python -m benchmarks.blocks [--splits mini_ft ...] [--core 6] [--block 60]
+    python -m benchmarks.blocks [--splits mini_ft ...] [--core 6] [--block 120]
 
 Both are of one index. The dense path compares all models of a family with each other, as recover.py does; for the
 sparse one even small families are cut, into small blocks. An edge that is in no candidate pair cannot be found by it.
@@ -89,7 +89,7 @@ def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", nargs="*", default=SPLITS)
     parser.add_argument("--core", type=int, default=6)
-    parser.add_argument("--block", type=int, default=60)
+    parser.add_argument("--block", type=int, default=120)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, kept = [], True
