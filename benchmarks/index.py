@@ -228,7 +228,7 @@ def tiny(folder: Path, models: int) -> list[object]:
     started = time.process_time()
     found = index_graph(index, folder / "work", Engine())
     traced = time.process_time() - started
-    edges = [(int(edge.parent), int(edge.child)) for edge in found.edges]
+    edges = [(int(edge.parent), int(edge.child)) for edge in found.edges if not edge.attributes.get("hidden")]
     right = sum(family.parent[child] == parent for parent, child in edges)
     joined = right + sum(family.parent[parent] == child for parent, child in edges)
     each = [f"{1000 * read / models:.1f}", f"{1000 * traced / models:.1f}"]

@@ -15,7 +15,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT, run_here, save_family, save_model, vit_weights
+from safetensors.torch import load_file, save_file
 
+from dataset.packing import gptq, write_gguf
 from mother.cli import many
 from mother.cli.commands import main as mother
 from mother.cli.index import main
@@ -29,12 +31,14 @@ from mother.index.build import build
 from mother.index.candidates import COARSE, K, Near, faiss_search, near_models, sharing_pairs, with_hubs
 from mother.index.engine import Engine
 from mother.index.graph import Found as Graph
-from mother.index.graph import Sizes, best_edges, index_graph
+from mother.index.graph import Sizes, index_graph
 from mother.index.groups import find_copies
 from mother.index.related import families, scores, significant
 from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
 from mother.index.store import Index, create_index, open_index, signatures
+from mother.index.traced import trace_schema
+from mother.index.trees import best_edges
 from mother.io.open import open_checkpoint
 
 ENTRIES, SAMPLES = 4096, 512
@@ -311,10 +315,10 @@ def test_grown_models_by_blocks_are_those_of_the_whole(wild_index: Index, tmp_pa
     whole = neighbours(index_graph(wild_index, tmp_path / "whole", Engine()))
     by_blocks = index_graph(wild_index, tmp_path / "blocks", Engine(), sizes=Sizes(whole=0, core=6, block=60))
     told = neighbours(by_blocks)
-    # A third model that tells two candidates apart may be in no block of theirs.
-    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.9 * len(whole)
+    # Of two parents that are about as probable the other one may be named.
+    assert len(whole) > 50 and len(whole.keys() & told.keys()) >= 0.97 * len(whole)
     same = [whole[pair] == told[pair] for pair in whole.keys() & told.keys()]
-    assert np.mean(same) > 0.85  # an arrow that is not known may be turned round
+    assert np.mean(same) > 0.95  # an arrow that is not known may be turned round
 
 
 @pytest.fixture(scope="module")
@@ -327,11 +331,12 @@ def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
     """c is a merge of a and b; that b comes from c, which the offers say, cannot be."""
     ids = ["a", "b", "c"]
     offers = [("a", "c", 9.0), ("c", "b", 5.0), ("a", "b", 4.0), ("b", "a", 0.0)]
-    rows = [
-        {"what": "offer", "parent": p, "child": c, "weight": w, "facts": '{"kind": "fine-tune"}'} for p, c, w in offers
-    ]
-    rows += [{"what": "edge", "parent": p, "child": "c", "weight": None, "facts": '{"kind": "merge"}'} for p in "ab"]
-    edges = best_edges(Graph({one: {} for one in ids}), ids, rows, Sizes())
+    none = {"beside": -np.inf, "between": 0.0, "most": 0.0, "own": True, "facts": '{"kind": "fine-tune"}'}
+    rows = [none | {"what": "offer", "parent": p, "child": c, "weight": w} for p, c, w in offers]
+    rows += [{"what": "edge", "parent": p, "child": "c", "facts": '{"kind": "merge"}'} for p in "ab"]
+    columns = {name: [row.get(name) for row in rows] for name in trace_schema().names}
+    table = pyarrow.table(columns, trace_schema())
+    edges = best_edges({one: {} for one in ids}, ids, table)
     assert {(edge.parent, edge.child) for edge in edges} == {("a", "c"), ("b", "c"), ("a", "b")}
 
 
@@ -361,6 +366,54 @@ def test_search_names_parent_children_copies_and_strangers(family: Path, index: 
     save_model(tmp_path / "wide", vit_weights(0, width=16))
     source = search([str(tmp_path / "wide")]).sources[0]
     assert search_index(index, source) == ("wide", 0, [])
+
+
+def relatives(index: Index, path: Path, **options: bool) -> dict[str, tuple[str, str | None]]:
+    """Verdict and kind of what a search finds."""
+    source = with_claims(search([str(path)])).sources[0]
+    return {one.model: (one.verdict, one.kind) for one in search_index(index, source, **options)[2]}
+
+
+@pytest.mark.parametrize("way", ["module.", "_orig_mod.module.", "head", "deeper", "renamed"])
+def test_search_finds_models_of_other_names_and_shapes(way: str, family: Path, index: Index, tmp_path: Path) -> None:
+    weights = load_file(family / "m2/model.safetensors")
+    if way == "head":
+        weights |= {"classifier.weight": torch.randn(7, 12), "classifier.bias": torch.zeros(7)}
+    elif way == "deeper":
+        weights |= {"extra.adapter.weight": torch.randn(12, 12)}
+    elif way == "renamed":
+        words = {"encoder.layer": "stages", "attention.attention.query": "asks", "attention.attention.key": "tells"}
+        for old, new in words.items():
+            weights = {name.replace(old, new): one for name, one in weights.items()}
+    else:
+        weights = {way + name: one for name, one in weights.items()}
+    told = relatives(index, save_model(tmp_path / "new", weights))
+    assert told["m2"][0] == ("parent or child" if way == "deeper" else "copy") and told["stranger"][0] == "unrelated"
+    told = relatives(index, tmp_path / "new", by_sketch=False)
+    assert told["m2"][0] == "related"
+
+
+def test_search_finds_casts_and_packed_uploads_of_what_is_there(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{block}.self_attn.{one}_proj.weight" for block in range(2) for one in "qkvo"]
+    weights = {name: 0.1 * torch.randn(64, 64, generator=draw) for name in names}
+    index = built(tmp_path / "it", save_model(tmp_path / "base", weights))
+    save_model(tmp_path / "half", {name: one.half() for name, one in weights.items()})
+    write_gguf(weights, "llama", "Q4_0", (4, 4), tmp_path / "model-Q4_0.gguf")
+    (tmp_path / "gptq").mkdir()
+    packed = {}
+    for name, one in weights.items():
+        parts = gptq(one, torch.randn(128, 64, generator=draw))
+        packed |= {name.removesuffix("weight") + part: tensor for part, tensor in parts.items()}
+    save_file(packed, tmp_path / "gptq/model.safetensors")
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}
+    (tmp_path / "gptq/config.json").write_text(json.dumps({"quantization_config": said}))
+    told = {name: relatives(index, tmp_path / name)["base"] for name in ("half", "model-Q4_0.gguf", "gptq")}
+    assert told == {
+        "half": ("parent", "cast"),
+        "model-Q4_0.gguf": ("parent", "quantize"),
+        "gptq": ("parent", "quantize"),
+    }
 
 
 def test_commands(family: Path, tmp_path: Path) -> None:
@@ -401,7 +454,18 @@ def test_recover_of_many_models_looks_at_candidates(
     }
     assert "m4" in (tmp_path / "trees.nwk").read_text() and (tmp_path / "model_graph.graphml").exists()
     code, out, _ = run_here("recover.py", [family, "--out", tmp_path], recover)  # nothing is read again
-    assert code == 0 and "more than 3 models" in out and "4 edges in 1 tree" in out
+    assert code == 0 and "7 models: candidates" in out and "4 edges in 1 tree" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "m4" in page and "stranger" in page and len(json.loads((tmp_path / "files.json").read_text())) == 7
+    code, out, _ = run_here("recover.py", ["explain", "m0", "m1", "--to", tmp_path], recover)
+    assert code == 0 and "parent and child" in out
+    code, out, _ = run_here("recover.py", ["explain", "m0", "stranger", "--to", tmp_path], recover)
+    assert code == 0 and "different trees" in out
+    save_model(tmp_path.parent / "more", vit_weights(31))
+    code, out, _ = run_here("recover.py", ["add", tmp_path.parent / "more", "--to", tmp_path], recover)
+    assert code == 0 and "8 models: candidates" in out
+    graph = json.loads((tmp_path / "model_graph.json").read_text())
+    assert "more" in {node["id"] for node in graph["nodes"]}
     four = [family / f"m{step}" for step in range(4)]
     for words, said in (([family, "--audit"], "an audit is of 3 models"), (four, "result of other models")):
         code, _, err = run_here("recover.py", [*words, "--out", tmp_path], recover)

@@ -40,7 +40,9 @@ def random_evidence(rng: np.random.Generator, n: int, exact: float = 0.0, seen: 
     candidate = np.triu(rng.random((n, n)) < seen, 1)
     turned = direction - direction.transpose(1, 0, 2)
     ends = np.stack([first, second])
-    return Evidence(structure, between, ends, third, turned, arrows - arrows.T, candidate | candidate.T)
+    return Evidence(
+        structure, between, ends, third, turned, arrows - arrows.T, candidate | candidate.T, np.zeros(len(candidate))
+    )
 
 
 def permuted(evidence: Evidence, order: np.ndarray) -> Evidence:

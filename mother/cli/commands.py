@@ -147,7 +147,7 @@ def recover(args: Recover) -> None:
     sources = found.sources
     if len(sources) > many.MOST:
         with _said(args), alone_in(args.out):
-            many.recover_many(args, found)
+            many.recover_many(args, found, _title(args.out), _command())
         _print_json(args, args.out)
         return
     with _said(args), alone_in(args.out):
@@ -171,6 +171,7 @@ def add(args: Add) -> None:
     """Read the new models only."""
     if not args.models:
         raise InputError("name a model to add.")
+    from mother.cli import many
     from mother.cli.audits import audit_rules
     from mother.cli.tables import announce_device
     from mother.collection.find import search, with_claims
@@ -188,9 +189,15 @@ def add(args: Add) -> None:
                 print(f"{there[source.location]} is in {args.to} already, and is looked at again")
         for note in found.notes:
             print(f"note: {note}")
-        recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
-        audited = _write(recovered, args, args.to, rules)
-    _finish(args, args.to, audited)
+        if many.is_many(args.to):
+            many.add_many(args, found, _title(args.to), _command())
+        else:
+            recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
+            audited = _write(recovered, args, args.to, rules)
+    if many.is_many(args.to):
+        _print_json(args, args.to)
+    else:
+        _finish(args, args.to, audited)
 
 
 def explain(args: Explain) -> None:

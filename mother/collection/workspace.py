@@ -76,6 +76,12 @@ class Recovered:
     state: State
     traffic: Traffic = Traffic()  # with the Hub
     copied: dict[str, str] = field(default_factory=dict)  # models with the files of another one, which were read once
+    listed: dict[str, list[dict]] = field(default_factory=dict)  # of models that are in no group: their files
+
+    @property
+    def files(self) -> dict[str, list[dict]]:
+        """The files that each model was read from: name, size, SHA-256."""
+        return self.listed | {one.model: one.files for group in self.groups for one in group.sketches}
 
     @property
     def sources(self) -> list[Source]:

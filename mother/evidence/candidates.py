@@ -44,17 +44,31 @@ def _sharing(first_pass: FirstPass, places: list[int]) -> dict[int, list[int]]:
     return found
 
 
+def _of_core(chosen: list[list[int]], core: set[int]) -> set[tuple[int, int]]:
+    """Pairs of models of a core with those they chose, and pairs of two that one of them chose, if one chose the other.
+
+    `chosen` are the candidates of each model.
+    """
+    asked: dict[int, set[int]] = defaultdict(set)  # of each model those of the core that chose it
+    for one in core:
+        for other in [one, *chosen[one]]:
+            asked[other].add(one)
+    return {(min(i, j), max(i, j)) for i, some in enumerate(chosen) for j in some if asked[i] & asked[j]}
+
+
 def candidate_pairs(
     first_pass: FirstPass,
     labels: Int[np.ndarray, "models"],
     aliases: dict[int, int],
     not_trained: set[int],
+    core: set[int] | None = None,
 ) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """Pairs that may be edges, and the neighbours of each model, nearest first.
 
     Within a cluster: the nearest models that training may have made, the two nearest of the others, those that share
     most tensors, the hubs (models that are nearest to most others), the edges of the minimum spanning tree, and all
     pairs of small clusters. Whoever is added to a collection, the hubs and those that share tensors stay candidates.
+    With a `core` the pairs of its models alone, and of two models that are candidates of one of them.
     """
     square = comparable_square(first_pass, turned=True)
     n = len(square)
@@ -68,17 +82,17 @@ def candidate_pairs(
     nearest = np.where(allowed, square, np.inf).argsort(axis=1, kind="stable")[:, :HUB_AMONG]
     for k in np.flatnonzero(usable).tolist():
         hubs[int(labels[k])].update(m for m in nearest[k].tolist() if allowed[k, m])
-    pairs: set[tuple[int, int]] = set()
-    neighbours = []
+    candidates, neighbours = [], []
     sizes = np.bincount(labels[usable], minlength=labels.max() + 1)
     for k in range(n):
         order = [int(m) for m in np.argsort(square[k], kind="stable") if allowed[k, m]]
         near = [m for m in order if m not in not_trained][:NEIGHBOURS]
         few = near[:CANDIDATES] + [m for m in order if m in not_trained][:2] + sharing.get(k, [])
         few += [m for m, _ in hubs[int(labels[k])].most_common(HUBS)]
-        chosen = order if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]]
-        pairs |= {(min(k, m), max(k, m)) for m in chosen}
+        candidates.append(order if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]])
         neighbours.append(near)
     tree = minimum_spanning_tree(np.where(allowed, square + np.finfo(float).tiny, 0)).tocoo()
-    pairs |= {(min(i, j), max(i, j)) for i, j in zip(tree.row.tolist(), tree.col.tolist())}
-    return sorted(pairs), neighbours
+    ends = [(min(i, j), max(i, j)) for i, j in zip(tree.row.tolist(), tree.col.tolist())]
+    if core is not None:
+        return sorted(_of_core(candidates, core) | {pair for pair in ends if core.issuperset(pair)}), neighbours
+    return sorted({(min(k, m), max(k, m)) for k, some in enumerate(candidates) for m in some} | {*ends}), neighbours

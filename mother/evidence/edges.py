@@ -44,6 +44,7 @@ class Evidence:
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
     exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
     candidate whether the pair was looked at
+    most      log of how many entries equal those of j in the model that shares most with it
     """
 
     structure: Float[np.ndarray, "models models six"]
@@ -53,6 +54,7 @@ class Evidence:
     direction: Float[np.ndarray, "models models two"]
     exact: Float[np.ndarray, "models models"]
     candidate: Bool[np.ndarray, "models models"]
+    most: Float[np.ndarray, "models"]
 
 
 def decay_direction(first: Facts, second: Facts) -> int:
@@ -83,11 +85,13 @@ def gather(
     members: list[int],
     not_trained: set[int],
     rounded: set[int],
+    core: set[int] | None = None,
 ) -> Evidence:
     """Evidence among the models of one cluster.
 
     `square` holds distances that lengths do not count in. `not_trained` are the models that no training made, and
-    `rounded` those of them that are on a grid or have zeros.
+    `rounded` those of them that are on a grid or have zeros. With a `core` what third models say is gathered for pairs
+    with a model of the core alone.
     """
     place = {model: at for at, model in enumerate(members)}
     n = len(members)
@@ -96,7 +100,7 @@ def gather(
     exact, candidate = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
     structure[..., 0] = _log_square(square[np.ix_(members, members)])
     bits = [mantissa(facts) for facts in first_pass.facts]
-    pairs = [p for _, _, p in looked_at]
+    pairs = [p for i, j, p in looked_at if core is None or {i, j} & core]
     triples = look_between(first_pass, second_pass, square, sorted(rounded), pairs, members)
     ends = np.stack([second_pass.first[triples.pair], second_pass.second[triples.pair]])
     inside = np.zeros(len(square), dtype=int)
@@ -117,15 +121,16 @@ def gather(
     for i, j, p in looked_at:
         equal[place[i], place[j]] = counts[bits[j]][p]  # in the type of the one that may be the child
         equal[place[j], place[i]] = counts[bits[i]][p]
-    structure[..., 1] = _equality(equal)
+    structure[..., 1], most = _equality(equal)
     structure[..., 3] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     for i, j, p in looked_at:
         structure[place[i], place[j], 5] = structure[place[j], place[i], 5] = _flatness(second_pass, p)
+    for i, j, p in ((i, j, p) for i, j, p in looked_at if core is None or {i, j} & core):
         if not {i, j} & not_trained and not is_lora(second_pass, p):
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
             structure[place[i], place[j], 4] = structure[place[j], place[i], 4] = min(own)
-    return Evidence(structure, triples.features, inside[ends], inside[triples.third], direction, exact, candidate)
+    return Evidence(structure, triples.features, inside[ends], inside[triples.third], direction, exact, candidate, most)
 
 
 def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
@@ -180,7 +185,11 @@ def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: 
     return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j])
 
 
-def _equality(equal: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """Log of how many entries equal those of j, against the model that shares most with it; 0 where not looked at."""
+def _equality(equal: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n"]]:
+    """Log of how many entries equal those of j, against the model that shares most with it; 0 where not looked at.
+
+    And the log of how many equal those of j in that one.
+    """
     count = np.nan_to_num(equal, nan=0.0) + CHANCE
-    return np.where(np.isnan(equal), 0, np.log(count / count.max(axis=0)[None, :]))
+    most = count.max(axis=0, initial=CHANCE)
+    return np.where(np.isnan(equal), 0, np.log(count / most[None, :])), np.log(most)

@@ -138,9 +138,10 @@ class _Layers:
         grids: Sequence[Grid | None],
         bits: Sequence[int],
         layers: Sequence[Layer],
+        core: set[int] | None = None,
     ):
         self.first, self.second = (np.array([pair[end] for pair in pairs], dtype=int) for end in (0, 1))
-        self.neighbours, self.grids, self.bits = neighbours, grids, bits
+        self.neighbours, self.grids, self.bits, self.core = neighbours, grids, bits, core
         self.order = {layer: row for row, layer in enumerate(dict.fromkeys(layers))}
         self.arrays = {name: np.zeros((len(self.order), len(pairs))) for name in ARRAYS}
         self.sides = np.zeros((4, len(pairs), count))
@@ -191,7 +192,8 @@ class _Layers:
 
         _in_parts(look, there, max(1, STACK_ENTRIES // weights[0].numel()), weights.device)
         near = self.neighbours
-        ready = [m for m in members if len(near[m]) > 1 and all(other in place for other in near[m])]
+        asked = members if self.core is None else [m for m in members if m in self.core]
+        ready = [m for m in asked if len(near[m]) > 1 and all(other in place for other in near[m])]
         in_threads(
             lambda m: self.grams[m].append(
                 scale * _local_gram(weights[place[m]], [weights[place[k]] for k in near[m]])
@@ -240,6 +242,9 @@ class _Layers:
                 self.arrays[name][row, part] = value
         near = self.neighbours
         thirds = {p: [m for m in {*near[first[p]], *near[second[p]]} if m in place] for p in chosen}
+        if self.core is not None:  # of a pair outside of the core it is asked where models of the core stand
+            outside = [p for p in chosen if first[p] not in self.core and second[p] not in self.core]
+            thirds |= {p: [m for m in thirds[p] if m in self.core] for p in outside}
         joined = tuple(torch.cat(parts) for parts in zip(*triples))
         ends = [(place[first[p]], place[second[p]]) for p in chosen]
         find_sides(weights, square, place, joined, chosen, ends, thirds, self.sides, self.triple)
@@ -254,15 +259,16 @@ def take_second_pass(
     device: torch.device,
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
     snapshot: Snapshot | None = None,
+    core: set[int] | None = None,
 ) -> SecondPass:
-    """Second pass: look at the differences of these pairs, and at each model among its neighbours.
+    """Second pass: look at the differences of these pairs, and at each model (of the `core`) among its neighbours.
 
     `pairs` and `neighbours` are places in `sketches`; `grids` and `bits` are the grid and the mantissa bits of each
     model. With a `snapshot` an interrupted pass goes on, and a finished one is read from it.
     """
     snapshot = snapshot or Snapshot(None, {})
     everything, done = groups(sketches) if pairs else [], 0
-    layers = _Layers(len(sketches), pairs, neighbours, grids, bits, [layer for layer, _, _ in everything])
+    layers = _Layers(len(sketches), pairs, neighbours, grids, bits, [layer for layer, _, _ in everything], core)
     if (saved := snapshot.load()) is not None:
         done, stored, _ = saved
         layers.restore(stored)

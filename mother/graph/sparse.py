@@ -92,6 +92,61 @@ def most_probable_forest(log_weight: Edges, largest: int = EXACT) -> Forest:
     return forest
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Of each edge the probability that it is in the forest, of each model that it is a root; and which are exact."""
+
+    edge: Float[np.ndarray, "edges"]
+    root: Float[np.ndarray, "models"]
+    exact: Bool[np.ndarray, "models"]
+
+
+def edge_shares(log_weight: Edges, forest: Forest, largest: int = EXACT) -> Shares:
+    """Probabilities of all edges, of which there is one at most from one model to another.
+
+    Exact in components of at most `largest` models that some tree reaches all of. Elsewhere `forest` is taken for true:
+    of the parents that a model could have without closing a circle each has its share.
+    """
+    n = log_weight.models
+    shares = Shares(np.zeros(len(log_weight.child)), forest.root.copy(), np.zeros(n, dtype=bool))
+    labels = log_weight.components()
+    order, of_edge = np.argsort(labels, kind="stable"), np.argsort(labels[log_weight.child], kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(labels.max(initial=-1) + 2))
+    edge_ends = np.searchsorted(labels[log_weight.child][of_edge], np.arange(len(ends)))
+    place = np.zeros(n, dtype=np.int64)
+    for label in range(len(ends) - 1):
+        members, edges = order[ends[label] : ends[label + 1]], of_edge[edge_ends[label] : edge_ends[label + 1]]
+        if len(members) <= largest and (forest.parent[members] < 0).sum() == 1:
+            place[members] = np.arange(len(members))
+            i, j = place[log_weight.parent[edges]], place[log_weight.child[edges]]
+            dense = np.full((len(members), len(members)), -np.inf)
+            dense[i, j] = log_weight.value[edges]
+            probability, shares.root[members], _ = edge_marginals(dense)
+            shares.edge[edges], shares.exact[members] = probability[i, j], True
+    some = np.flatnonzero(~shares.exact[log_weight.child] & (log_weight.parent != log_weight.child))
+    some, odds, total = _against_own(log_weight, some, forest.parent)
+    shares.edge[some] = odds / total[log_weight.child[some]].clip(1)
+    return shares
+
+
+def _against_own(
+    log_weight: Edges, some: Int[np.ndarray, "some"], parent: Int[np.ndarray, "models"]
+) -> tuple[Int[np.ndarray, "above"], Float[np.ndarray, "above"], Float[np.ndarray, "models"]]:
+    """Of some edges those from no descendant of their child, what each weighs over the child's own, and their sums."""
+    order, size = _tree_order(parent)
+    at = np.empty(len(order), dtype=np.int64)
+    at[order] = np.arange(len(order))
+    i, j, value = log_weight.parent[some], log_weight.child[some], log_weight.value[some]
+    own = np.full(log_weight.models, -np.inf)
+    mine = i == parent[j]
+    np.maximum.at(own, j[mine], value[mine])
+    above = ~((at[i] >= at[j]) & (at[i] < at[j] + size[j])) & np.isfinite(own[j])
+    odds = np.exp((value[above] - own[j[above]]).clip(None, 700))
+    total = np.zeros(log_weight.models)
+    np.add.at(total, j[above], odds)
+    return some[above], odds, total
+
+
 def _exact(
     log_weight: Edges, members: Int[np.ndarray, "members"], edges: Int[np.ndarray, "some"], forest: Forest
 ) -> None:
@@ -135,18 +190,14 @@ def _local(log_weight: Edges, members: Int[np.ndarray, "members"], forest: Fores
     """
     parent, inside = forest.parent, np.zeros(log_weight.models, dtype=bool)
     inside[members] = True
-    order, size = _tree_order(parent)
-    at = np.empty(len(order), dtype=np.int64)
-    at[order] = np.arange(len(order))
+    order, _ = _tree_order(parent)
     some = np.flatnonzero(inside[log_weight.child] & (log_weight.parent != log_weight.child))
     i, j, value = log_weight.parent[some], log_weight.child[some], log_weight.value[some]
-    above = ~((at[i] >= at[j]) & (at[i] < at[j] + size[j]))  # no descendant of j
     own, back = np.full(log_weight.models, -np.inf), np.full(log_weight.models, -np.inf)
     mine, turned = i == parent[j], parent[i] == j
     np.maximum.at(own, j[mine], value[mine])
     np.maximum.at(back, i[turned], value[turned])
-    total = np.zeros(log_weight.models)
-    np.add.at(total, j[above], np.exp((value[above] - own[j[above]]).clip(None, 700)))
+    total = _against_own(log_weight, some, parent)[2]
     has = inside & (parent >= 0)
     forest.adjacency[has] = 1 / total[has].clip(1)
     gain = np.where(np.isfinite(own), back, -np.inf) - np.where(np.isfinite(own), own, 0)

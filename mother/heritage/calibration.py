@@ -110,7 +110,7 @@ def log_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int
     A model that others hang from for sure is a likelier parent of one more: of two that are nearly equal all children
     have the same. So degrees that are expected without the prior for hubs become that prior (once).
     """
-    alone = _own_weights(evidence, coefficients, forced)
+    alone = own_weights(evidence, coefficients, forced)
     return Weights(alone.parent + coefficients.hub * _hubs(alone), alone.beside)
 
 
@@ -118,7 +118,7 @@ def hub_prior_of(
     evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None
 ) -> Float[np.ndarray, "models models"]:
     """The prior for hubs, see `hub_prior`, from the log weights without it."""
-    return _hubs(_own_weights(evidence, coefficients, forced))
+    return _hubs(own_weights(evidence, coefficients, forced))
 
 
 def _hubs(alone: Weights) -> Float[np.ndarray, "models models"]:
@@ -135,7 +135,7 @@ def hub_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray
     return others + others.T
 
 
-def _own_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None) -> Weights:
+def own_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None) -> Weights:
     """The log weights without the prior for hubs."""
     near, parent = shared_terms(evidence, coefficients), parent_terms(evidence, coefficients)
     shared = sum(near.values())

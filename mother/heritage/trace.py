@@ -67,27 +67,49 @@ def trace_sketches(
     """
     aligned = align(sorted(sketches, key=lambda sketch: sketch.model))
     sketches = aligned.sketches
+    heritage, second = measure(sketches, device, error, progress, keep)
+    heritage = recover_clusters(heritage, coefficients or read_coefficients())
+    ranks = Snapshot(keep / "kinds.npz" if keep else None, second.key)
+    edges = [(parent, child) for cluster in heritage.clusters for child, parent in cluster.parents.items()]
+    scaled = row_scaled_ranks(heritage, sketches, edges, ranks)
+    return replace(heritage, row_scaled=scaled, matched=aligned.matched)
+
+
+def measure(
+    sketches: Sequence[Sketch],
+    device: torch.device,
+    error: float,
+    progress: Progress = lambda title: lambda total: lambda *count: None,
+    keep: Path | None = None,
+    core: set[int] | None = None,
+) -> tuple[Heritage, Snapshot]:
+    """Both passes and exact relations, without trees; and the snapshot of the second pass. Sketches are sorted by id.
+
+    With a `core` (places) all models are taken for related, and what is measured is what edges to and from models of
+    the core need: their pairs, and the pairs of two models that one of them is compared with.
+    """
     first = first_pass_snapshot(sketches, keep)
     found = take_first_pass(sketches, device, progress("first pass"), first)
-    labels = related_components(found.relatedness, error)
+    related = core is None
+    labels = related_components(found.relatedness, error) if related else np.zeros(len(sketches), dtype=np.int64)
     aliases = find_aliases(found)
     singles = [place for place in range(len(found.models)) if place not in aliases]
     casts = find_casts(found, singles, labels)
     not_trained = {place for place in singles if is_not_trained(found, place, casts)}
-    candidates, neighbours = candidate_pairs(found, labels, aliases, not_trained)
+    candidates, neighbours = candidate_pairs(found, labels, aliases, not_trained, core)
     grids = [common_grid(facts.grids) for facts in found.facts]
     bits = [mantissa(facts) for facts in found.facts]
     looked_at = hashlib.sha256(repr((found.models, candidates, neighbours, grids, bits)).encode()).hexdigest()
     second = Snapshot(keep / "second_pass.npz" if keep else None, first.key | {"pairs": looked_at})
     second_pass = take_second_pass(
-        sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second
+        sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second, core
     )
+    if core is not None:  # merges are looked for among the neighbours of a model
+        near = [some if place in core else [] for place, some in enumerate(neighbours)]
+        second_pass = replace(second_pass, neighbours=near)
     relations = exact_relations(sketches, found, second_pass, casts)
-    heritage = Heritage(found, second_pass, labels, aliases, relations, not_trained, [], first.before + second.before)
-    heritage = recover_clusters(heritage, coefficients or read_coefficients())
-    ranks = Snapshot(keep / "kinds.npz" if keep else None, second.key)
-    scaled = row_scaled_ranks(heritage, sketches, ranks)
-    return replace(heritage, row_scaled=scaled, matched=aligned.matched)
+    reused = first.before + second.before
+    return Heritage(found, second_pass, labels, aliases, relations, not_trained, [], reused), second
 
 
 def first_pass_snapshot(sketches: Sequence[Sketch], keep: Path | None) -> Snapshot:
@@ -100,25 +122,22 @@ def first_pass_snapshot(sketches: Sequence[Sketch], keep: Path | None) -> Snapsh
 
 
 def row_scaled_ranks(
-    heritage: Heritage, sketches: Sequence[Sketch], snapshot: Snapshot
+    heritage: Heritage, sketches: Sequence[Sketch], edges: Sequence[tuple[int, int]], snapshot: Snapshot
 ) -> dict[tuple[int, int], int | None]:
-    """Ranks of DoRA: by (parent, child) of the trees' edges of full rank, None where the update was none."""
+    """Ranks of DoRA: by (parent, child) of those of the edges that are of full rank, None where the update was none."""
     known = {(parent, child): rank for parent, child, rank in (snapshot.load() or (0, {}, []))[2]}
     second_pass, found = heritage.second_pass, {}
-    for cluster in heritage.clusters:
-        for child, parent in cluster.parents.items():
-            p = second_pass.number(parent, child)
-            if child in heritage.relations or p is None or is_lora(second_pass, p):
-                continue
-            full = np.flatnonzero((second_pass.arrays["energy"][:, p] > 0) & (second_pass.arrays["full"][:, p] > 0))
-            if not len(full):
-                continue
-            if (parent, child) not in known:
-                # The matrix with the fewest columns: the search for a row space goes by their square.
-                layer = min(
-                    (second_pass.layers[row] for row in full), key=lambda layer: sketches[parent].shapes[layer][1]
-                )
-                known[parent, child] = row_scaled_rank(sketches[parent].read(layer), sketches[child].read(layer))
-            found[parent, child] = known[parent, child]
+    for parent, child in edges:
+        p = second_pass.number(parent, child)
+        if child in heritage.relations or p is None or is_lora(second_pass, p):
+            continue
+        full = np.flatnonzero((second_pass.arrays["energy"][:, p] > 0) & (second_pass.arrays["full"][:, p] > 0))
+        if not len(full):
+            continue
+        if (parent, child) not in known:
+            # The matrix with the fewest columns: the search for a row space goes by their square.
+            layer = min((second_pass.layers[row] for row in full), key=lambda layer: sketches[parent].shapes[layer][1])
+            known[parent, child] = row_scaled_rank(sketches[parent].read(layer), sketches[child].read(layer))
+        found[parent, child] = known[parent, child]
     snapshot.save(1, lambda: ({}, [[*ends, rank] for ends, rank in found.items()]), now=True)
     return found

@@ -93,18 +93,14 @@ def _recover_cluster(
     coefficients: Coefficients,
 ) -> Cluster:
     """Evidence, marginals and the most probable tree of one cluster."""
-    made = not_trained | {place for place in members if place in relations}
-    rounded = {place for place in not_trained if is_rough(first_pass, place)}
-    altered = made - {place for place in members if place in relations and relations[place].kind == "merge"}
+    evidence, forced = gather_all(first_pass, second_pass, square, members, relations, not_trained)
     casts = {child: one.parents[0] for child, one in relations.items() if one.kind == "cast"}
-    evidence = gather(first_pass, second_pass, square, members, altered, rounded)
     place = {member: at for at, member in enumerate(members)}
-    forced = {place[m]: place[relations[m].parents[0]] for m in members if m in relations}
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(first_pass.facts[member]) for member in members]
     _prefer_casts(weights.parent, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
     known = [(p, m) for m in members if m in relations for p in relations[m].parents]
-    _none_of_another(weights.parent, [place[m] for m in members if is_quantized(first_pass.facts[m])], forced)
+    none_of_another(weights.parent, [place[m] for m in members if is_quantized(first_pass.facts[m])], forced)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
     tree, weights = _acyclic_tree(weights, members, known)
@@ -114,6 +110,24 @@ def _recover_cluster(
     parents, hidden = read_tree(tree, weights, members)
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
     return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
+
+
+def gather_all(
+    first_pass: FirstPass,
+    second_pass: SecondPass,
+    square: Float[np.ndarray, "models models"],
+    members: list[int],
+    relations: dict[int, Relation],
+    not_trained: set[int],
+    core: set[int] | None = None,
+) -> tuple[Evidence, dict[int, int]]:
+    """Evidence among some models, and the parents known exactly, as places among these; `core` is as in gather."""
+    made = not_trained | {place for place in members if place in relations}
+    rounded = {place for place in not_trained if is_rough(first_pass, place)}
+    altered = made - {place for place in members if place in relations and relations[place].kind == "merge"}
+    evidence = gather(first_pass, second_pass, square, members, altered, rounded, core)
+    place = {member: at for at, member in enumerate(members)}
+    return evidence, {place[m]: place[relations[m].parents[0]] for m in members if m in relations}
 
 
 def _prefer_casts(
@@ -130,7 +144,7 @@ def _prefer_casts(
         weights[cast, alike], weights[original, alike] = best, best - RECAST
 
 
-def _none_of_another(
+def none_of_another(
     weights: Float[np.ndarray, "members members"], quantized: list[int], forced: dict[int, int]
 ) -> None:
     """No quantized model is made from another one, unless its codes say so: two of an absent one are siblings.
@@ -194,7 +208,13 @@ def read_tree(tree: dict[int, int], weights: Weights, members: list[int]) -> tup
     Models beside one another hang from one that is not there, which itself hangs where the first of them does. The
     first keeps its own parent: it may have been made from that one directly. Of the root nobody knows the parent.
     """
-    beside = {child: at for child, at in tree.items() if weights.beside[at, child] > weights.parent[at, child]}
+    below = {child for child, at in tree.items() if weights.beside[at, child] > weights.parent[at, child]}
+    return hang(tree, below, members)
+
+
+def hang(tree: dict[int, int], below: set[int], members: list[int]) -> tuple[dict[int, int], list[Hidden]]:
+    """The same, where `below` are the models that hang beside another one, from one that is not there."""
+    beside = {child: tree[child] for child in below}
     families: dict[int, list[int]] = {}
     for child in sorted(beside):
         first = beside[child]

@@ -50,6 +50,12 @@ def _packed(heritage: Heritage, child: int) -> dict[str, Any]:
     return {} if storage is None else {"format": str(storage)}
 
 
+def pair_facts(heritage: Heritage, parent: int, child: int) -> dict[str, Any]:
+    """What is said of an edge between two models if training made it, but for probabilities."""
+    facts = _training_kind(heritage, parent, child) | _packed(heritage, child)
+    return facts | {"compared": _round(heritage.first_pass.compared(parent, child))}
+
+
 def _others(models: list[str], cluster: Cluster, child: int, named: set[int]) -> dict[str, list[str]]:
     """The attribute that lists other models that may be the parent as well, the most probable first."""
     probability = cluster.probability[:, child]
@@ -85,11 +91,10 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             forth = float(cluster.probability[place[parent], place[child]])
             back = float(cluster.probability[place[child], place[parent]])
             arrow = forth / max(forth + back, 1e-300)
-            facts = _training_kind(heritage, parent, child) | _packed(heritage, child)
+            facts = pair_facts(heritage, parent, child)
             facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
             facts["direction"] = "known" if arrow >= KNOWN else "unknown"
             facts |= _others(models, cluster, place[child], {place[parent]})
-            facts["compared"] = _round(heritage.first_pass.compared(parent, child))
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
         if hidden.parent is not None:

@@ -18,6 +18,7 @@ from mother.errors import CheckpointError
 from mother.evidence.keys import sketch_key
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.index.engine import Engine
+from mother.index.others import shapes_text
 from mother.index.signature import group_of, signature_of
 from mother.index.store import Index, open_index
 from mother.io.checkpoint import Checkpoint
@@ -79,7 +80,7 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
     index = open_index(Path(folder))
     chosen = [Source.from_json(one) for one in sources]
     by_id = {one.id: one for one in chosen}
-    opened, left_out = open_all((one.id, one.location, one.base) for one in chosen)
+    opened, left_out = open_all(one.opened_by() for one in chosen)
     missing = [one for one in opened if not _is_there(one, index.entries, before.get(one.model))]
     with nullcontext(folder) if index.keep else TemporaryDirectory() as room:
         taken = sketch_models(missing, Path(room) / "sketches", index.entries)
@@ -106,7 +107,8 @@ def _is_there(checkpoint: Checkpoint, entries: int, key: str | None) -> bool:
 
 def _place(source: Source) -> dict[str, Any]:
     claims = json.dumps([vars(claim) for claim in source.claims])
-    return {"id": source.id, "location": source.location, "base": source.base, "claims": claims}
+    place = {"id": source.id, "location": source.location, "base": source.base, "state": source.state}
+    return place | {"claims": claims}
 
 
 def tensor_numbers(digests: Mapping[str, str]) -> list[int]:
@@ -122,6 +124,7 @@ def row_of(sketch: Sketch, source: Source, index: Index) -> dict[str, Any]:
     return _place(source) | {
         "key": sketch.key,
         "group": group_of(sketch.shapes),
+        "shapes": shapes_text(sketch.shapes),
         "signature": signature_of(sketch, index.entries, index.samples),
         "tensors": tensor_numbers(facts.digests),
         "facts": json.dumps(said),

@@ -29,9 +29,9 @@ def recover_family(index: Index, found: Found, model: str, folder: Path, error: 
         raise InputError(f"the family of {model} has {len(members)} models, and {LARGEST} are recovered whole at most.")
     known = []
     (folder / "models").mkdir(parents=True, exist_ok=True)
-    for row in index.rows(["id", "location", "base", "key"]):
+    for row in index.rows(["id", "location", "base", "state", "key"]):
         if row["id"] in members:
-            known.append((Source(row["id"], row["location"], row["base"]), row["key"]))
+            known.append((Source(row["id"], row["location"], row["base"], (), row["state"]), row["key"]))
             for suffix in (".safetensors", ".json"):
                 _lend(index.sketches / f"{row['key']}{suffix}", folder / "models" / f"{row['key']}{suffix}")
     return recover_sources([], folder, torch.device("cpu"), error, index.entries, known=known)

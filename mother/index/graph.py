@@ -7,27 +7,28 @@ the weights: kinds and arrows are unknown then.
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mother.errors import InputError
-from mother.graph.acyclic import find_circle
 from mother.graph.model_graph import Edge, ModelGraph
-from mother.graph.sparse import EXACT, Edges, Forest, most_probable_forest
+from mother.graph.sparse import EXACT, Edges
 from mother.heritage.calibration import read_coefficients
-from mother.heritage.typed_graph import KNOWN
 from mother.index.blocks import BLOCK, CORE, cut
 from mother.index.candidates import Near
 from mother.index.engine import Engine
 from mother.index.groups import Group, group_names, load_group, members_of
 from mother.index.store import Index, arrow
-from mother.index.traced import ALIAS, EDGE, LEFT_OUT, NODE, OFFER, trace_models
+from mother.index.traced import ALIAS, EDGE, LEFT_OUT, NODE, OFFER, trace_models, trace_schema
+from mother.index.trees import best_edges
 from mother.io.runtime import code_digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WHOLE = 200  # budget: models of a family that is traced as a whole, as by recover.py
 
@@ -80,8 +81,8 @@ def index_graph(
         group = load_group(index, name, tests, error, control)
         found.recall = min(found.recall, group.near.recall)
         _add_models(found, group)
-        for ids, rows in _traced(index, group, work, engine, error, sizes):
-            _add_family(found, group.name, ids, rows, sizes)
+        for ids, table in _traced(index, group, work, engine, error, sizes):
+            _add_family(found, group.name, ids, table, sizes)
         step(size)
     _number_trees(found)
     return found
@@ -107,13 +108,13 @@ def _add_models(found: Found, group: Group) -> None:
 
 def _traced(
     index: Index, group: Group, work: Path, engine: Engine, error: float, sizes: Sizes
-) -> Iterator[tuple[list[str], list[dict]]]:
-    """(ids, rows) of each family of a group; traces those that are not in `work` yet."""
+) -> Iterator[tuple[list[str], "pa.Table"]]:
+    """(ids, what was traced) of each family of a group; traces those that are not in `work` yet."""
     jobs, of_family = [], []
     for members, near in members_of(group):
         ids = [group.ids[place] for place in members]
         if not index.keep:
-            yield ids, signature_rows(group.ids, near)
+            yield ids, signature_offers(group.ids, near)
             continue
         parts, outs = [(None, members.tolist())], []
         if len(members) > sizes.whole:
@@ -128,33 +129,45 @@ def _traced(
         of_family.append((ids, outs))
     for _ in engine.run(trace_models, jobs):
         pass
+    pa, _ = arrow()
     for ids, outs in of_family:
-        yield ids, [row for out in outs for row in read_rows(out)]
+        yield ids, pa.concat_tables([read_traced(out) for out in outs])
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_traced(path: Path) -> "pa.Table":
     """What `trace_models` wrote. Raises InputError where it is damaged."""
     pa, parquet = arrow()
     try:
-        return parquet.read_table(path).to_pylist()
+        return parquet.read_table(path, schema=trace_schema())
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read ({error}). Remove it, and run again.") from None
 
 
-def signature_rows(ids: Sequence[str], near: Near) -> list[dict]:
+def signature_offers(ids: Sequence[str], near: Near) -> "pa.Table":
     """Offers of parents from distances of signatures alone, both ways alike: nothing here tells arrows or kinds."""
+    pa, _ = arrow()
     slope = read_coefficients().structure[0]  # of the log of a squared distance
-    rows = []
-    for i, j, square in zip(near.first.tolist(), near.second.tolist(), near.square.tolist()):
-        for parent, child in ((i, j), (j, i)):
-            weight = float(slope * np.log(max(square, 1e-12)))
-            offer = {"what": OFFER, "parent": ids[parent], "child": ids[child], "weight": weight, "facts": "{}"}
-            rows.append(offer)
-    return rows
+    weight = slope * np.log(near.square.clip(1e-12))
+    ends = [[ids[place] for place in some.tolist()] for some in (near.first, near.second)]
+    count, nothing = 2 * len(weight), np.zeros(2 * len(weight))
+    columns = {
+        "what": [OFFER] * count,
+        "parent": ends[0] + ends[1],
+        "child": ends[1] + ends[0],
+        "weight": np.r_[weight, weight],
+        "beside": nothing - np.inf,
+        "between": nothing,
+        "most": nothing,
+        "own": nothing == 0,
+        "facts": ["{}"] * count,
+    }
+    return pa.table(columns, trace_schema())
 
 
-def _add_family(found: Found, group: str, ids: list[str], rows: list[dict], sizes: Sizes) -> None:
+def _add_family(found: Found, group: str, ids: list[str], table: "pa.Table", sizes: Sizes) -> None:
     """Put what was traced of a family into the graph: as it is, or as the most probable tree of all offers."""
+    is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
+    rows = table.take(np.flatnonzero(~is_offer)).to_pylist()
     for row in rows:
         facts = json.loads(row["facts"])
         if row["what"] == NODE:
@@ -168,8 +181,8 @@ def _add_family(found: Found, group: str, ids: list[str], rows: list[dict], size
             found.nodes.pop(row["child"], None)
         elif row["what"] == ALIAS:
             _make_alias(found, row["child"], row["parent"])
-    if any(row["what"] == OFFER for row in rows):
-        found.edges += best_edges(found, [one for one in ids if one in found.nodes], rows, sizes)
+    if is_offer.any():
+        found.edges += best_edges(found.nodes, [one for one in ids if one in found.nodes], table, sizes.exact)
     else:
         found.edges += [
             Edge(row["parent"], row["child"], json.loads(row["facts"])) for row in rows if row["what"] == EDGE
@@ -181,63 +194,3 @@ def _make_alias(found: Found, copy: str, original: str) -> None:
     if copy in found.nodes and original in found.nodes and copy != original:
         more = found.nodes.pop(copy).get("aliases", [])
         found.nodes[original]["aliases"] = sorted({*found.nodes[original].get("aliases", []), copy, *more})
-
-
-def best_edges(found: Found, ids: list[str], rows: list[dict], sizes: Sizes) -> list[Edge]:
-    """The edges of the most probable forest of a family by its offers, typed, and the further parents of merges."""
-    place = {one: at for at, one in enumerate(ids)}
-    rows = [row for row in rows if row["parent"] in place and row["child"] in place]
-    offers = {(place[row["parent"]], place[row["child"]]): row for row in rows if row["what"] == OFFER}
-    exact: dict[int, dict[int, dict]] = defaultdict(dict)
-    for row in rows:
-        if row["what"] == EDGE:
-            exact[place[row["child"]]][place[row["parent"]]] = json.loads(row["facts"])
-    forest = _without_circles(offers, exact, len(ids), sizes)
-    edges = []
-    for at, one in enumerate(ids):
-        found.nodes[one] |= {"root": round(float(forest.root[at]), 4), "how": how(forest, at)}
-        parent = int(forest.parent[at])
-        if parent in exact[at]:
-            sure = {"adjacency": 1.0, "arrow": 1.0, "direction": "known", "how": "exact relation"}
-            edges += [Edge(ids[other], one, facts | sure) for other, facts in exact[at].items()]
-        elif parent >= 0:
-            edges.append(Edge(ids[parent], one, tree_facts(forest, at, json.loads(offers[parent, at]["facts"]))))
-    return edges
-
-
-def _without_circles(
-    offers: dict[tuple[int, int], dict], exact: dict[int, dict[int, dict]], models: int, sizes: Sizes
-) -> Forest:
-    """The most probable forest that closes no circle with the further parents of merges.
-
-    Of each circle the least sure of the tree's edges is taken out of `offers`.
-    """
-    while True:
-        pairs = np.array(list(offers), dtype=np.int64).reshape(-1, 2)
-        values = np.array([row["weight"] for row in offers.values()], dtype=np.float64)
-        forest = most_probable_forest(Edges(models, pairs[:, 0], pairs[:, 1], values), sizes.exact)
-        tree = [(int(parent), child) for child, parent in enumerate(forest.parent) if parent >= 0]
-        merged = [(other, child) for parent, child in tree if parent in exact[child] for other in exact[child]]
-        circle = find_circle([*tree, *merged])
-        if not circle:
-            return forest
-        drop = [edge for edge in circle if edge in offers and edge[0] not in exact[edge[1]]] or circle
-        drop = [edge for edge in drop if forest.parent[edge[1]] == edge[0]]
-        if not drop:  # merges of each other: no more than one parent of theirs is told
-            for _, child in circle:
-                exact[child] = {}
-            continue
-        del offers[min(drop, key=lambda edge: forest.adjacency[edge[1]])]
-
-
-def how(forest: Forest, at: int) -> str:
-    """Whether probabilities are exact or local."""
-    return "exact" if forest.exact[at] else "local"
-
-
-def tree_facts(forest: Forest, at: int, facts: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of the edge into a model."""
-    adjacency, arrow_ = round(float(forest.adjacency[at]), 4), round(float(forest.arrow[at]), 4)
-    direction = "known" if arrow_ >= KNOWN else "unknown"
-    said = {"kind": None, "adjacency": adjacency, "arrow": arrow_, "direction": direction, "how": how(forest, at)}
-    return said | facts

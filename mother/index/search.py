@@ -1,8 +1,9 @@
 """What is one model made from? Its nearest relatives in an index, from signatures first, then from sketches.
 
-The model is read. Of the index the signatures of models of its shapes are gone through twice, some at a time, and the
-sketches of the candidates are opened. A candidate whose sketch is not kept is read, if that can be; else signatures
-alone speak of it.
+The model is read. Of the index the signatures of models of its shapes are gone through twice, some at a time, those of
+a few groups of other names or shapes as well (mother/index/others.py), and the sketches of the candidates are opened:
+of all that are related by their signatures, and of near misses. A candidate whose sketch is not kept is read, if that
+can be; else signatures alone speak of it.
 """
 
 from collections import Counter
@@ -23,6 +24,7 @@ from mother.heritage.trace import trace_sketches
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import KNOWN
 from mother.index.build import tensor_numbers
+from mother.index.others import other_groups
 from mother.index.related import scores, significant
 from mother.index.signature import group_of, signature_of
 from mother.index.store import Index, signatures, tensor_digests
@@ -34,6 +36,7 @@ PROBES = 32  # budget: nearest models whose own neighbours are looked for hubs a
 SHARING = 3  # budget: models that share most tensors
 VOTES = 4  # budget: neighbours of each of these that count
 SHOWN = 10  # relatives that are told
+NEAR_MISS = 3.0  # score of signatures from which more is looked at: sketches tell whether the two are related
 CACHED = 1 << 28  # budget: values in float16 that are kept between the passes of a search
 ROWS = 1024  # budget: signatures that are held in float32 at a time
 
@@ -127,22 +130,21 @@ class Scan:
 def search_index(
     index: Index, source: Source, error: float = 0.01, control: str = "family", by_sketch: bool = True
 ) -> tuple[str, int, list[Relative]]:
-    """(id of the model, models of its shapes in the index, its relatives, likeliest first).
+    """(id of the model, models of the index that it was compared with, its relatives, likeliest first).
 
     Raises InputError where the model cannot be read.
     """
     with TemporaryDirectory() as room:
         sketch = _read([source], Path(room), index.entries)[0]
-        own = signature_of(sketch, index.entries, index.samples).astype(np.float32)
-        scan = Scan(index, group_of(sketch.shapes))
-        there = index.rows(["id", "location", "base", "key"], scan.group)
-        if not there:
+        group = group_of(sketch.shapes)
+        groups = [(group, sketch, sketch.shapes)]
+        groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, Path(room)))
+        rows, z, square, tests = _candidates(index, groups)
+        if not tests:
             return sketch.model, 0, []
-        chosen, z, square = candidates_of(scan, own, tensor_numbers(sketch.facts.digests))
-        related = significant(z, len(there), error, control)
-        rows = [there[place] for place in chosen]
-        fitting = [row for row, fits in zip(rows, related) if fits]
-        known = _by_sketch(index, sketch, fitting, Path(room)) if by_sketch else {}
+        related = significant(z, tests, error, control)
+        fitting = [row for row, fits, score in zip(rows, related, z) if fits or score > NEAR_MISS]
+        known = _by_sketch(index, sketch, fitting, Path(room), error / tests) if by_sketch else {}
         found = [known.get(row["id"]) or _by_signature(row, bool(fits)) for row, fits in zip(rows, related)]
     found = [
         replace(one, z=round(float(score), 2), distance=round(float(far) ** 0.5, 6))
@@ -150,12 +152,51 @@ def search_index(
     ]
     order = {"copy": 0, "parent": 1, "child": 1, "parent or child": 1, "related": 2, "unrelated": 3}
     found.sort(key=lambda one: (order[one.verdict], -(one.probability or 0) * (one.arrow or 0), one.distance))
-    return sketch.model, len(there), found[:SHOWN]
+    return sketch.model, tests, found[:SHOWN]
+
+
+def _candidates(
+    index: Index, groups: Sequence[tuple[str, Sketch, dict]]
+) -> tuple[list[dict], Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"], int]:
+    """Rows of the candidates of all groups, scores and squared distances; and how many models there are in these."""
+    rows, z, square, tests = [], [np.zeros(0)], [np.zeros(0)], 0
+    for name, sketch, shapes in groups:
+        there = index.rows(["id", "location", "base", "state", "key"], name)
+        if there:
+            own = signature_of(sketch, index.entries, index.samples, shapes).astype(np.float32)
+            chosen, score, far = candidates_of(Scan(index, name), own, tensor_numbers(sketch.facts.digests))
+            rows += [there[place] for place in chosen]
+            z.append(score)
+            square.append(far)
+            tests += len(there)
+    return rows, np.concatenate(z), np.concatenate(square), tests
+
+
+def _some_of(index: Index, group: str, most: int, room: Path) -> list[Sketch]:
+    """Sketches of some models of a group, evenly over it: those that are kept, else of one that can be read."""
+    rows = index.rows(["id", "location", "base", "state", "key"], group)
+    kept = [_kept(index, row) for row in rows[:: -(-len(rows) // most)]]
+    if found := [one for one in kept if one is not None]:
+        return found
+    for row in rows[:most]:
+        try:
+            return _read([_source(row)], room, index.entries)
+        except (InputError, CheckpointError, OSError):
+            continue
+    return []
+
+
+def _kept(index: Index, row: dict) -> Sketch | None:
+    return kept_sketch(index.sketches / f"{row['key']}.safetensors", row["key"])
+
+
+def _source(row: dict) -> Source:
+    return Source(row["id"], row["location"], row["base"], (), row["state"])
 
 
 def _read(sources: Sequence[Source], room: Path, entries: int) -> list[Sketch]:
     """Sketches of models that are read now. Raises InputError where one cannot be."""
-    opened, left_out = open_all((one.id, one.location, one.base) for one in sources)
+    opened, left_out = open_all(one.opened_by() for one in sources)
     taken = sketch_models(opened, room, entries)
     for why in (left_out | taken.left_out).values():
         raise InputError(why)
@@ -187,21 +228,21 @@ def _by_signature(row: dict, related: bool) -> Relative:
     return Relative(row["id"], row["location"], verdict, None, None, None, 0.0, 0.0, "signature", {})
 
 
-def _by_sketch(index: Index, sketch: Sketch, rows: list[dict], room: Path) -> dict[str, Relative]:
+def _by_sketch(index: Index, sketch: Sketch, rows: list[dict], room: Path, error: float) -> dict[str, Relative]:
     """What sketches say of the model and each of its candidates; those that cannot be had are left out."""
     sketches = []
     for row in rows:
-        kept = kept_sketch(index.sketches / f"{row['key']}.safetensors", row["key"])
+        kept = _kept(index, row)
         if kept is None:
             try:
-                kept = _read([Source(row["id"], row["location"], row["base"])], room, index.entries)[0]
+                kept = _read([_source(row)], room, index.entries)[0]
             except (InputError, CheckpointError, OSError):
                 continue
         sketches.append(replace(kept, model=row["id"]))
     if not sketches:
         return {}
     name = "\0"  # no id in an index is this: the model may be in it
-    heritage = trace_sketches([replace(sketch, model=name), *sketches], torch.device("cpu"))
+    heritage = trace_sketches([replace(sketch, model=name), *sketches], torch.device("cpu"), error)
     models = heritage.first_pass.models
     by_id = {row["id"]: row for row in rows}
     return {one: _told(heritage, models.index(name), models.index(one), by_id[one]) for one in models if one != name}

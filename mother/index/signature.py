@@ -49,22 +49,28 @@ def _shuffled(group: str, count: int) -> Int[np.ndarray, "count"]:
     return np.random.default_rng(int(group, 16)).permutation(count)
 
 
-def signature_of(sketch: Sketch, limit: int, samples: int = SAMPLES) -> Float[np.ndarray, "samples"]:
+def signature_of(
+    sketch: Sketch, limit: int, samples: int = SAMPLES, among: Shapes | None = None
+) -> Float[np.ndarray, "samples"]:
     """The signature of a model, in float16; shorter where it has fewer weights. `limit` is that of its sketch.
 
+    Among models of other shapes it is at their places, and 0 where the model lacks a matrix.
     Raises CheckpointError where the sketch was damaged.
     """
-    layers = sorted(sketch.shapes, key=sort_key)
-    shapes = [sketch.shapes[layer] for layer in layers]
+    among = sketch.shapes if among is None else among
+    layers = sorted(among, key=sort_key)
+    shapes = [among[layer] for layer in layers]
     kept = np.array([int(np.prod(kept_shape(*shape, limit))) for shape in shapes])
     count = counts(np.array([rows * columns for rows, columns in shapes]), kept, samples)
-    names = [sketch.kept.layers[layer] for layer in layers]
-    read = sketch.kept.read_tensors(names)
+    there = [layer for layer in layers if sketch.shapes.get(layer) == among[layer]]
     values = []
-    for layer, shape, size, some, name in zip(layers, shapes, kept.tolist(), count, names):
-        part = read[name].numpy().reshape(-1).astype(np.float64)
+    for layer, shape, size, some in zip(layers, shapes, kept.tolist(), count):
+        if layer not in there:
+            values.append(np.zeros(some))
+            continue
+        part = sketch.read(layer).numpy().reshape(-1).astype(np.float64)
         scale = 2.0 ** round(np.log2(shape[1]) / 2)
         values.append((part[_places(str(layer), *shape, size, some)] - part.mean()) * scale)
     joined = np.concatenate(values)
-    order = _shuffled(group_of(sketch.shapes), len(joined))
+    order = _shuffled(group_of(among), len(joined))
     return joined[order].clip(-LARGEST, LARGEST).astype(np.float16)

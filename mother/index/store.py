@@ -24,7 +24,7 @@ from mother.io.files import write_atomically, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "mother-index/1"
+FORMAT = "mother-index/2"
 FULL = 8192  # budget: models of a shard that stays as it is
 ROW_GROUP = 512  # budget: models that are read at a time where one group is looked for
 SETTINGS, SHARDS, SKETCHES = "index.json", "shards", "sketches"
@@ -49,8 +49,10 @@ def schema() -> "pa.Schema":
             ("id", text),
             ("location", text),
             ("base", text),  # of an adapter: where the model is that it belongs to
+            ("state", text),  # of several sets of weights in a checkpoint, which
             ("key", text),  # equal for equal files and versions; null where the model could not be read
             ("group", text),  # digest of names and shapes
+            ("shapes", text),  # JSON: (block, kind, rows, columns) of each matrix
             ("signature", pa.list_(pa.float16())),
             ("tensors", pa.list_(pa.uint64())),  # of each tensor 64 bits of the digest of name and values, ascending
             ("facts", text),  # JSON: half precisions that hold all weights, share of zeros, weights

@@ -4,8 +4,7 @@ The functions are those of method "map" for any collection. What a worker finds 
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,45 @@ from typing import Any
 import numpy as np
 import torch
 
+from mother.evidence.alignment import align
+from mother.evidence.candidates import comparable_square
+from mother.evidence.edges import Evidence
+from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, kept_sketch
-from mother.heritage.calibration import log_weights
-from mother.heritage.trace import trace_sketches
-from mother.heritage.trees import Cluster, Heritage
-from mother.heritage.typed_graph import build_graph
+from mother.heritage import typed_graph
+from mother.heritage.calibration import Weights, blocked, own_weights, read_coefficients
+from mother.heritage.quantized import is_quantized
+from mother.heritage.trace import measure, row_scaled_ranks, trace_sketches
+from mother.heritage.trees import Cluster, Heritage, gather_all, none_of_another
 from mother.index.store import arrow, open_index
 from mother.io.files import write_atomically
+from mother.io.snapshots import Snapshot
 
-OFFER, EDGE, NODE, ALIAS, LEFT_OUT = "offer", "edge", "node", "alias", "left out"  # what a row of a trace is
-
-GONE = "its sketch is damaged or gone. Remove its shard, and build the index again."
+# What a row of a trace is.
+OFFER, EDGE, NODE, ALIAS, STORED, LEFT_OUT = "offer", "edge", "node", "alias", "stored", "left out"
+LIKELY = 2  # budget: offers of each model of a core whose update is searched for the form of DoRA
 
 
 def trace_schema() -> Any:
-    """The columns of what is traced: `weight` is the log weight of an offer, `facts` are JSON."""
+    """The columns of what is traced. Of an offer, a parent that a model may have:
+
+    weight, beside   log weights that it is the parent, and that both have one that is not there, without these three:
+    between          what models in the middle take from both
+    most             log of how many entries the model has in common with the one that it shares most with, there
+    own              whether the child is of the core of its block: what others say of it is for want of more
+    """
     pa, _ = arrow()
-    text = pa.string()
-    return pa.schema([("what", text), ("parent", text), ("child", text), ("weight", pa.float64()), ("facts", text)])
+    numbers = ("weight", "beside", "between", "most")
+    columns = [("what", pa.string()), ("parent", pa.string()), ("child", pa.string())]
+    columns += [(name, pa.float64()) for name in numbers]
+    return pa.schema([*columns, ("own", pa.bool_()), ("facts", pa.string())])
 
 
 def trace_models(folder: str, models: list[tuple[str, str]], core: list[str] | None, error: float, out: str) -> str:
     """Trace models, given as (id, key of the sketch), and write what was found to `out`; for a worker.
 
     Without a core they are a whole family: its nodes and edges are final. Else for each model of the core the parents
-    that it may have, with their log weights.
+    and children that it may have, with their log weights.
     """
     index = open_index(Path(folder))
     sketches, rows = [], []
@@ -53,10 +66,12 @@ def trace_models(folder: str, models: list[tuple[str, str]], core: list[str] | N
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            heritage = trace_sketches(sketches, torch.device("cpu"), error)
+            if core is None:
+                rows += whole_rows(trace_sketches(sketches, torch.device("cpu"), error))
+            else:
+                rows += core_rows(sketches, set(core), error)
         finally:
             torch.set_num_threads(threads)
-        rows += whole_rows(heritage) if core is None else core_rows(heritage, sketches, set(core))
     pa, parquet = arrow()
     columns = {name: [row.get(name) for row in rows] for name in trace_schema().names}
     table = pa.table(columns, trace_schema())
@@ -64,61 +79,85 @@ def trace_models(folder: str, models: list[tuple[str, str]], core: list[str] | N
     return out
 
 
-def _row(what: str, parent: str | None = None, child: str = "", weight: float | None = None, facts: Any = None) -> dict:
-    return {"what": what, "parent": parent, "child": child, "weight": weight, "facts": json.dumps(facts or {})}
+def _row(what: str, parent: str | None = None, child: str = "", facts: Any = None, **values: Any) -> dict:
+    return {"what": what, "parent": parent, "child": child, "facts": json.dumps(facts or {}), **values}
 
 
 def whole_rows(heritage: Heritage) -> list[dict]:
     """Nodes and edges of a family that was traced as a whole."""
-    graph = build_graph("family", heritage)
+    graph = typed_graph.build_graph("family", heritage)
     rows = [_row(NODE, child=model, facts=facts) for model, facts in graph.nodes.items()]
     return rows + [_row(EDGE, edge.parent, edge.child, facts=edge.attributes) for edge in graph.edges]
 
 
-def core_rows(heritage: Heritage, sketches: Sequence[Sketch], core: set[str]) -> list[dict]:
-    """The parents that the models of the core may have, with log weights; and of merges and copies what is exact."""
-    models, rows = heritage.first_pass.models, []
-    for copy, original in heritage.aliases.items():
-        if models[copy] in core:
-            rows.append(_row(ALIAS, models[original], models[copy]))
-    for cluster in heritage.clusters:
-        weights = log_weights(cluster.evidence, cluster.coefficients, cluster.forced).parent
-        for i, j in zip(*np.nonzero(np.isfinite(weights))):
-            child = cluster.members[j]
-            looked = cluster.evidence.candidate[i, j] or cluster.forced.get(int(j)) == i
-            if looked and models[child] in core:
-                parent = cluster.members[i]
-                rows.append(_row(OFFER, models[parent], models[child], float(weights[i, j])))
-    offered = [(row["parent"], row["child"]) for row in rows if row["what"] == OFFER]
-    kinds = pair_facts(heritage, offered)
-    for row in rows:
-        if row["what"] == OFFER:
-            row["facts"] = json.dumps(kinds.get((row["parent"], row["child"]), {}))
+def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> list[dict]:
+    """Offers to and from the models that are chosen for the core; and of merges and copies what is exact."""
+    sketches = align(sorted(sketches, key=lambda sketch: sketch.model)).sketches
+    models = [sketch.model for sketch in sketches]
+    core = {place for place, model in enumerate(models) if model in chosen}
+    heritage, _ = measure(sketches, torch.device("cpu"), error, core=core)
+    first, copies = heritage.first_pass, heritage.aliases
+    rows = [_row(ALIAS, models[original], models[copy]) for copy, original in copies.items() if copy in core]
+    rows += [_row(STORED, child=models[place], weight=float(mantissa(first.facts[place]))) for place in sorted(core)]
+    members = [place for place in range(len(models)) if place not in copies]
+    square = comparable_square(first, turned=True)
+    known = heritage.relations, heritage.not_trained
+    evidence, forced = gather_all(first, heritage.second_pass, square, members, *known, core)
+    weights = own_weights(evidence, read_coefficients(), forced)
+    quantized = [at for at, member in enumerate(members) if is_quantized(first.facts[member])]
+    none_of_another(weights.parent, quantized, forced)
+    inside = [at for at, member in enumerate(members) if member in core]
+    some = list(_offered(evidence, weights, forced, set(inside)))
+    likely = [
+        (members[i], members[j])
+        for j in inside
+        for i in np.argsort(-weights.parent[:, j], kind="stable")[:LIKELY].tolist()
+        if np.isfinite(weights.parent[i, j])
+    ]
+    heritage.row_scaled = row_scaled_ranks(heritage, sketches, likely, Snapshot(None, {}))
+    middle = blocked(evidence, read_coefficients())
+    for i, j in some:
+        values = {
+            "weight": float(weights.parent[i, j] + middle[i, j]),
+            "beside": float(weights.beside[i, j] + middle[i, j]),
+            "between": float(middle[i, j]),
+            "most": float(evidence.most[j]),
+            "own": members[j] in core,
+        }
+        facts = typed_graph.pair_facts(heritage, members[i], members[j])
+        rows.append(_row(OFFER, models[members[i]], models[members[j]], facts, **values))
+    return rows + list(_relation_rows(heritage, core))
+
+
+def _offered(
+    evidence: Evidence, weights: Weights, forced: dict[int, int], inside: set[int]
+) -> Iterator[tuple[int, int]]:
+    """Which edges to and from models of a core are possible, as places among the members."""
+    looked = evidence.candidate.copy()
+    for child, parent in forced.items():
+        looked[parent, child] = True
+    for i, j in np.argwhere(looked & np.isfinite(weights.best)).tolist():
+        if i in inside or j in inside:
+            yield i, j
+
+
+def _relation_rows(heritage: Heritage, core: set[int]) -> Iterator[dict]:
+    """What made models of the core by exact operations."""
+    models = heritage.first_pass.models
     for child, relation in heritage.relations.items():
-        if models[child] in core:
+        if child in core:
             for parent in relation.parents:
                 facts = {"kind": relation.kind, **relation.attributes}
+                facts["compared"] = round(heritage.first_pass.compared(parent, child), 4)
                 if len(relation.parents) > 1 and "coefficients" in facts:
                     facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
-                rows.append(_row(EDGE, models[parent], models[child], facts=facts))
-    return rows
+                yield _row(EDGE, models[parent], models[child], facts)
 
 
 def pair_facts(heritage: Heritage, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
     """What the typed graph would say of each of these edges if training had made it: kind, rank, relative change."""
     place = {model: at for at, model in enumerate(heritage.first_pass.models)}
-    by_parent: dict[int, list[int]] = defaultdict(list)
-    for parent, child in pairs:
-        by_parent[place[parent]].append(place[child])
-    found = {}
-    for parent, children in by_parent.items():
-        cluster = next(one for one in heritage.clusters if parent in one.members)
-        star = replace(cluster, parents={child: parent for child in children if child != parent}, hidden=[])
-        graph = build_graph("star", replace(heritage, clusters=[star], relations={}))
-        for edge in graph.edges:
-            chosen = ("kind", "rank", "ranks", "dora", "relative_change", "compared", "note")
-            found[edge.parent, edge.child] = {name: edge.attributes[name] for name in chosen if name in edge.attributes}
-    return found
+    return {(one, other): typed_graph.pair_facts(heritage, place[one], place[other]) for one, other in pairs}
 
 
 def odds(cluster: Cluster, one: int, other: int) -> tuple[float, float]:

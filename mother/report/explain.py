@@ -15,9 +15,15 @@ ALIKE = 0.5  # share of the weights that two models must have in equal shapes to
 TRAINED = ("relatedness", "distance", "compared", "equal", "layers_changed", "layers_compared")
 
 
-def told(group: GroupEvidence | None, graph: ModelGraph, edge: Edge) -> dict[str, Any]:
-    """All that is said of an edge: its sentence, its reasons, its figures, and what would refute it."""
-    parents = sorted(one.parent for one in graph.edges if one.child == edge.child)
+def told(
+    group: GroupEvidence | None, graph: ModelGraph, edge: Edge, parents: list[str] | None = None
+) -> dict[str, Any]:
+    """All that is said of an edge: its sentence, its reasons, its figures, and what would refute it.
+
+    `parents` are all of the child, where they are known already.
+    """
+    if parents is None:
+        parents = sorted(one.parent for one in graph.edges if one.child == edge.child)
     facts = dict(edge.attributes)
     if facts.get("kind") == "merge":
         facts["parents"] = parents
@@ -63,6 +69,8 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
             ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
             return result | {"related": True} | ends | told(None, graph, edge)
     group = evidence.group_of(one)
+    if not evidence.groups:
+        return result | _by_graph(graph, [same_place(graph, model) for model in (one, other)])
     if group is None or group is not evidence.group_of(other):
         return result | {"related": None, "summary": "They cannot be compared: their weights have other shapes."}
     if nodes[0] == nodes[1]:
@@ -81,6 +89,20 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
             ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
             return result | {"related": True} | ends | told(group, graph, edge)
     return result | {"related": True} | _relatives(graph, group, nodes)
+
+
+def _by_graph(graph: ModelGraph, nodes: list[str]) -> dict[str, Any]:
+    """What the graph alone says of two models, where there are too many for evidence on pairs to be kept."""
+    if nodes[0] == nodes[1]:
+        return {"related": True, "summary": "Their weights are equal: they are copies."}
+    if graph.nodes[nodes[0]].get("tree") != graph.nodes[nodes[1]].get("tree"):
+        summary = "They are in different trees: no relation was found. Evidence on pairs of so many models is not kept."
+        return {"related": None, "summary": summary}
+    for edge in graph.edges:
+        if {edge.parent, edge.child} == set(nodes):
+            ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
+            return {"related": True} | ends | told(None, graph, edge)
+    return {"related": True} | _relatives(graph, None, nodes)
 
 
 def _way(ways: dict[str, list[str]], start: str, end: str) -> list[str]:
@@ -103,7 +125,7 @@ def _way(ways: dict[str, list[str]], start: str, end: str) -> list[str]:
     return path[::-1]
 
 
-def _relatives(graph: ModelGraph, group: GroupEvidence, nodes: list[str]) -> dict[str, Any]:
+def _relatives(graph: ModelGraph, group: GroupEvidence | None, nodes: list[str]) -> dict[str, Any]:
     """Two models of one family without an edge between them."""
     down: dict[str, list[str]] = {}
     both: dict[str, list[str]] = {}
@@ -124,6 +146,8 @@ def _relatives(graph: ModelGraph, group: GroupEvidence, nodes: list[str]) -> dic
     on_it = [arrows[ends] for pair in zip(path, path[1:]) for ends in (pair, pair[::-1]) if ends in arrows]
     if min(on_it) < KNOWN:
         summary += f" The least known arrow on the way is {sure(min(on_it))}."
+    if group is None:
+        return {"path": path, "summary": summary, "adjacency": None}
     adjacency = group.adjacency(*nodes)
     figures = group.pair(*nodes)  # as they were named
     found = {"path": path, "summary": summary, "evidence": figures}

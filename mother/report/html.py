@@ -53,12 +53,15 @@ def _heat(group: Group, order: Sequence[str]) -> dict[str, Any] | None:
 def _edges(recovered: Recovered, evidence: Evidence, layers: dict[str, int]) -> list[dict[str, Any]]:
     """All edges with what is said of them. `layers` numbers the names of matrices, which many edges share."""
     edges = []
+    parents: dict[str, list[str]] = {}
+    for edge in recovered.graph.edges:
+        parents.setdefault(edge.child, []).append(edge.parent)
     for edge in sorted(recovered.graph.edges, key=lambda edge: (edge.parent, edge.child)):
         facts = edge.attributes
         entry = {"parent": edge.parent, "child": edge.child, "words": describe(facts)}
         entry |= {key: facts[key] for key in SHOWN if key in facts}
         entry["attributes"] = {key: value for key, value in facts.items() if key not in SHOWN}
-        said = told(evidence.group_of(edge.child), recovered.graph, edge)
+        said = told(evidence.group_of(edge.child), recovered.graph, edge, sorted(parents[edge.child]))
         rows = [
             [
                 layers.setdefault(row["layer"], len(layers)),

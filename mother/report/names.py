@@ -9,7 +9,7 @@ from mother.report.kept import Evidence
 
 
 def _all_names(evidence: Evidence) -> list[str]:
-    return [model for group in evidence.groups for model in group.models]
+    return [model for group in evidence.groups for model in group.models] or list(evidence.locations)
 
 
 def find_model(graph: ModelGraph, evidence: Evidence, name: str) -> str:

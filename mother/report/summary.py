@@ -85,17 +85,16 @@ def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str
         "command": escaped(command),
         "hub": {"requests": recovered.traffic.requests, "bytes": recovered.traffic.bytes},
         "read_once": dict(recovered.copied),
-        "files": {one.model: one.files for group in recovered.groups for one in group.sketches},
+        "files": recovered.files,
     }
 
 
 def formats(recovered: Recovered) -> dict[str, str]:
     """The format of the files of each model, by their endings."""
     found = {}
-    for group in recovered.groups:
-        for one in group.sketches:
-            endings = {str(file["file"]).rsplit(".", 1)[-1] for file in one.files if "." in str(file["file"])}
-            found[one.model] = escaped(" + ".join(sorted(endings)) or "unknown")
+    for model, files in recovered.files.items():
+        endings = {str(file["file"]).rsplit(".", 1)[-1] for file in files if "." in str(file["file"])}
+        found[model] = escaped(" + ".join(sorted(endings)) or "unknown")
     return found
 
 
@@ -106,5 +105,5 @@ def verdicts_by_model(evidence: Evidence, audit: Audit | None) -> dict[str, str]
         if found.get(verdict.model) != "contradicted":
             found[verdict.model] = verdict.verdict
     silent = "declares nothing" if audit is not None else "not audited"
-    models = [model for group in evidence.groups for model in group.models]
+    models = [model for group in evidence.groups for model in group.models] or list(evidence.locations)
     return {model: found.get(model, silent) for model in models}

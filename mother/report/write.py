@@ -26,10 +26,12 @@ def write_outputs(
     title: str = TITLE,
     command: str = "",
     judged: Judged | None = None,
+    drawn: bool = True,
 ) -> None:
     """Write all files of a result into a folder; `command` is what the report says it was made with.
 
-    `judged` are the findings as this run takes them; without it none is accepted. Raises OSError where that cannot be.
+    `judged` are the findings as this run takes them; without it none is accepted. Pictures of the whole graph only
+    where it is `drawn`: of thousands of models nobody reads them. Raises OSError where that cannot be.
     """
     graph = recovered.graph
     begin_result(folder)
@@ -45,7 +47,7 @@ def write_outputs(
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    pictures = draw_once(folder / "tree", ("svg", "png", "pdf"), "draw_model_graph", graph)
+    pictures = draw_once(folder / "tree", ("svg", "png", "pdf"), "draw_model_graph", graph) if drawn else []
     audited = [AUDIT, SARIF, JUNIT]
     if verdicts is not None:
         write_json(folder / AUDIT, verdicts.to_json())
@@ -54,7 +56,7 @@ def write_outputs(
     else:  # verdicts on what was here before would stand beside a graph that they are not of
         for name in audited:
             (folder / name).unlink(missing_ok=True)
-    write_json(folder / FILES, {one.model: one.files for group in recovered.groups for one in group.sketches})
+    write_json(folder / FILES, recovered.files)
     write_json(folder / SUMMARY, data["summary"])
     graph.write(folder / GRAPH)
     files = [*texts, FILES, SUMMARY, EVIDENCE, *(picture.name for picture in pictures), GRAPH]

@@ -1,0 +1,279 @@
+"""The most probable tree of a large family from the offers of all its blocks, as method "map" has it of a small one.
+
+What depends on all of a family is done here, on edges alone: with which model one shares most entries, models in the
+middle that another block knows, the prior for hubs, casts, and models that are not there.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mother.evidence.edges import STRUCTURE
+from mother.graph.acyclic import descents, find_circle
+from mother.graph.certainty import KNOWN
+from mother.graph.model_graph import Edge
+from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
+from mother.heritage.calibration import MOST_BESIDE, read_coefficients
+from mother.heritage.trees import RECAST, hang
+from mother.heritage.typed_graph import POSSIBLE
+from mother.index.traced import EDGE, OFFER, STORED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Exact = dict[int, dict[int, dict[str, Any]]]  # child -> parent -> what is exact
+
+
+@dataclass(frozen=True)
+class Offers:
+    """Edges that may be, of which there is one at most from one model to another: log weights as in `Weights`.
+
+    `row` is where each is in the table of what was traced.
+    """
+
+    models: int
+    parent: Int[np.ndarray, "offers"]
+    child: Int[np.ndarray, "offers"]
+    as_parent: Float[np.ndarray, "offers"]
+    beside: Float[np.ndarray, "offers"]
+    row: Int[np.ndarray, "offers"]
+
+    def edges(self, value: Float[np.ndarray, "offers"]) -> Edges:
+        """The same with one value each."""
+        return Edges(self.models, self.parent, self.child, value)
+
+    def both(self) -> Edges:
+        """Log weights of either."""
+        return self.edges(np.logaddexp(self.as_parent, self.beside))
+
+    def chosen(self, some: Bool[np.ndarray, "offers"]) -> "Offers":
+        """Some of them."""
+        arrays = (getattr(self, name)[some] for name in ("parent", "child", "as_parent", "beside", "row"))
+        return Offers(self.models, *arrays)
+
+    def key(self, turned: bool = False) -> Int[np.ndarray, "offers"]:
+        """A number for each (parent, child), or for (child, parent)."""
+        one, other = (self.child, self.parent) if turned else (self.parent, self.child)
+        return one * self.models + other
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Of each model: its parent in the tree (-1: none), the offer, probabilities, and whether these are exact."""
+
+    parent: Int[np.ndarray, "models"]
+    offer: Int[np.ndarray, "models"]
+    adjacency: Float[np.ndarray, "models"]
+    arrow: Float[np.ndarray, "models"]
+    root: Float[np.ndarray, "models"]
+    exact: Bool[np.ndarray, "models"]
+    share: Float[np.ndarray, "offers"]  # that an offer is the parent
+
+
+def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
+    """The offers in a table of what was traced; of several of one edge that of its child's own block counts."""
+    ends = [[place.get(one, -1) for one in table[name].to_pylist()] for name in ("parent", "child")]
+    parent, child = (np.array(some, dtype=np.int64) for some in ends)
+    is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
+    row = np.flatnonzero(is_offer & (parent >= 0) & (child >= 0))
+    weight, beside, between, most, own = (
+        table[name].to_numpy()[row].astype(np.float64) for name in ("weight", "beside", "between", "most", "own")
+    )
+    parent, child = parent[row], child[row]
+    order = np.lexsort((-own, child, parent))
+    key = (parent * max(1, len(place)) + child)[order]
+    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
+    # A model in the middle may be in one of the blocks alone.
+    middle = np.maximum.reduceat(between[order], first) if len(first) else between
+    # A pair is one of two blocks', both ways alike.
+    largest = np.full(len(place), -np.inf)
+    np.maximum.at(largest, child, most)
+    slope = read_coefficients().structure[STRUCTURE.index("equality")]
+    kept = order[first]
+    shift = slope * (most[kept] - largest[child[kept]])
+    found = Offers(len(place), parent[kept], child[kept], weight[kept] + shift, beside[kept] + shift, row[kept])
+    middle = _of_either(found, middle)
+    return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
+
+
+def _of_either(offers: Offers, value: Float[np.ndarray, "offers"]) -> Float[np.ndarray, "offers"]:
+    """The larger of the values of an edge and of the same one turned round."""
+    there, places = _turned(offers)
+    return np.where(there, np.maximum(value, value[places]), value)
+
+
+def _turned(offers: Offers) -> tuple[Bool[np.ndarray, "offers"], Int[np.ndarray, "offers"]]:
+    """Of each edge whether it is there turned round, and where. Edges are in the order of their keys."""
+    key, back = offers.key(), offers.key(turned=True)
+    places = np.searchsorted(key, back).clip(0, max(0, len(key) - 1))
+    return (key[places] == back if len(key) else np.zeros(0, bool)), places
+
+
+def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float]]:
+    """What is exact, and the mantissa bits in which models are stored."""
+    exact: Exact = defaultdict(dict)
+    stored = {}
+    wanted = np.flatnonzero([one in (EDGE, STORED) for one in table["what"].to_pylist()])
+    for row in table.take(wanted).to_pylist():
+        if row["what"] == STORED and row["child"] in place:
+            stored[place[row["child"]]] = row["weight"]
+        elif row["what"] == EDGE and row["child"] in place and row["parent"] in place:
+            exact[place[row["child"]]][place[row["parent"]]] = json.loads(row["facts"])
+    return exact, stored
+
+
+def with_hub_prior(offers: Offers, largest: int) -> Offers:
+    """The same with the prior for models that others hang from, see mother/heritage/calibration.py."""
+    both = offers.both()
+    share = edge_shares(both, most_probable_forest(both, 0), largest).edge
+    share = share * np.exp(offers.as_parent - np.where(np.isneginf(both.value), 0, both.value))
+    degree = np.bincount(offers.parent, share, offers.models) + np.bincount(offers.child, share, offers.models)
+    there, places = _turned(offers)
+    joined = share + np.where(there, share[places], 0)
+    others = [np.log1p((degree[end] - joined).clip(0, MOST_BESIDE)) for end in (offers.parent, offers.child)]
+    return replace(offers, as_parent=offers.as_parent + read_coefficients().hub * (others[0] + others[1]))
+
+
+def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offers:
+    """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py."""
+    at = dict(zip(zip(offers.parent.tolist(), offers.child.tolist()), range(len(offers.parent))))
+    value = offers.as_parent.copy()
+    below: dict[int, list[int]] = defaultdict(list)
+    for parent, child in at:
+        below[parent].append(child)
+    for cast, parents in exact.items():
+        if any(facts["kind"] == "cast" for facts in parents.values()):
+            original = next(iter(parents))
+            for child in below[cast]:
+                if stored.get(child) == stored.get(cast) and (original, child) in at and child != original:
+                    one, other = at[cast, child], at[original, child]
+                    best = max(value[one], value[other])
+                    value[one], value[other] = best, best - RECAST
+    return replace(offers, as_parent=value)
+
+
+def without_ancestors(offers: Offers, exact: Exact) -> Offers:
+    """The same without edges from what exact relations put below a model; into a model of such a one its own alone.
+
+    Blocks may tell relations that close a circle: those on it are taken out of `exact`.
+    """
+    while circle := find_circle([(parent, child) for child, parents in exact.items() for parent in parents]):
+        del exact[circle[-1][1]]
+    known = [(parent, child) for child, parents in exact.items() for parent in parents]
+    above = [descendant * offers.models + ancestor for ancestor, descendant in descents(known)]
+    told = np.isin(offers.child, list(exact))
+    own = np.isin(offers.key(), [next(iter(parents)) * offers.models + child for child, parents in exact.items()])
+    beside = np.where(told, -np.inf, offers.beside)
+    some = ~np.isin(offers.key(), above) & (own | ~told) & np.isfinite(np.maximum(offers.as_parent, beside))
+    return replace(offers, beside=beside).chosen(some)
+
+
+def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
+    """The tree in which most models are expected to hang where they do; of a large component the most probable one."""
+    both = offers.both()
+    forest = most_probable_forest(both, 0)
+    shares = edge_shares(both, forest, largest)
+    if shares.exact.any():
+        best = minimum_spanning_forest(replace(both, value=-shares.edge), -shares.root)
+        parent = np.where(shares.exact, best, forest.parent)
+    else:
+        parent = forest.parent
+    of_parent = np.exp(offers.as_parent - np.where(np.isneginf(both.value), 0, both.value))
+    share = shares.edge * of_parent
+    there, places = _turned(offers)
+    back = np.where(there, share[places], 0)
+    offer = np.full(offers.models, -1)
+    mine = np.flatnonzero(offers.parent == parent[offers.child])
+    offer[offers.child[mine]] = mine
+    has = np.flatnonzero(offer >= 0)
+    chosen = offer[has]
+    adjacency, arrow = forest.adjacency.copy(), forest.arrow.copy()
+    adjacency[has] *= of_parent[chosen]
+    sure = shares.exact[has]
+    adjacency[has[sure]] = (share + back)[chosen[sure]].clip(0, 1)
+    arrow[has[sure]] = (share / (share + back).clip(1e-300))[chosen[sure]]
+    return Tree(parent, offer, adjacency, arrow, shares.root, shares.exact, share)
+
+
+def acyclic_tree(offers: Offers, exact: Exact, largest: int) -> tuple[Offers, Tree]:
+    """The tree of these offers, which closes no circle with the further parents of merges, and the offers left.
+
+    Of each circle the least sure of the tree's edges is taken out.
+    """
+    while True:
+        tree = likeliest_tree(offers, largest)
+        named = [(int(parent), child) for child, parent in enumerate(tree.parent) if parent >= 0]
+        merged = [(other, child) for parent, child in named if parent in exact.get(child, ()) for other in exact[child]]
+        circle = find_circle([*named, *merged]) if merged else []
+        if not circle:
+            return offers, tree
+        drop = [edge for edge in circle if tree.parent[edge[1]] == edge[0]]
+        drop = [edge for edge in drop if edge[0] not in exact.get(edge[1], ())] or drop
+        if not drop:  # merges of each other: no more than one parent of theirs is told
+            for _, child in circle:
+                exact.pop(child, None)
+            continue
+        least = min(drop, key=lambda edge: tree.adjacency[edge[1]])
+        some = np.ones(len(offers.parent), dtype=bool)
+        some[tree.offer[least[1]]] = False
+        offers = offers.chosen(some)
+
+
+def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Table", largest: int = EXACT) -> list[Edge]:
+    """The edges of the tree of a family by what was traced of it, typed; fills in `nodes`, hidden ones as well."""
+    place = {one: at for at, one in enumerate(ids)}
+    exact, stored = read_exact(table, place)
+    offers = without_ancestors(read_offers(table, place), exact)
+    offers = prefer_casts(with_hub_prior(offers, largest), exact, stored)
+    offers, tree = acyclic_tree(offers, exact, largest)
+    above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
+    below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
+    parents, hidden = hang(above, below, list(range(len(ids))))
+    others = _others(offers, tree, ids)
+    edges = []
+    group = nodes[ids[0]].get("group") if ids else None
+    for at, one in enumerate(ids):
+        how = "exact" if tree.exact[at] else "local"
+        nodes[one] |= {"root": round(float(tree.root[at]), 4), "how": how}
+        if parents.get(at, -1) in exact.get(at, ()):
+            for other, facts in exact[at].items():
+                adjacency = round(1 / (1 + len(facts.get("or", ()))), 4)
+                sure = {"adjacency": adjacency, "arrow": 1.0, "direction": "known", "how": "exact relation"}
+                edges.append(Edge(ids[other], one, facts | sure))
+        elif at in parents:
+            facts = json.loads(table["facts"][int(offers.row[tree.offer[at]])].as_py())
+            edges.append(Edge(ids[parents[at]], one, _tree_facts(tree, at, how) | facts | others(at, parents[at])))
+    for one in hidden:
+        name = f"hidden parent of {', '.join(ids[child] for child in one.children[:3])}"
+        nodes[name] = {"tree": "", "group": group, "hidden": True}
+        facts = {"kind": None, "direction": "known", "hidden": True}
+        if one.parent is not None:
+            edges.append(Edge(ids[one.parent], name, dict(facts)))
+        for child in one.children:
+            edges.append(Edge(name, ids[child], facts | {"probability": round(float(tree.root[child]), 4)}))
+    return edges
+
+
+def _tree_facts(tree: Tree, at: int, how: str) -> dict[str, Any]:
+    """The attributes of the edge into a model that probabilities give."""
+    adjacency, arrow = round(float(tree.adjacency[at]), 4), round(float(tree.arrow[at]), 4)
+    direction = "known" if arrow >= KNOWN else "unknown"
+    return {"kind": None, "adjacency": adjacency, "arrow": arrow, "direction": direction, "how": how}
+
+
+def _others(offers: Offers, tree: Tree, ids: list[str]) -> Any:
+    """A function of a model and its parent: the attribute that lists other models that may be the parent as well."""
+    some = np.flatnonzero(tree.share >= POSSIBLE)
+    of_child: dict[int, list[tuple[float, int]]] = defaultdict(list)
+    for place in some.tolist():
+        of_child[int(offers.child[place])].append((-float(tree.share[place]), int(offers.parent[place])))
+
+    def listed(child: int, parent: int) -> dict[str, list[str]]:
+        found = [ids[other] for _, other in sorted(of_child[child]) if other != parent]
+        return {"or": found} if found else {}
+
+    return listed
