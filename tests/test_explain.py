@@ -78,7 +78,7 @@ def test_terms_sum_to_the_log_weight(family: Told) -> None:
             terms["log weight"], abs=0.01
         )
         assert terms["exact relation"] == 0 and found["terms_back"] == family.pair(child, parent)["terms"]
-    assert family.pair("middle", "lora")["terms"]["low rank"] > 0
+    assert family.pair("middle", "lora")["terms"]["flatness"] > 0
     assert family.pair("root", "leaf")["third"] in ("middle", "cast")  # which are nearly one
     assert family.pair("root", "leaf")["terms"]["between"] < -1
     assert "terms" not in family.pair("root", "stranger")

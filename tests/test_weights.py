@@ -25,7 +25,11 @@ from mother.heritage.fitting import BOUNDS, START, Example, _Batch, fit
 from mother.heritage.terms import all_terms, terms, third_between
 
 TRUTH = Coefficients(
-    np.array([-1.0, 0.8, 0.5, -0.6, -0.7]), np.array([-0.5, 1.2, 0.6, 0.9, 0.7, 0.5]), np.array([1.5, 0.7]), 0.0, -1.0
+    np.array([-1.0, 0.8, 0.5, -0.6, -0.7]),
+    np.array([-0.5, 1.2, 0.6, 0.9, 0.7, 0.5, 0.8]),
+    np.array([1.5, 0.7]),
+    0.0,
+    -1.0,
 )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from mother.evidence.direction import agreed, cast_direction, shrunk_rows
 from mother.evidence.facts import HALVES, Facts, mantissa
 from mother.evidence.first_pass import FirstPass
-from mother.evidence.second_pass import EQUAL, LORA_GAP, SecondPass, is_lora, low_rank_gap
+from mother.evidence.second_pass import EQUAL, SecondPass, is_lora
 from mother.evidence.triples import FEW, look_between
 from mother.numeric.floats import MANTISSA
 
@@ -20,10 +20,9 @@ DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arro
 CERTAIN = 200.0  # log likelihood ratio that no other evidence outweighs
 SHRUNK = 40.0  # log likelihood ratio, as good as certain, of rows that shrank by one factor
 OWN = 0.01  # share of directions that a model may seem to have for itself: true parents have as much
-CLEAN = 1e3  # gap in the singular values above which a larger one says no more
 CHANCE = 30.0  # entries that may be equal by chance
 EQUAL_BITS = (MANTISSA["float32"], *(MANTISSA[name] for name in HALVES))
-STRUCTURE = ("log_square", "equality", "low_rank", "altered", "private", "flatness")
+STRUCTURE = ("log_square", "equality", "altered", "private", "flatness")
 DIRECTION = ("newness", "newness_t")
 
 
@@ -34,12 +33,11 @@ class Evidence:
     structure[..., k], names in STRUCTURE
         log_square   log of the squared distance, but for what changes a matrix's length alone
         equality     log of how many entries equal those of j, against the model that shares most with it
-        low_rank     log of the gap in the singular values at the end of the rank, if the difference has low rank:
-                     rounding to half precision leaves a small one, that to single precision one that nothing else has
         altered      whether i was pruned, quantized, cast or merged: few models are trained from such
         private      log of the share of what differs that i has for itself, other models lack it like j; or that j has,
                      if that is less: a parent has nothing of its own against its child. 0 for low ranks, which have
                      too few directions
+        flatness     of the spectrum of what differs: small where it lies in few directions, see `spectra.flatness`
     between[t, k], names in triples.FEATURES: whether the model third[t] lies between the two of ends[:, t]
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
     exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
@@ -47,7 +45,7 @@ class Evidence:
     most      log of how many entries equal those of j in the model that shares most with it
     """
 
-    structure: Float[np.ndarray, "models models six"]
+    structure: Float[np.ndarray, "models models five"]
     between: Float[np.ndarray, "triples features"]
     ends: Int[np.ndarray, "two triples"]
     third: Int[np.ndarray, "triples"]
@@ -108,8 +106,6 @@ def gather(
     for i, j, p in looked_at:
         a, b = place[i], place[j]
         candidate[a, b] = candidate[b, a] = True
-        gap = low_rank_gap(second_pass, p)
-        structure[a, b, 2] = structure[b, a, 2] = np.log(min(gap, CLEAN)) if gap > LORA_GAP else 0.0
         # What prunes and quantizes takes directions away or adds noise: newness is about training.
         if not {i, j} & rounded:
             direction[a, b] = _newness(second_pass, p)
@@ -122,14 +118,14 @@ def gather(
         equal[place[i], place[j]] = counts[bits[j]][p]  # in the type of the one that may be the child
         equal[place[j], place[i]] = counts[bits[i]][p]
     structure[..., 1], most = _equality(equal)
-    structure[..., 3] = np.array([member in not_trained for member in members], dtype=float)[:, None]
+    structure[..., 2] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     for i, j, p in looked_at:
-        structure[place[i], place[j], 5] = structure[place[j], place[i], 5] = _flatness(second_pass, p)
+        structure[place[i], place[j], 4] = structure[place[j], place[i], 4] = _flatness(second_pass, p)
     for i, j, p in ((i, j, p) for i, j, p in looked_at if core is None or {i, j} & core):
         if not {i, j} & not_trained and not is_lora(second_pass, p):
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
-            structure[place[i], place[j], 4] = structure[place[j], place[i], 4] = min(own)
+            structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = min(own)
     return Evidence(structure, triples.features, inside[ends], inside[triples.third], direction, exact, candidate, most)
 
 

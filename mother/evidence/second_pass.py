@@ -84,21 +84,13 @@ class SecondPass:
         return None if np.isnan(share) else Alike(float(share), sign * float(self.beyond[2 + far, p, third]))
 
 
-def low_rank_gap(second_pass: SecondPass, p: int) -> float:
-    """Median ratio of singular values across the end of the rank, over the matrices that changed in a pair.
-
-    1, as in a continuum, where the difference is not of low rank in every one of them.
-    """
+def is_lora(second_pass: SecondPass, p: int) -> bool:
+    """Whether the difference of a pair has low rank in every matrix that changed, and ends there."""
     rank, changed = second_pass.arrays["rank"][:, p], second_pass.arrays["energy"][:, p] > 0
     risen = changed & (rank > 0)
     if not risen.any() or second_pass.arrays["full"][risen, p].any():
-        return 1.0
-    return float(np.median(second_pass.arrays["gap"][risen, p]))
-
-
-def is_lora(second_pass: SecondPass, p: int) -> bool:
-    """Whether the difference of a pair has low rank in every matrix that changed, and ends there."""
-    return low_rank_gap(second_pass, p) > LORA_GAP
+        return False
+    return float(np.median(second_pass.arrays["gap"][risen, p])) > LORA_GAP
 
 
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1

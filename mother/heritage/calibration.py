@@ -35,7 +35,7 @@ OF_PARENTS = ("altered", "private")  # of STRUCTURE: what says who is the parent
 class Coefficients:
     """Coefficients of the log weight, in the order of STRUCTURE, BETWEEN, DIRECTION; of hubs, and of a model beside."""
 
-    structure: Float[np.ndarray, "six"]
+    structure: Float[np.ndarray, "five"]
     between: Float[np.ndarray, "features1"]
     direction: Float[np.ndarray, "two"]
     hub: float

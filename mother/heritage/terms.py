@@ -14,7 +14,7 @@ def all_terms(
 ) -> dict[str, Float[np.ndarray, "models models"]]:
     """What each evidence adds to the log weights that i is the parent of j; together they are `log_weights`.
 
-    distance, equality, low rank, altered   as in `Evidence`
+    distance, equality, flatness, altered   as in `Evidence`
     private                 that i has directions of its own, which a third model lacks like j
     newness, exact arrow    which came first; the second in place of the first where rounding decides
     between                 that the third model which fits best lies between the two

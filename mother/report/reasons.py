@@ -65,7 +65,6 @@ def _edge_words(name: str, value: float, evidence: dict[str, Any], parent: str, 
         if evidence.get("distance") is not None
         else "distance",
         "equality": f"equal entries, against those of the model that shares most with {child}",
-        "low rank": "their difference has low rank",
         "flatness": "their difference lies in few directions, against those to other models",
         "altered": f"{parent} was pruned, quantized, cast or merged, and few models are trained from such",
         "newness": f"{child} has what is new" if value > -0.7 else f"{child} does not have what is new",
