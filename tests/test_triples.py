@@ -1,4 +1,4 @@
-"""Third models between two: distances, entries and ranks that add up along ways, and the kurtosis of updates."""
+"""Third models between two: distances, entries and ranks that add up along ways, kurtosis and spectra of updates."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from mother.evidence.differences import compare_pairs, scaled_kurtosis
 from mother.evidence.triples import FEATURES, Triples, look_between, paired_t
 from mother.heritage.trace import trace
 from mother.heritage.trees import Heritage
+from mother.numeric.spectra import LEAST_SHARE, flatness
 
 CPU = torch.device("cpu")
 Weights = dict[str, Tensor]
@@ -179,6 +180,57 @@ def test_kurtosis_names_the_parent_of_two_that_are_near_each_other(tmp_path: Pat
     said = between(trace(models(tmp_path, **content), CPU))
     assert said["child", "parent", "rival"]["kurtosis"] > 0.5
     assert max(said["child", "rival", "parent"]["kurtosis"], said["rival", "child", "parent"]["kurtosis"]) < -0.5
+
+
+# The way of the fewest directions
+
+
+def test_flatness_is_the_geometric_over_the_arithmetic_mean_of_squared_singular_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(4, 30, 50, generator=generator)
+    step[1] = torch.linalg.qr(step[1].T).Q.T
+    step[2, 3:] = step[2, :3].repeat(9, 1) * 1e-3
+    step[3] = 0
+    energy = np.linalg.svd(step[:3].double().numpy(), compute_uv=False) ** 2
+    share = energy / energy.mean(axis=1, keepdims=True)
+    expected = np.log(share + LEAST_SHARE).mean(axis=1)
+    assert flatness(step).numpy() == pytest.approx([*expected, 0], abs=1e-6)
+    assert flatness(step)[1] == pytest.approx(0, abs=1e-6) and flatness(step)[2] < -15
+    assert flatness(step.transpose(1, 2) * 7.0).numpy() == pytest.approx(flatness(step).numpy(), abs=1e-6)
+    assert flatness(torch.randn(1, 900, 400, generator=generator))[0] > -1.5  # of a part of the rows
+
+
+def fading(weights: Weights, seed: int, size: float) -> Weights:
+    """An update whose singular values fall off, as sums of gradients do."""
+    generator = torch.Generator().manual_seed(seed)
+    found = dict(weights)
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            side = min(weight.shape)
+            left, right = (torch.randn(length, side, generator=generator) for length in weight.shape)
+            found[name] = weight + size * (left * torch.exp(-torch.arange(side) * 8.0 / side)) @ right.T
+    return found
+
+
+def test_flatness_names_the_hub_where_a_common_drift_makes_distance_name_a_child(tmp_path: Path) -> None:
+    """Siblings that share a drift: the one that moved least is nearer to the others than their parent is."""
+    parent = base(0)
+    drift = {name: w - parent[name] for name, w in fading(parent, 9, 0.02).items()}
+
+    def child(seed: int, share: float, size: float) -> Weights:
+        own = fading(parent, seed, size)
+        return {name: w + share * drift[name] if w.ndim == 2 else w for name, w in own.items()}
+
+    content = {"parent": parent, "near": child(1, 0.4, 0.003)}
+    content |= {f"far{seed}": child(seed, 1.0, 0.01) for seed in (2, 3, 4)}
+    heritage = trace(models(tmp_path, **content), CPU)
+    names, square = heritage.first_pass.models, comparable_square(heritage.first_pass)
+    at = {name: names.index(name) for name in content}
+    said = between(heritage)
+    for far in ("far2", "far3", "far4"):
+        assert square[at["near"], at[far]] < square[at["parent"], at[far]]
+        assert said[far, "parent", "near"]["length"] < 0 < said[far, "near", "parent"]["length"]
+        assert said[far, "parent", "near"]["flatness"] > 0.5 and said[far, "near", "parent"]["flatness"] < -0.5
 
 
 # Decay

@@ -239,6 +239,26 @@ def test_coefficients_are_one_vector() -> None:
         assert (low is None or low <= value) and (high is None or value <= high)
 
 
+def test_the_sum_over_trees_is_exact_however_far_weights_lie_apart(rng: np.random.Generator) -> None:
+    batch = _Batch([random_example(rng, 4, TRUTH)])
+    for scale in (1.0, 30.0, 300.0):
+        weights = scale * rng.normal(size=(5, 8, 8))
+        weights[:, range(8), range(8)] = -np.inf
+        weights[0, 2, 5] = -np.inf
+        at = torch.tensor(weights, requires_grad=True)
+        found = batch.log_sum(at, torch.ones(5, 8, dtype=torch.bool))
+        exact = [edge_marginals(one) for one in weights]
+        assert found.detach().numpy() == pytest.approx([one[2] for one in exact], rel=1e-12, abs=1e-9)
+        found.sum().backward()
+        assert at.grad.numpy() == pytest.approx(np.stack([one[0] for one in exact]), abs=1e-9)
+        root = torch.zeros(5, 8, dtype=torch.bool)
+        root[:, 3] = True
+        rooted = batch.log_sum(at.detach(), root).numpy()
+        assert (
+            rooted == pytest.approx([one[2] + np.log(max(one[1][3], 1e-300)) for one in exact], abs=1e-6) or scale > 1
+        )
+
+
 @pytest.mark.parametrize("hub", [0.0, 0.7])
 def test_the_batched_loss_is_that_of_the_log_weights(hub: float, rng: np.random.Generator) -> None:
     """Examples of several sizes side by side, with exact arrows, pairs not looked at, and absent parents."""
