@@ -13,6 +13,7 @@ from hub_server import HubServer, use
 from safetensors.torch import save_file
 
 from mother.errors import CheckpointError
+from mother.evidence.sketch import take
 from mother.io import layouts
 from mother.io.open import open_checkpoint
 
@@ -283,6 +284,15 @@ def test_layouts_that_are_not_read_are_named(method: str, tmp_path: Path) -> Non
     folder = save(tmp_path, tensors, quantization_config={"quant_method": method})
     with pytest.raises(CheckpointError, match=f"packed as {method}, which is not read.* Give the model"):
         open_checkpoint("m", folder)
+
+
+def test_integers_without_their_scales_are_told(tmp_path: Path) -> None:
+    save_file(
+        {"layers.0.q_proj.qweight": torch.zeros(8, 64, dtype=torch.int32), "norm.weight": torch.ones(64)},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="q_proj.qweight.*without the scales"):
+        take(open_checkpoint("packed", tmp_path), tmp_path / "sketch.safetensors", "", 100)
 
 
 def test_exl2_is_told_by_its_names(tmp_path: Path) -> None:

@@ -172,15 +172,17 @@ def open_all(
 
 
 VECTORS = "By vectors, embeddings and heads alone models cannot be compared: leave it out."
+PACKED = "Its matrices are of integers, without the scales that say what they stand for: get the files that hold these."
 NAMELESS = "Name its layers in mother/io/layers.py, or leave it out of the manifest."
 
 
 def lacks(checkpoint: Checkpoint, what: str, remedy: str = NAMELESS) -> CheckpointError:
     """The error of a model that has none of the layers asked for."""
     some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
+    packed = any(info.dtype[0] in "IU" and len(info.shape) > 1 for _, info in checkpoint.tensors.values())
     return CheckpointError(
         checkpoint.model,
         next((file for file, _ in checkpoint.tensors.values()), "no file"),
         f"has no {what}; its tensors are {some}, ...",
-        remedy,
+        PACKED if packed else remedy,
     )
