@@ -119,8 +119,7 @@ def gather(
         equal[place[j], place[i]] = counts[bits[i]][p]
     structure[..., 1], most = _equality(equal)
     structure[..., 2] = np.array([member in not_trained for member in members], dtype=float)[:, None]
-    for i, j, p in looked_at:
-        structure[place[i], place[j], 4] = structure[place[j], place[i], 4] = _flatness(second_pass, p)
+    structure[..., 4] = _flatness(second_pass, [(place[i], place[j], p) for i, j, p in looked_at], n)
     for i, j, p in ((i, j, p) for i, j, p in looked_at if core is None or {i, j} & core):
         if not {i, j} & not_trained and not is_lora(second_pass, p):
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
@@ -136,13 +135,17 @@ def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     return np.log(np.where(np.isfinite(square), square, np.nan_to_num(square, posinf=0).max()).clip(floor))
 
 
-def _flatness(second_pass: SecondPass, p: int) -> float:
-    """Mean flatness of what differs between a pair, each layer by how many directions it has."""
-    arrays = second_pass.arrays
-    changed = arrays["energy"][:, p] > 0
-    if not changed.any():
-        return 0.0
-    return float(np.average(arrays["flatness"][changed, p], weights=arrays["side"][changed, p]))
+def _flatness(second_pass: SecondPass, pairs: list[tuple[int, int, int]], n: int) -> Float[np.ndarray, "n n"]:
+    """Mean flatness of what differs between pairs (i, j, number), each layer by how many directions it has.
+
+    Equal models count as those that differ in the fewest directions, others that were not looked at as those in all.
+    """
+    arrays, found = second_pass.arrays, np.zeros((n, n))
+    for i, j, p in pairs:
+        changed = arrays["energy"][:, p] > 0
+        sides = arrays["side"][changed, p]
+        found[i, j] = found[j, i] = arrays["flatness"][changed, p] @ sides / sides.sum() if changed.any() else np.nan
+    return np.nan_to_num(found, nan=np.nanmin(found, initial=0.0))
 
 
 def _private(newness: Float[np.ndarray, "thirds"]) -> float:

@@ -70,7 +70,7 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
             return result | {"related": True} | ends | told(None, graph, edge)
     group = evidence.group_of(one)
     if not evidence.groups:
-        return result | _by_graph(graph, [same_place(graph, model) for model in (one, other)])
+        return result | _by_graph(graph, nodes)
     if group is None or group is not evidence.group_of(other):
         return result | {"related": None, "summary": "They cannot be compared: their weights have other shapes."}
     if nodes[0] == nodes[1]:
