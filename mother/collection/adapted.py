@@ -8,16 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import networkx as nx
+
 from mother.collection.find import Source
+from mother.collection.lone import POSSIBLE
 from mother.collection.whose import ABSENT, ERROR, Answer, Candidates
 from mother.errors import InputError
-from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.model_graph import Edge, ModelGraph, standing_for
 
 CLAIMED = 9.0  # by eye: how much more probable the named base is than each relative before the weights are looked at
 UNTESTED = 0.9  # by eye: probability of a base that is named, and that the weights say nothing of
 RELATIVES = 20  # budget: of the named base, and roots of other families, that the adapter is held against
 CHANCE = 1.64  # score below which the named base counts as one that the update has nothing to do with
-POSSIBLE = 0.05  # probability from which another base is named
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float) -> M
     """The graph with each adapter whose base is in it under that base, or under the one that its weights name."""
     known = {source.id: source for source in sources}
     named = {source.location: source.id for source in sources}
-    place = {alias: key for key, facts in graph.nodes.items() for alias in (key, *facts.get("aliases", ()))}
+    place = standing_for(graph.nodes)
     adapted = [one for one in sources if one.base is not None and one.id in graph.nodes and one.base in named]
     adapted = [one for one in adapted if named[one.base] in place and place[named[one.base]] != one.id]
     for one in adapted:
@@ -104,29 +106,22 @@ def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float) -> M
     return graph
 
 
-def _path(edges: Iterable[Edge], start: str, end: str) -> list[Edge]:
-    """Edges from a model down to another one; [] where there is no way."""
-    incoming: dict[str, list[Edge]] = {}
-    for edge in edges:
-        incoming.setdefault(edge.child, []).append(edge)
-    ways: dict[str, list[Edge]] = {end: []}
-    queue = [end]
-    while queue:
-        at = queue.pop()
-        for edge in incoming.get(at, ()):
-            if edge.parent not in ways:
-                ways[edge.parent] = [edge, *ways[at]]
-                queue.append(edge.parent)
-    return ways.get(start, [])
+def _first_step(edges: Iterable[Edge], start: str, end: str) -> Edge | None:
+    """The first edge on the way from a model down to another one; None where there is no way."""
+    web = nx.DiGraph()
+    web.add_edges_from((edge.parent, edge.child, {"edge": edge}) for edge in edges)
+    if not (web.has_node(start) and web.has_node(end) and nx.has_path(web, start, end)):
+        return None
+    return web.edges[nx.shortest_path(web, start, end)[:2]]["edge"]
 
 
 def _hung(graph: ModelGraph, model: str, named: str, base: Base, answer: Answer | None) -> ModelGraph:
     """The graph with an adapter under its base. What hung between the two the other way round goes to those above."""
     own = [edge for edge in graph.edges if edge.child == model]
     edges = [edge for edge in graph.edges if edge.child != model]
-    if way := _path(edges, model, base.model):
-        edges.remove(way[0])
-        edges += [Edge(edge.parent, way[0].child, way[0].attributes | edge.attributes) for edge in own[:1]]
+    if step := _first_step(edges, model, base.model):
+        edges.remove(step)
+        edges += [Edge(edge.parent, step.child, step.attributes | edge.attributes) for edge in own[:1]]
     nodes = dict(graph.nodes)
     if nodes[base.model]["tree"] != nodes[model]["tree"]:  # what was made from it hangs from the base that is named
         edges = [replace(edge, parent=named) if edge.parent == model else edge for edge in edges]
@@ -148,9 +143,5 @@ def _hung(graph: ModelGraph, model: str, named: str, base: Base, answer: Answer 
         notes.append(f"{model} names {named} as its base, but {base.excluded}")
     elif not base.tested:
         notes.append(f"{model}: the base is {named}, as it says; the weights do not tell")
-    notes += (
-        [f"{one} with the adapter {model} is {merged}, up to rounding" for one, merged in answer.twins]
-        if (answer is not None)
-        else []
-    )
+    notes += answer.merged if answer is not None else []
     return replace(graph, nodes=nodes, edges=(*edges, Edge(base.model, model, facts)), notes=tuple(notes))

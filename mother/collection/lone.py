@@ -51,7 +51,7 @@ def hang(graph: ModelGraph, lone: Sequence[str], sources: Sequence[Source], erro
             trees = [int(facts["tree"]) for facts in nodes.values()]
             nodes[name] = {"tree": str(max(trees, default=-1) + 1), "root": 1.0, "group": UNKNOWN}
             notes.append(f"{name} is an {answer.kind} of an unknown base: no model here is related to it")
-        notes += [f"{base} with the adapter {name} is {merged}, up to rounding" for base, merged in answer.twins]
+        notes += answer.merged
     return replace(graph, nodes=nodes, edges=tuple(edges), left_out=left_out, notes=tuple(notes))
 
 

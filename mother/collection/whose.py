@@ -54,6 +54,11 @@ class Answer:
         return [one.model for one in self.candidates if one.related]
 
     @property
+    def merged(self) -> list[str]:
+        """What is said of merged models that the adapter makes of candidates."""
+        return [f"{base} with the adapter {self.adapter} is {merged}, up to rounding" for base, merged in self.twins]
+
+    @property
     def kind(self) -> str:
         """As an edge is called."""
         return kind_of(self.ranks)

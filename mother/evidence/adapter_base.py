@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import ndtri
 from scipy.stats import pearson3, skew
 from torch import Tensor
@@ -41,16 +41,21 @@ def directions(update: Float[Tensor, "rows columns"], side: int, kernel: int) ->
     """Singular directions of an update on a side, each times its share of the update's norm."""
     if update.norm() == 0:
         return update.new_zeros(update.shape[side] // kernel, 0)
-    left, sizes, right = _singular(update.double())
-    kept = sizes > 1e-5 * sizes[0]
-    shares = sizes[kept] / sizes[kept].norm()
+    left, shares, right = _singular(update)
     if side == 0:
-        return left[:, kept] * shares
-    found = right[kept].T * shares
+        return left * shares
+    found = right * shares
     return found.unflatten(0, (-1, kernel)).flatten(1)
 
 
 def _singular(update: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, rank), (rank,) and (columns, rank): singular vectors, and values as shares of the norm."""
+    left, sizes, right = _decomposed(update.double())
+    kept = sizes > 1e-5 * sizes[0]
+    return left[:, kept], sizes[kept] / sizes[kept].norm(), right[kept].T
+
+
+def _decomposed(update: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
     """Singular values and vectors; of a large matrix of low rank from its range, which is found with random vectors."""
     if min(update.shape) > 4 * RANGE:
         generator = torch.Generator().manual_seed(0)
@@ -65,9 +70,21 @@ def _singular(update: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Te
 
 def factored(update: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor]:
     """Two factors of an update, (rows, rank) and (columns, rank), of norm 1 together."""
-    left, sizes, right = _singular(update.double())
-    kept = sizes > 1e-5 * sizes[0]
-    return left[:, kept] * (sizes[kept] / sizes[kept].norm()), right[kept].T
+    left, shares, right = _singular(update)
+    return left * shares, right
+
+
+def orders(draws: int, units: int, generator: torch.Generator) -> Int[Tensor, "draws1 units"]:
+    """Orders of units; the first leaves all as it is."""
+    drawn = torch.rand(draws + 1, units, generator=generator).argsort(1)
+    drawn[0] = torch.arange(units)
+    return drawn
+
+
+def deviations(energies: Float[Tensor, "draws1"]) -> Float[Tensor, "draws1"] | None:
+    """Energies in deviations over all draws but the first; None where these are equal."""
+    spread = energies[1:].std()
+    return (energies - energies[1:].mean()) / spread if spread > 1e-9 * energies.abs().mean() else None
 
 
 class _Null:
@@ -88,8 +105,7 @@ class _Null:
                 if side.shared > 1:  # what the heads of a group have in common is no sign of this base
                     drawn = drawn.unflatten(1, (-1, 1, side.head)).expand(-1, -1, side.shared, -1).flatten(1)
             else:
-                drawn = torch.rand(self.draws + 1, units, generator=generator).argsort(1)
-                drawn[0] = torch.arange(units)
+                drawn = orders(self.draws, units, generator)
             self.kept[key] = drawn
         return self.kept[key]
 
@@ -126,10 +142,9 @@ def _fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surrounding
         found = directions(updates[name], at, side.kernel)
         if len(found) != len(side.gram) or found.shape[1] == 0:
             continue
-        energies = _energies(side, found, null.of(side, len(found)))
-        spread = energies[1:].std()
-        if spread > 1e-9 * energies.abs().mean():
-            scores.append((energies - energies[1:].mean()) / spread)
+        score = deviations(_energies(side, found, null.of(side, len(found))))
+        if score is not None:
+            scores.append(score)
             layer = base.pieces[name].layer
             kinds.append(f"{'outputs' if at == 0 else 'inputs'} of {layer.kind if layer else name}")
     if not scores:

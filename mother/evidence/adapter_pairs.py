@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mother.evidence.adapter_base import DRAWS, factored, standard_score
+from mother.evidence.adapter_base import DRAWS, deviations, factored, orders, standard_score
 from mother.io.layers import Layer
 
 Updates = Mapping[Layer, Float[Tensor, "_ _"]]  # (outputs, inputs) of each weight that an adapter changes
@@ -27,14 +27,6 @@ class Pair:
     z: float  # standard normal score of the overlap of their outputs under the null
     cosine: float  # mean over the weights that both change
     weights: int  # that both change, with updates of one shape
-
-
-def _orders(draws: int, units: int, seed: int) -> Int[Tensor, "draws units"]:
-    """Orders of units; the first leaves all as it is."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(draws + 1, units, generator=generator).argsort(1)
-    drawn[0] = torch.arange(units)
-    return drawn
 
 
 def compare(one: Updates, other: Updates) -> Pair | None:
@@ -56,11 +48,11 @@ def compare(one: Updates, other: Updates) -> Pair | None:
         shared = len(first) == max(set(rows), key=rows.count)
         key = ("" if shared else layer.block, len(first))
         if key not in drawn:
-            drawn[key] = _orders(DRAWS, len(first), len(drawn))
+            drawn[key] = orders(DRAWS, len(first), torch.Generator().manual_seed(len(drawn)))
         energies = torch.cat([(u.T @ v[some]).square().sum((1, 2)) for some in drawn[key].split(64)])
-        spread = energies[1:].std()
-        if spread > 1e-9 * energies.abs().mean():
-            scores.append((energies - energies[1:].mean()) / spread)
+        score = deviations(energies)
+        if score is not None:
+            scores.append(score)
     if not scores:
         return None
     return Pair(standard_score(torch.stack(scores).sum(0).numpy()), float(np.mean(cosines)), len(cosines))
