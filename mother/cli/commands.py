@@ -189,12 +189,13 @@ def add(args: Add) -> None:
                 print(f"{there[source.location]} is in {args.to} already, and is looked at again")
         for note in found.notes:
             print(f"note: {note}")
-        if many.is_many(args.to):
+        indexed = many.is_many(args.to)
+        if indexed:
             many.add_many(args, found, _title(args.to), _command())
         else:
             recovered = reopen(args.to, announce_device(args.device), found, _progress(args))
             audited = _write(recovered, args, args.to, rules)
-    if many.is_many(args.to):
+    if indexed:
         _print_json(args, args.to)
     else:
         _finish(args, args.to, audited)

@@ -12,7 +12,7 @@ from mother.collection.lone import UNKNOWN
 from mother.errors import CheckpointError
 from mother.evidence.adapter_pairs import Pair, Updates, compare
 from mother.evidence.relatedness import significant
-from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
 from mother.io.checkpoint import AdaptedCheckpoint
 from mother.io.open import open_checkpoint
 
@@ -94,7 +94,7 @@ def join_siblings(graph: ModelGraph, sources: Sequence[Source], adapters: Sequen
         nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN, "hidden": True}
         for model in members:
             nodes[model] = {**nodes[model], "tree": nodes[hidden]["tree"], "root": 0.0}
-            edges.append(Edge(hidden, model, {"kind": None, "direction": "known", "hidden": True}))
+            edges.append(Edge(hidden, model, dict(HIDDEN_EDGE)))
     runs = tuple(one.words for one in found if one.pair.cosine >= ONE_RUN)
     skipped = () if len(there) <= MOST else (f"of {len(there)} adapters {MOST} were held against each other",)
     return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs, *skipped))

@@ -98,8 +98,8 @@ def gather(
     exact, candidate = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
     structure[..., 0] = _log_square(square[np.ix_(members, members)])
     bits = [mantissa(facts) for facts in first_pass.facts]
-    pairs = [p for i, j, p in looked_at if core is None or {i, j} & core]
-    triples = look_between(first_pass, second_pass, square, sorted(rounded), pairs, members)
+    asked = [(i, j, p) for i, j, p in looked_at if core is None or {i, j} & core]
+    triples = look_between(first_pass, second_pass, square, sorted(rounded), [p for *_, p in asked], members)
     ends = np.stack([second_pass.first[triples.pair], second_pass.second[triples.pair]])
     inside = np.zeros(len(square), dtype=int)
     inside[members] = np.arange(n)
@@ -120,7 +120,7 @@ def gather(
     structure[..., 1], most = _equality(equal)
     structure[..., 2] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     structure[..., 4] = _flatness(second_pass, [(place[i], place[j], p) for i, j, p in looked_at], n)
-    for i, j, p in ((i, j, p) for i, j, p in looked_at if core is None or {i, j} & core):
+    for i, j, p in asked:
         if not {i, j} & not_trained and not is_lora(second_pass, p):
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])

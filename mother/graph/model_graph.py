@@ -59,6 +59,10 @@ class ModelGraph:
         )
 
 
+# Attributes of an edge to or from a model that is not there.
+HIDDEN_EDGE: dict[str, Any] = {"kind": None, "direction": "known", "hidden": True}
+
+
 def standing_for(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The node that stands for each model of a graph's nodes: itself, or the one that it is a copy of."""
     return {name: node for node, facts in nodes.items() for name in (node, *facts.get("aliases", ()))}

@@ -30,6 +30,11 @@ class Hidden:
     parent: int | None
 
 
+def hidden_name(hidden: Hidden, models: list[str]) -> str:
+    """Id of a hidden ancestor: by its children, so that it is the same in every run."""
+    return f"hidden parent of {', '.join(models[child] for child in hidden.children[:3])}"
+
+
 @dataclass
 class Cluster:
     """Recovered heritage of related models. Places are those of the first pass."""
@@ -66,8 +71,8 @@ class Heritage:
     matched: dict[str, str] = field(default_factory=dict)  # models whose matrices had other names, and how they matched
 
     def hidden_name(self, hidden: Hidden) -> str:
-        """Id of a hidden ancestor: by its children, so that it is the same in every run."""
-        return f"hidden parent of {', '.join(self.first_pass.models[child] for child in hidden.children[:3])}"
+        """Id of a hidden ancestor."""
+        return hidden_name(hidden, self.first_pass.models)
 
 
 def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage:
@@ -78,29 +83,23 @@ def recover_clusters(heritage: Heritage, coefficients: Coefficients) -> Heritage
         places = np.flatnonzero(heritage.labels == label).tolist()
         members = [place for place in places if place not in heritage.aliases]
         if members:
-            parts = heritage.first_pass, heritage.second_pass, square, members, heritage.relations, heritage.not_trained
-            clusters.append(_recover_cluster(*parts, coefficients))
+            clusters.append(_recover_cluster(heritage, square, members, coefficients))
     return replace(heritage, clusters=clusters)
 
 
 def _recover_cluster(
-    first_pass: FirstPass,
-    second_pass: SecondPass,
-    square: Float[np.ndarray, "models models"],
-    members: list[int],
-    relations: dict[int, Relation],
-    not_trained: set[int],
-    coefficients: Coefficients,
+    heritage: Heritage, square: Float[np.ndarray, "models models"], members: list[int], coefficients: Coefficients
 ) -> Cluster:
     """Evidence, marginals and the most probable tree of one cluster."""
-    evidence, forced = gather_all(first_pass, second_pass, square, members, relations, not_trained)
+    evidence, forced = gather_all(heritage, square, members)
+    facts, relations = heritage.first_pass.facts, heritage.relations
     casts = {child: one.parents[0] for child, one in relations.items() if one.kind == "cast"}
     place = {member: at for at, member in enumerate(members)}
     weights = log_weights(evidence, coefficients, forced)
-    stored = [mantissa(first_pass.facts[member]) for member in members]
+    stored = [mantissa(facts[member]) for member in members]
     _prefer_casts(weights.parent, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
     known = [(p, m) for m in members if m in relations for p in relations[m].parents]
-    none_of_another(weights.parent, [place[m] for m in members if is_quantized(first_pass.facts[m])], forced)
+    none_of_another(weights.parent, [place[m] for m in members if is_quantized(facts[m])], forced)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
     tree, weights = _acyclic_tree(weights, members, known)
@@ -113,19 +112,14 @@ def _recover_cluster(
 
 
 def gather_all(
-    first_pass: FirstPass,
-    second_pass: SecondPass,
-    square: Float[np.ndarray, "models models"],
-    members: list[int],
-    relations: dict[int, Relation],
-    not_trained: set[int],
-    core: set[int] | None = None,
+    heritage: Heritage, square: Float[np.ndarray, "models models"], members: list[int], core: set[int] | None = None
 ) -> tuple[Evidence, dict[int, int]]:
     """Evidence among some models, and the parents known exactly, as places among these; `core` is as in gather."""
+    first_pass, relations, not_trained = heritage.first_pass, heritage.relations, heritage.not_trained
     made = not_trained | {place for place in members if place in relations}
     rounded = {place for place in not_trained if is_rough(first_pass, place)}
     altered = made - {place for place in members if place in relations and relations[place].kind == "merge"}
-    evidence = gather(first_pass, second_pass, square, members, altered, rounded, core)
+    evidence = gather(first_pass, heritage.second_pass, square, members, altered, rounded, core)
     place = {member: at for at, member in enumerate(members)}
     return evidence, {place[m]: place[relations[m].parents[0]] for m in members if m in relations}
 

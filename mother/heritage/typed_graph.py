@@ -8,7 +8,7 @@ from mother.evidence.alignment import notes
 from mother.evidence.second_pass import is_lora
 from mother.graph.acyclic import require_acyclic
 from mother.graph.certainty import KNOWN
-from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
 from mother.heritage.quantized import storage_of
 from mother.heritage.trees import Cluster, Heritage
 
@@ -56,6 +56,16 @@ def pair_facts(heritage: Heritage, parent: int, child: int) -> dict[str, Any]:
     return facts | {"compared": _round(heritage.first_pass.compared(parent, child))}
 
 
+def relation_facts(heritage: Heritage, parent: int, child: int) -> dict[str, Any]:
+    """What is said of an edge from a parent by an exact operation."""
+    relation = heritage.relations[child]
+    facts = {"kind": relation.kind, **relation.attributes, "arrow": 1.0}
+    facts["adjacency"] = _round(1 / (1 + len(relation.attributes.get("or", ()))))
+    if len(relation.parents) > 1 and "coefficients" in facts:
+        facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
+    return facts | {"direction": "known", "compared": _round(heritage.first_pass.compared(parent, child))}
+
+
 def _others(models: list[str], cluster: Cluster, child: int, named: set[int]) -> dict[str, list[str]]:
     """The attribute that lists other models that may be the parent as well, the most probable first."""
     probability = cluster.probability[:, child]
@@ -72,19 +82,10 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
         relation = heritage.relations.get(child)
         if relation is not None:
             for parent in relation.parents:
-                facts = {"kind": relation.kind, **relation.attributes, "arrow": 1.0}
-                facts["adjacency"] = _round(1 / (1 + len(relation.attributes.get("or", ()))))
-                if len(relation.parents) > 1 and "coefficients" in facts:
-                    facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
-                facts["direction"] = "known"
-                facts["compared"] = _round(heritage.first_pass.compared(parent, child))
-                edges.append(Edge(models[parent], models[child], facts))
+                edges.append(Edge(models[parent], models[child], relation_facts(heritage, parent, child)))
         elif child in under:
-            facts = {"kind": None, "direction": "known", "hidden": True}
-            facts |= {"probability": _round(cluster.roots[place[child]])} | _others(
-                models, cluster, place[child], set()
-            )
-            facts |= _packed(heritage, child)
+            facts = HIDDEN_EDGE | {"probability": _round(cluster.roots[place[child]])}
+            facts |= _others(models, cluster, place[child], set()) | _packed(heritage, child)
             edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in cluster.parents:
             parent = cluster.parents[child]
@@ -98,8 +99,7 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
         if hidden.parent is not None:
-            facts = {"kind": None, "direction": "known", "hidden": True}
-            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), facts))
+            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), dict(HIDDEN_EDGE)))
     return edges
 
 

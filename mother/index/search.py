@@ -20,9 +20,9 @@ from jaxtyping import Float
 from mother.collection.find import Source
 from mother.errors import CheckpointError, InputError
 from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
+from mother.graph.certainty import KNOWN
 from mother.heritage.trace import trace_sketches
 from mother.heritage.trees import Heritage
-from mother.heritage.typed_graph import KNOWN
 from mother.index.build import tensor_numbers
 from mother.index.others import other_groups
 from mother.index.related import scores, significant

@@ -101,8 +101,7 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     rows += [_row(STORED, child=models[place], weight=float(mantissa(first.facts[place]))) for place in sorted(core)]
     members = [place for place in range(len(models)) if place not in copies]
     square = comparable_square(first, turned=True)
-    known = heritage.relations, heritage.not_trained
-    evidence, forced = gather_all(first, heritage.second_pass, square, members, *known, core)
+    evidence, forced = gather_all(heritage, square, members, core)
     weights = own_weights(evidence, read_coefficients(), forced)
     quantized = [at for at, member in enumerate(members) if is_quantized(first.facts[member])]
     none_of_another(weights.parent, quantized, forced)
@@ -147,11 +146,7 @@ def _relation_rows(heritage: Heritage, core: set[int]) -> Iterator[dict]:
     for child, relation in heritage.relations.items():
         if child in core:
             for parent in relation.parents:
-                facts = {"kind": relation.kind, **relation.attributes}
-                facts["compared"] = round(heritage.first_pass.compared(parent, child), 4)
-                if len(relation.parents) > 1 and "coefficients" in facts:
-                    facts["coefficient"] = facts["coefficients"][relation.parents.index(parent)]
-                yield _row(EDGE, models[parent], models[child], facts)
+                yield _row(EDGE, models[parent], models[child], typed_graph.relation_facts(heritage, parent, child))
 
 
 def pair_facts(heritage: Heritage, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from mother.evidence.edges import STRUCTURE
 from mother.graph.acyclic import descents, find_circle
 from mother.graph.certainty import KNOWN
-from mother.graph.model_graph import Edge
+from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
 from mother.heritage.calibration import MOST_BESIDE, read_coefficients
-from mother.heritage.trees import RECAST, hang
+from mother.heritage.trees import RECAST, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.traced import EDGE, OFFER, STORED
 
@@ -49,6 +49,11 @@ class Offers:
     def both(self) -> Edges:
         """Log weights of either."""
         return self.edges(np.logaddexp(self.as_parent, self.beside))
+
+    def by_parent(self) -> Float[np.ndarray, "offers"]:
+        """Of the odds of each edge the share of those that it is from a parent that is there."""
+        both = np.logaddexp(self.as_parent, self.beside)
+        return np.exp(self.as_parent - np.where(np.isneginf(both), 0, both))
 
     def chosen(self, some: Bool[np.ndarray, "offers"]) -> "Offers":
         """Some of them."""
@@ -130,7 +135,7 @@ def with_hub_prior(offers: Offers, largest: int) -> Offers:
     """The same with the prior for models that others hang from, see mother/heritage/calibration.py."""
     both = offers.both()
     share = edge_shares(both, most_probable_forest(both, 0), largest).edge
-    share = share * np.exp(offers.as_parent - np.where(np.isneginf(both.value), 0, both.value))
+    share = share * offers.by_parent()
     degree = np.bincount(offers.parent, share, offers.models) + np.bincount(offers.child, share, offers.models)
     there, places = _turned(offers)
     joined = share + np.where(there, share[places], 0)
@@ -182,7 +187,7 @@ def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
         parent = np.where(shares.exact, best, forest.parent)
     else:
         parent = forest.parent
-    of_parent = np.exp(offers.as_parent - np.where(np.isneginf(both.value), 0, both.value))
+    of_parent = offers.by_parent()
     share = shares.edge * of_parent
     there, places = _turned(offers)
     back = np.where(there, share[places], 0)
@@ -240,21 +245,17 @@ def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Tabl
         how = "exact" if tree.exact[at] else "local"
         nodes[one] |= {"root": round(float(tree.root[at]), 4), "how": how}
         if parents.get(at, -1) in exact.get(at, ()):
-            for other, facts in exact[at].items():
-                adjacency = round(1 / (1 + len(facts.get("or", ()))), 4)
-                sure = {"adjacency": adjacency, "arrow": 1.0, "direction": "known", "how": "exact relation"}
-                edges.append(Edge(ids[other], one, facts | sure))
+            edges += [Edge(ids[other], one, facts | {"how": "exact relation"}) for other, facts in exact[at].items()]
         elif at in parents:
             facts = json.loads(table["facts"][int(offers.row[tree.offer[at]])].as_py())
             edges.append(Edge(ids[parents[at]], one, _tree_facts(tree, at, how) | facts | others(at, parents[at])))
     for one in hidden:
-        name = f"hidden parent of {', '.join(ids[child] for child in one.children[:3])}"
+        name = hidden_name(one, ids)
         nodes[name] = {"tree": "", "group": group, "hidden": True}
-        facts = {"kind": None, "direction": "known", "hidden": True}
         if one.parent is not None:
-            edges.append(Edge(ids[one.parent], name, dict(facts)))
+            edges.append(Edge(ids[one.parent], name, dict(HIDDEN_EDGE)))
         for child in one.children:
-            edges.append(Edge(name, ids[child], facts | {"probability": round(float(tree.root[child]), 4)}))
+            edges.append(Edge(name, ids[child], HIDDEN_EDGE | {"probability": round(float(tree.root[child]), 4)}))
     return edges
 
 
