@@ -16,7 +16,7 @@ from mother.evidence.differences import compare_pairs, scaled_kurtosis
 from mother.evidence.triples import FEATURES, Triples, look_between, paired_t
 from mother.heritage.trace import trace
 from mother.heritage.trees import Heritage
-from mother.numeric.spectra import LEAST_SHARE, flatness
+from mother.numeric.spectra import LEAST_SHARE, flatness, spectrum
 
 CPU = torch.device("cpu")
 Weights = dict[str, Tensor]
@@ -197,7 +197,11 @@ def test_flatness_is_the_geometric_over_the_arithmetic_mean_of_squared_singular_
     assert flatness(step).numpy() == pytest.approx([*expected, 0], abs=1e-6)
     assert flatness(step)[1] == pytest.approx(0, abs=1e-6) and flatness(step)[2] < -15
     assert flatness(step.transpose(1, 2) * 7.0).numpy() == pytest.approx(flatness(step).numpy(), abs=1e-6)
-    assert flatness(torch.randn(1, 900, 400, generator=generator))[0] > -1.5  # of a part of the rows
+    large = torch.randn(1, 900, 400, generator=generator)
+    assert flatness(large)[0] > -1.5  # of a part of the rows
+    for some in (step, step.transpose(1, 2), large):  # what else is told of a spectrum tells it, too
+        told = spectrum(some, torch.full((len(some),), 1e-9).double(), 8).flatness
+        assert told.numpy() == pytest.approx(flatness(some).numpy(), rel=1e-9, abs=1e-12)
 
 
 def fading(weights: Weights, seed: int, size: float) -> Weights:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mother.evidence.direction import cast_residuals, directions_added, newness, precision_test, rounding_test
 from mother.evidence.grids import Grid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
-from mother.numeric.spectra import flatness, leading_triples, rounding_noise, spectrum
+from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
@@ -46,7 +46,7 @@ def compare_pairs(
     # Between two types, parent and update may both have been rounded to the coarser.
     noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
     found = spectrum(difference, noise, DIRECTIONS)
-    values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap")}
+    values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap", "flatness")}
     values["rounding"], values["scattered"] = np.zeros(len(i)), np.zeros(len(i))
     if len(found.low):
         parts = i[found.low], j[found.low], found.residual
@@ -57,7 +57,6 @@ def compare_pairs(
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     values["newness"] = newness(added, found.s)
-    values["flatness"] = flatness(difference).cpu().numpy()
     _without_length(i, j, difference, found.full, values["newness"])
     values["newness"] = values["newness"].cpu().numpy()
     values["kurtosis"] = scaled_kurtosis(difference).cpu().numpy()

@@ -46,11 +46,12 @@ def singular_triples(
 
 
 def leading_triples(
-    difference: Float[Tensor, "pairs rows columns"], count: int
+    difference: Float[Tensor, "pairs rows columns"], count: int, gram: Float[Tensor, "pairs rows rows"] | None = None
 ) -> tuple[Float[Tensor, "pairs rows k"], Float[Tensor, "pairs k"], Float[Tensor, "pairs columns k"]]:
     """The `count` leading singular triples by subspace iteration, in float64: much less work than all of them.
 
-    In a flat spectrum the last of them mix with their neighbours; v = D' u / s, and so u' D v = s, is exact.
+    In a flat spectrum the last of them mix with their neighbours; v = D' u / s, and so u' D v = s, is exact. `gram` is
+    D D' of no more rows than FULL_SIDE and columns, where it is at hand.
     """
     difference = difference.double()
     if difference.shape[1] > difference.shape[2]:
@@ -58,7 +59,7 @@ def leading_triples(
         return u, s, v
     rows, width = difference.shape[1], min(difference.shape[1], 3 * count)
     small = rows <= FULL_SIDE
-    product = difference @ difference.transpose(1, 2) if small else None
+    product = difference @ difference.transpose(1, 2) if small and gram is None else gram
     basis = difference @ _probe(difference, width)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(basis).Q
@@ -107,6 +108,7 @@ class Spectrum:
     rank   singular values above the noise; where full a lower bound
     full   whether the rank is more than RANK_SHARE of the directions that can be seen
     gap    smallest singular value above the noise over the next: large where a low rank ends, near 1 in a continuum
+    flatness   see `flatness`
     u, s, v   leading triples; s is 0 beyond the rank
     low, residual   places of differences of low rank, not 0, and what is left of these beyond it
     """
@@ -114,6 +116,7 @@ class Spectrum:
     rank: Int[Tensor, "pairs"]
     full: Bool[Tensor, "pairs"]
     gap: Float[Tensor, "pairs"]
+    flatness: Float[Tensor, "pairs"]
     u: Float[Tensor, "pairs rows k"]
     s: Float[Tensor, "pairs k"]
     v: Float[Tensor, "pairs columns k"]
@@ -128,17 +131,22 @@ def _directions_seen(difference: Float[Tensor, "pairs rows columns"]) -> int:
 
 
 def surely_full(
-    difference: Float[Tensor, "pairs rows columns"], noise: Float[Tensor, "pairs"]
+    difference: Float[Tensor, "pairs rows columns"],
+    noise: Float[Tensor, "pairs"],
+    gram: Float[Tensor, "pairs rows rows"] | None = None,
 ) -> Bool[Tensor, "pairs"]:
     """Whether the rank is more than RANK_SHARE of the directions seen, where that is cheap to prove.
 
     All m singular values of some rows R of D are above t if D_R D_R' - t^2 has a Cholesky factor; and then D has m
-    above t, too (Cauchy's interlacing theorem). False proves nothing.
+    above t, too (Cauchy's interlacing theorem). False proves nothing. `gram` is as for `leading_triples`.
     """
     if difference.shape[1] > difference.shape[2]:
         difference = difference.transpose(1, 2)
-    some = difference[:, : int(RANK_SHARE * _directions_seen(difference)) + 1].double()
-    product = some @ some.transpose(1, 2)
+    count = int(RANK_SHARE * _directions_seen(difference)) + 1
+    if gram is None:
+        some = difference[:, :count].double()
+        gram = some @ some.transpose(1, 2)
+    product = gram[:, :count, :count].clone()
     product.diagonal(dim1=1, dim2=2).sub_((NOISE_MARGIN * noise.double()).square()[:, None])
     return torch.linalg.cholesky_ex(product).info == 0
 
@@ -153,7 +161,11 @@ def flatness(difference: Float[Tensor, "pairs rows columns"]) -> Float[Tensor, "
     if difference.shape[1] > difference.shape[2]:
         difference = difference.transpose(1, 2)
     difference = difference[:, :: -(-difference.shape[1] // FULL_SIDE)].double()
-    gram = difference @ difference.transpose(1, 2)
+    return _flatness(difference @ difference.transpose(1, 2))
+
+
+def _flatness(gram: Float[Tensor, "pairs rows rows"]) -> Float[Tensor, "pairs"]:
+    """The same from D D'."""
     mean = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
     gram = gram / torch.where(mean > 0, mean, 1)[:, None, None]
     gram.diagonal(dim1=1, dim2=2).add_(LEAST_SHARE)
@@ -172,13 +184,14 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         turned = spectrum(difference.transpose(1, 2), noise, count)
         return replace(turned, u=turned.v, v=turned.u, residual=turned.residual.transpose(1, 2))
     count, seen = min(count, rows, columns), _directions_seen(difference)
-    full = surely_full(difference, noise)
+    gram = difference @ difference.transpose(1, 2) if rows <= FULL_SIDE else None
+    full = surely_full(difference, noise, gram)
     rank = torch.full((pairs,), int(RANK_SHARE * seen) + 1, device=difference.device)
     gap, s = difference.new_ones(pairs), difference.new_zeros(pairs, count)
     u, v = difference.new_zeros(pairs, rows, count), difference.new_zeros(pairs, columns, count)
     low, residual = rank[:0], difference[:0]
     if full.any():
-        u[full], s[full], v[full] = leading_triples(difference[full], count)
+        u[full], s[full], v[full] = leading_triples(difference[full], count, None if gram is None else gram[full])
     if not full.all():
         rest = (~full).nonzero()[:, 0]
         left, values, right = singular_triples(difference[rest], count)
@@ -193,4 +206,5 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         largest = int(end.max()) if len(low) else 0
         basis = left[some][:, :, :largest] * (number[:largest] < end)[:, None, :]
         residual = difference[low] - basis @ (basis.transpose(1, 2) @ difference[low])
-    return Spectrum(rank, full, gap, u, s, v, low, residual)
+    flat = flatness(difference) if gram is None else _flatness(gram)
+    return Spectrum(rank, full, gap, flat, u, s, v, low, residual)
