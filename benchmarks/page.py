@@ -17,6 +17,7 @@ from mother.graph.exports import describe
 from mother.graph.layered import families, short_names
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.html import drawing_of, to_html
+from mother.report.reasons import wrong_if
 from mother.report.words import EXACT, GLOSSARY, LIMITS, sentence
 
 KINDS = ("fine-tune", "lora", "merge", "quantize", "cast", "prune")
@@ -72,7 +73,7 @@ def _edge(edge: Edge, k: int) -> dict[str, Any]:
         "words": describe(edge.attributes),
         "summary": words,
         "why": [],
-        "wrong_if": ["words"],
+        "wrong_if": wrong_if(edge.attributes, evidence, edge.parent, edge.child),
         "attributes": {},
         "evidence": evidence,
     }

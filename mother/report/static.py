@@ -11,6 +11,8 @@ from mother.graph.exports import DASHES, base_kind, colour_of
 from mother.graph.layered import Family, free_place, width_of
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
+# Behind letters on a line, so that it does not strike them.
+HALO = 'paint-order="stroke" stroke="#fff" stroke-width="6"'
 MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one it gives the number
 
 
@@ -188,7 +190,7 @@ class _Picture:
         found = free_place(_along(points, ends), half, self.taken, points[0][0], points[-1][0] - 3)
         if found is not None:
             x, y = found
-            self.shares.append(f'<text class="halo" text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{share}</text>')
+            self.shares.append(f'<text {HALO} text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{share}</text>')
 
 
 def family_svg(family: Family, edges: Sequence[Mapping[str, Any]], labels: Mapping[str, str], copies: Mapping) -> str:
