@@ -11,15 +11,21 @@ thousand places.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
 from mother.evidence.triples import HEAVY, LEAST
+from mother.index.signature import group_of, places_in, shuffled
+from mother.io.layers import Layer, place_of
 
 KINDS = {"adapter": 0.45, "fine-tune": 0.36, "quantization": 0.19}
 BITS = (0.004, 0.03, 0.08)  # error of 8, 5 and 4 bits, over the weights'
 FROM_BASE = 0.7
 SKETCHED = 442_368  # entries of a sketch of the grown splits
+SIDE = 64  # rows and columns of the one matrix of a model
 GROUPS = 40  # architectures that the families share
 SPREAD = 1.05  # exponent of the sizes of families
 
@@ -86,3 +92,20 @@ def kept_ratio(near: np.ndarray, far: np.ndarray) -> np.ndarray:
         error = LEAST**2 + rest / step.clip(1e-12) / SKETCHED
         found.append((HEAVY + 1) / 2 * np.log1p(1 / error / HEAVY))
     return np.minimum(*found)
+
+
+def hub_shapes(group: int) -> dict[Layer, tuple[int, int]]:
+    """Names and shapes of the models of a group: one matrix."""
+    return {place_of(f"layers.{group}.mixer.weight"): (SIDE, SIDE)}
+
+
+def write_model(folder: Path, signature: np.ndarray, group: int) -> None:
+    """Write a model of a group that has about this signature of SIDE x SIDE values, of which the mean is near 0."""
+    shapes, count = hub_shapes(group), SIDE * SIDE
+    (layer,) = shapes
+    weights = np.empty(count, np.float32)
+    order = places_in(str(layer), SIDE, SIDE, count, count)[shuffled(group_of(shapes), count)]
+    weights[order] = signature / SIDE**0.5  # see signature_of
+    folder.mkdir(parents=True)
+    named = {f"layers.{group}.mixer.weight": torch.from_numpy(weights.reshape(SIDE, SIDE))}
+    save_file(named, folder / "model.safetensors")

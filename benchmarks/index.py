@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.hub import kept_ratio, sides, simulate
+from benchmarks.hub import GROUPS, hub_shapes, kept_ratio, sides, simulate, write_model
 from mother.collection.find import search
 from mother.evidence.edges import STRUCTURE
+from mother.evidence.sketch import sketch_models
 from mother.graph.manifest_io import read_manifest
 from mother.graph.sparse import Edges, minimum_spanning_forest, most_probable_forest
 from mother.graph.text import format_table
@@ -34,8 +35,11 @@ from mother.index.candidates import Near
 from mother.index.engine import Engine
 from mother.index.graph import index_graph
 from mother.index.groups import group_names, load_group
-from mother.index.search import Scan, candidates_of
+from mother.index.others import shapes_text
+from mother.index.search import Scan, search_sketch
+from mother.index.signature import group_of
 from mother.index.store import Index, create_index
+from mother.io.open import open_all
 
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
 SAMPLES = 4096
@@ -105,14 +109,15 @@ def write_hub(folder: Path, models: int, moves: np.ndarray) -> tuple[Index, Trut
     index = create_index(folder, SAMPLES, 1 << 16, False)
     parents, families, number, start = [], [], 0, 0
     for family in simulate(models, FAMILIES, moves):
-        values = family.signatures(SAMPLES)
+        values, shapes = family.signatures(SAMPLES), hub_shapes(family.group)
+        group = {"group": group_of(shapes), "shapes": shapes_text(shapes)}
         for at in range(0, len(values), 2048):
             names = range(start + at, start + min(at + 2048, len(values)))
             rows = [
-                {"id": f"{one:07}", "location": "", "key": "none", "group": f"{family.group:016x}", "tensors": [one],
-                 "signature": value}
+                {"id": f"{one:07}", "location": "not there", "key": "none", "tensors": [one], "signature": value}
+                | group
                 for one, value in zip(names, values[at : at + 2048])
-            ]  # fmt: skip
+            ]
             index.write(number, rows)
             number += 1
         parents.append(np.where(family.parent >= 0, family.parent + start, -1))
@@ -176,7 +181,8 @@ def hub(folder: Path, models: int, moves: np.ndarray) -> tuple[list[list[object]
         pairs += len(one)
         print(".", end="", file=sys.stderr, flush=True)
     edges, peak = int((parent >= 0).sum()), memory()
-    seconds = searches(index, names[0][0])
+    number = next(one for one in range(GROUPS) if group_of(hub_shapes(one)) == names[0][0])
+    seconds = searches(index, number, folder.parent / "searched")
     total = sum(took.values())
     rows = [
         ["models, families, in the largest group", f"{len(parent):,}, {FAMILIES}, {names[0][1]:,}", ""],
@@ -188,21 +194,26 @@ def hub(folder: Path, models: int, moves: np.ndarray) -> tuple[list[list[object]
         ["GB at most (before it began)", f"{peak:.2f} ({before:.2f})", "8"],
         ["edges without arrows that are right", f"{joined / edges:.4f}", ""],
         ["edges that are right", f"{right / edges:.4f}", "0.95"],
-        ["seconds of a search: median, most", f"{np.median(seconds):.2f}, {max(seconds):.2f}", "2"],
+        ["seconds of a search after reading: median, most", f"{np.median(seconds):.2f}, {max(seconds):.2f}", "2"],
     ]
-    kept = held / edges >= 0.99 and total < 1800 and peak < 8 and right / edges >= 0.95 and np.median(seconds) < 2
+    kept = held / edges >= 0.99 and total < 1800 and peak < 8 and right / edges >= 0.95 and max(seconds) < 2
     return rows, kept
 
 
-def searches(index: Index, group: str) -> list[float]:
-    """Seconds of searches of new models in the largest group."""
-    scan, seconds, draw = Scan(index, group), [], np.random.default_rng(2)
-    _, first = next(scan.blocks())
-    for number in range(SEARCHED):
-        own = first[number] + 0.05 * draw.normal(size=SAMPLES) / SAMPLES**0.5
+def searches(index: Index, number: int, folder: Path) -> list[float]:
+    """Seconds of searches of new models in a group of the hub, each as if it were the first, after it is read."""
+    shapes, seconds, draw = hub_shapes(number), [], np.random.default_rng(2)
+    _, some = next(Scan(index, group_of(shapes)).blocks())
+    for place in range(SEARCHED):
+        own = some[place] * SAMPLES**0.5 + 0.05 * draw.normal(size=SAMPLES)
+        write_model(folder / str(place), own, number)
+        opened, _ = open_all(one.opened_by() for one in search([str(folder / str(place))]).sources)
+        sketch = sketch_models(opened, folder / "sketches", index.entries).sketches[0]
         started = time.process_time()
-        candidates_of(scan, own.astype(np.float32), [1])
+        tests, found = search_sketch(index, sketch, folder)
         seconds.append(time.process_time() - started)
+        if not tests or found[0].verdict != "related":
+            raise AssertionError("a search did not find the model that another one was made from")
     return seconds
 
 

@@ -94,10 +94,17 @@ class Scan:
         start = 0
         for values in self.stored():
             for at in range(0, len(values), ROWS):
-                part = values[at : at + ROWS].astype(np.float32)
-                part /= np.sqrt(np.einsum("ij,ij->i", part, part)).clip(1e-30)[:, None]
-                yield start + at, part
+                yield start + at, unit_of(values[at : at + ROWS])
             start += len(values)
+
+    def units(self, places: list[int]) -> Float[np.ndarray, "places samples"]:
+        """Unit signatures of these models."""
+        start, found = 0, {}
+        for values in self.stored():
+            here = [place for place in places if start <= place < start + len(values)]
+            found |= dict(zip(here, unit_of(values[np.array(here, dtype=int) - start])))
+            start += len(values)
+        return np.stack([found[place] for place in places])
 
     def sharing(self, tensors: list[int]) -> list[int]:
         """Places of the SHARING models that share most of these tensors."""
@@ -127,6 +134,12 @@ class Scan:
         return places, square, units
 
 
+def unit_of(values: Float[np.ndarray, "models samples"]) -> Float[np.ndarray, "models samples"]:
+    """Signatures of length 1 in float32."""
+    unit = values.astype(np.float32)
+    return unit / np.sqrt(np.einsum("ij,ij->i", unit, unit)).clip(1e-30)[:, None]
+
+
 def search_index(
     index: Index, source: Source, error: float = 0.01, control: str = "family", by_sketch: bool = True
 ) -> tuple[str, int, list[Relative]]:
@@ -136,23 +149,31 @@ def search_index(
     """
     with TemporaryDirectory() as room:
         sketch = _read([source], Path(room), index.entries)[0]
-        group = group_of(sketch.shapes)
-        groups = [(group, sketch, sketch.shapes)]
-        groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, Path(room)))
-        rows, z, square, tests = _candidates(index, groups)
-        if not tests:
-            return sketch.model, 0, []
-        related = significant(z, tests, error, control)
-        fitting = [row for row, fits, score in zip(rows, related, z) if fits or score > NEAR_MISS]
-        known = _by_sketch(index, sketch, fitting, Path(room), error / tests) if by_sketch else {}
-        found = [known.get(row["id"]) or _by_signature(row, bool(fits)) for row, fits in zip(rows, related)]
+        tests, found = search_sketch(index, sketch, Path(room), error, control, by_sketch)
+    return sketch.model, tests, found
+
+
+def search_sketch(
+    index: Index, sketch: Sketch, room: Path, error: float = 0.01, control: str = "family", by_sketch: bool = True
+) -> tuple[int, list[Relative]]:
+    """The same of a model that was read; `room` is a folder for models of the index that are read."""
+    group = group_of(sketch.shapes)
+    groups = [(group, sketch, sketch.shapes)]
+    groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, room))
+    rows, z, square, tests = _candidates(index, groups)
+    if not tests:
+        return 0, []
+    related = significant(z, tests, error, control)
+    fitting = [row for row, fits, score in zip(rows, related, z) if fits or score > NEAR_MISS]
+    known = _by_sketch(index, sketch, fitting, room, error / tests) if by_sketch else {}
+    found = [known.get(row["id"]) or _by_signature(row, bool(fits)) for row, fits in zip(rows, related)]
     found = [
         replace(one, z=round(float(score), 2), distance=round(float(far) ** 0.5, 6))
         for one, score, far in zip(found, z, square)
     ]
     order = {"copy": 0, "parent": 1, "child": 1, "parent or child": 1, "related": 2, "unrelated": 3}
     found.sort(key=lambda one: (order[one.verdict], -(one.probability or 0) * (one.arrow or 0), one.distance))
-    return sketch.model, tests, found[:SHOWN]
+    return tests, found[:SHOWN]
 
 
 def _candidates(
@@ -207,7 +228,7 @@ def candidates_of(
     scan: Scan, own: Float[np.ndarray, "samples"], tensors: list[int]
 ) -> tuple[list[int], Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"]]:
     """Places of the models that may be relatives, with scores and squared distances."""
-    unit = own / max(float(np.linalg.norm(own)), 1e-30)
+    unit = unit_of(own[None])[0]
     places, _, units = scan.nearest(unit[None], PROBES)
     near = places[0].tolist()
     votes: Counter[int] = Counter()
@@ -216,10 +237,7 @@ def candidates_of(
     chosen = near[:K] + [one for one, _ in votes.most_common(HUBS)]
     chosen += scan.sharing(tensors)
     chosen = list(dict.fromkeys(chosen))
-    wanted = {place: None for place in chosen}
-    for start, part in scan.blocks():
-        wanted |= {place: part[place - start] for place in wanted if 0 <= place - start < len(part)}
-    theirs = np.stack([wanted[place] for place in chosen])
+    theirs = scan.units(chosen)
     return chosen, scores(theirs, unit[None]), np.square(theirs - unit).sum(axis=1, dtype=np.float64)
 
 

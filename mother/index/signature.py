@@ -39,13 +39,15 @@ def counts(entries: Int[np.ndarray, "matrices"], kept: Int[np.ndarray, "matrices
 
 
 @lru_cache(maxsize=4096)
-def _places(name: str, rows: int, columns: int, kept: int, count: int) -> Int[np.ndarray, "count"]:
+def places_in(name: str, rows: int, columns: int, kept: int, count: int) -> Int[np.ndarray, "count"]:
+    """Places of a matrix's weights that are in a signature, among the `kept` of its part, row by row."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
     return np.random.default_rng([seed, rows, columns]).permutation(kept)[:count]
 
 
 @lru_cache(maxsize=64)
-def _shuffled(group: str, count: int) -> Int[np.ndarray, "count"]:
+def shuffled(group: str, count: int) -> Int[np.ndarray, "count"]:
+    """The order of the values in signatures of a group, of those of its matrices one after the other."""
     return np.random.default_rng(int(group, 16)).permutation(count)
 
 
@@ -70,7 +72,7 @@ def signature_of(
             continue
         part = sketch.read(layer).numpy().reshape(-1).astype(np.float64)
         scale = 2.0 ** round(np.log2(shape[1]) / 2)
-        values.append((part[_places(str(layer), *shape, size, some)] - part.mean()) * scale)
+        values.append((part[places_in(str(layer), *shape, size, some)] - part.mean()) * scale)
     joined = np.concatenate(values)
-    order = _shuffled(group_of(among), len(joined))
+    order = shuffled(group_of(among), len(joined))
     return joined[order].clip(-LARGEST, LARGEST).astype(np.float16)

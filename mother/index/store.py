@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ from mother.io.files import write_atomically, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "mother-index/2"
+FORMAT = "mother-index/3"
 FULL = 8192  # budget: models of a shard that stays as it is
 ROW_GROUP = 512  # budget: models that are read at a time where one group is looked for
+DICTIONARY = 1 << 26  # budget: bytes of the different shapes of ROW_GROUP models, each of which is then kept once
 SETTINGS, SHARDS, SKETCHES = "index.json", "shards", "sketches"
 
 
@@ -43,7 +45,7 @@ def arrow() -> tuple[Any, Any]:
 def schema() -> "pa.Schema":
     """The columns of a shard."""
     pa, _ = arrow()
-    text = pa.string()
+    text, once = pa.string(), pa.dictionary(pa.int32(), pa.string())  # equal in many models
     return pa.schema(
         [
             ("id", text),
@@ -52,8 +54,8 @@ def schema() -> "pa.Schema":
             ("state", text),  # of several sets of weights in a checkpoint, which
             ("key", text),  # equal for equal files and versions; null where the model could not be read
             ("group", text),  # digest of names and shapes
-            ("shapes", text),  # JSON: (block, kind, rows, columns) of each matrix
-            ("signature", pa.list_(pa.float16())),
+            ("shapes", once),  # JSON: (block, kind, rows, columns) of each matrix
+            ("signature", pa.binary()),  # float16, little-endian: read at the speed of the disk, unlike lists
             ("tensors", pa.list_(pa.uint64())),  # of each tensor 64 bits of the digest of name and values, ascending
             ("facts", text),  # JSON: half precisions that hold all weights, share of zeros, weights
             ("claims", text),  # JSON: what the model says of its origin
@@ -94,11 +96,14 @@ class Index:
         """Write a shard, whole or not at all. A row lacks the columns that are null."""
         pa, _ = arrow()
         columns = {name: [row.get(name) for row in rows] for name in schema().names}
+        columns["signature"] = [None if one is None else one.astype("<f2").tobytes() for one in columns["signature"]]
         self._write(number, pa.table(columns, schema()))
 
     def _write(self, number: int, table: "pa.Table") -> None:
         _, parquet = arrow()
-        options = {"compression": "zstd", "compression_level": 1, "row_group_size": ROW_GROUP}
+        # Signatures do not get smaller.
+        how = {name: "none" if name == "signature" else "zstd" for name in table.schema.names}
+        options = {"compression": how, "row_group_size": ROW_GROUP, "dictionary_pagesize_limit": DICTIONARY}
         write_atomically(self.shard(number), lambda file: parquet.write_table(table, file, **options))
 
     def tables(self, columns: Sequence[str], group: str | None = None) -> Iterator["pa.Table"]:
@@ -106,15 +111,15 @@ class Index:
 
         Raises InputError for a shard that is damaged.
         """
-        pa, _ = arrow()
         late = self._outdated()
         for path in self.shards():
-            table = self._read(path, list(dict.fromkeys([*columns, "id", "group"])), group)
-            chosen = [one is not None for one in table["group"].to_pylist()]
-            if gone := late.get(path.stem):
-                chosen = [here and one not in gone for here, one in zip(chosen, table["id"].to_pylist())]
-            if any(chosen):
-                yield table.select(list(columns)).filter(pa.array(chosen))
+            gone = late.get(path.stem, set())
+            table = self._read(path, [*columns, "group", *(["id"] if gone else [])], group)
+            chosen = table["group"].is_valid().to_numpy()
+            if gone:
+                chosen &= [one not in gone for one in table["id"].to_pylist()]
+            if chosen.any():
+                yield table.select(list(columns)) if chosen.all() else table.select(list(columns)).filter(chosen)
 
     def rows(self, columns: Sequence[str], group: str | None = None) -> list[dict[str, Any]]:
         """The same as dictionaries."""
@@ -133,12 +138,27 @@ class Index:
         return _outdated(self, tuple(self.shards()))
 
     def _read(self, path: Path, columns: Sequence[str], group: str | None = None) -> "pa.Table":
+        """Columns of a shard; of the models of one group alone what holds these is read."""
         pa, parquet = arrow()
-        chosen = None if group is None else [("group", "=", group)]
+        wanted = list(dict.fromkeys(columns))
         try:
-            return parquet.read_table(path, columns=list(columns), schema=schema(), filters=chosen)
+            with parquet.ParquetFile(path, memory_map=True) as file:
+                if file.schema_arrow.names != schema().names:
+                    raise KeyError("its columns are others")
+                if group is None:
+                    return file.read(wanted)
+                here = [one == group for one in file.read(["group"])["group"].to_pylist()]
+                sizes = [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)]
+                ends = np.cumsum([0, *sizes])
+                parts = [np.array(here[start:end], dtype=bool) for start, end in pairwise(ends.tolist())]
+                some = [at for at, part in enumerate(parts) if part.any()]
+                table = file.read_row_groups(some, wanted)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise InputError(f"{path} cannot be read ({error}). Remove it, and build the index again.") from None
+        places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(parts[at] for at in some)]))
+        if len(places) and places[-1] - places[0] + 1 == len(places):  # side by side: nothing is copied
+            return table.slice(places[0], len(places))
+        return table.take(places)
 
     def compact(self) -> None:
         """Put many small shards together, models of a group side by side; what was read before stays what counts.
@@ -184,8 +204,10 @@ def tensor_digests(table: "pa.Table") -> tuple[Integer[np.ndarray, "tensors"], I
 def signatures(table: "pa.Table") -> Float[np.ndarray, "models samples"]:
     """The signatures in a table of models of one group, in float16. Raises InputError where lengths differ."""
     column = table["signature"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    if len(table) == 0 or len(flat) % len(table) or not np.isfinite(flat).all():
+    sizes = np.diff(np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, 4 * column.offset))
+    start = np.frombuffer(column.buffers()[1], np.int32, 1, 4 * column.offset)[0]
+    flat = np.frombuffer(column.buffers()[2] or b"", "<f2", int(sizes.sum()) // 2, start)
+    if len(table) == 0 or column.null_count or (sizes != sizes[0]).any() or not np.isfinite(flat).all():
         raise InputError("the index holds signatures that are none. Build it again.")
     return flat.reshape(len(table), -1)
 
