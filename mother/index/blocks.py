@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import breadth_first_tree, minimum_spanning_tree
 
 from mother.index.candidates import Near
 
-CORE = 64  # budget: models of a block that it is made for
-BLOCK = 320  # budget: models of a block with its halo
+CORE = 192  # budget: models of a block that it is made for: hubs are in every block, so large ones do less twice
+BLOCK = 800  # budget: models of a block with its halo
 HALO = 16  # budget: nearest candidates of a core model that are in its block: parents of merges are among these
 HUB = 64  # candidates from which a model is a hub, which is in the blocks of all whose candidate it is
 

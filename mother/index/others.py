@@ -17,6 +17,7 @@ from mother.index.store import Index
 from mother.io.layers import Layer
 
 MOST = 3  # budget: other groups that are looked at, those that share most weights with the model
+TRIED = 6  # budget: groups of other names whose sketches are looked at, those that are nearest in size
 MATCHED = 8  # budget: models of a group by whose sketches matrices of other names are found
 
 Shapes = dict[Layer, tuple[int, int]]
@@ -48,14 +49,17 @@ def other_groups(
 
     `sketches_of` gives some sketches of a group, as many as can be had.
     """
-    found = []
+    found, alike = [], []
     for name, shapes in group_shapes(index).items():
         if name == own:
             continue
         common = entries(shape for layer, shape in sketch.shapes.items() if shapes.get(layer) == shape)
         if common >= ALIKE * min(entries(sketch.shapes.values()), entries(shapes.values())):
             found.append((common, name, sketch, shapes))
-        elif worth_matching(sketch.shapes, shapes) and (some := sketches_of(name, MATCHED)):
+        elif worth_matching(sketch.shapes, shapes):
+            alike.append((abs(entries(shapes.values()) - entries(sketch.shapes.values())), name, shapes))
+    for _, name, shapes in sorted(alike, key=lambda one: one[:2])[:TRIED]:
+        if some := sketches_of(name, MATCHED):
             match, _ = match_models([sketch], some)
             if match:
                 size = entries(sketch.shapes[layer] for layer in match)

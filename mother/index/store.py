@@ -111,6 +111,7 @@ class Index:
 
         Raises InputError for a shard that is damaged.
         """
+        pa, _ = arrow()
         late = self._outdated()
         for path in self.shards():
             gone = late.get(path.stem, set())
@@ -119,7 +120,11 @@ class Index:
             if gone:
                 chosen &= [one not in gone for one in table["id"].to_pylist()]
             if chosen.any():
-                yield table.select(list(columns)) if chosen.all() else table.select(list(columns)).filter(chosen)
+                yield (
+                    table.select(list(columns))
+                    if chosen.all()
+                    else table.select(list(columns)).filter(pa.array(chosen.tolist()))
+                )
 
     def rows(self, columns: Sequence[str], group: str | None = None) -> list[dict[str, Any]]:
         """The same as dictionaries."""
@@ -158,7 +163,7 @@ class Index:
         places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(parts[at] for at in some)]))
         if len(places) and places[-1] - places[0] + 1 == len(places):  # side by side: nothing is copied
             return table.slice(places[0], len(places))
-        return table.take(places)
+        return table.take(pa.array(places.tolist(), pa.int64()))  # of an array of numpy pyarrow would load pandas
 
     def compact(self) -> None:
         """Put many small shards together, models of a group side by side; what was read before stays what counts.
