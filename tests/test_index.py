@@ -28,11 +28,11 @@ from mother.evidence.sketch import sketch_models
 from mother.index import build as building
 from mother.index.blocks import HALO, cut
 from mother.index.build import build
-from mother.index.candidates import COARSE, K, Near, faiss_search, near_models, sharing_pairs, with_hubs
+from mother.index.candidates import COARSE, K, Near, faiss_search, near_misses, near_models, sharing_pairs, with_hubs
 from mother.index.engine import Engine
 from mother.index.graph import Found as Graph
 from mother.index.graph import Sizes, index_graph
-from mother.index.groups import find_copies
+from mother.index.groups import find_copies, group_names, load_group
 from mother.index.related import families, scores, significant
 from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
@@ -288,6 +288,50 @@ def test_graph_of_an_index_is_that_of_recover(family: Path, index: Index, tmp_pa
     assert edges == {(edge.parent, edge.child): edge.attributes for edge in expected.edges}
     assert len(edges) == 4 and found.nodes["m2"]["aliases"] == ["twin"] and "twin" not in found.nodes
     assert found.nodes["stranger"]["tree"] not in {found.nodes[f"m{step}"]["tree"] for step in range(5)}
+
+
+def test_near_misses_of_signatures_are_told_by_sketches(tmp_path: Path) -> None:
+    """A model that kept a fifth of another one: too little for 512 samples, and plenty for 16,384."""
+    draw = torch.Generator().manual_seed(3)
+
+    def weights() -> dict[str, torch.Tensor]:
+        names = [f"encoder.layer.{block}.attention.attention.query.weight" for block in range(4)]
+        return {name: torch.randn(64, 64, generator=draw) for name in names}
+
+    old, strange, noise = weights(), weights(), weights()
+    drifted = {name: 0.2 * one + noise[name] for name, one in old.items()}
+    for name, one in (("old", old), ("strange", strange), ("drifted", drifted)):
+        save_model(tmp_path / "models" / name, one)
+    index = built(tmp_path / "it", *(tmp_path / "models").glob("*/"))
+    group, _ = group_names(index)[0]
+    alone = load_group(index, group, 3.0, 1e-12, "family")
+    assert alone.labels.tolist() == [0, 1, 2]
+    near = near_misses(
+        np.concatenate([signatures(table) for table in index.tables(["signature"], group)]), alone.near, alone.labels
+    )
+    assert [{alone.ids[i], alone.ids[j]} for i, j in zip(*near)] == [{"old", "drifted"}]
+    edges = index_graph(index, tmp_path / "work", Engine(), error=1e-12).edges
+    assert [{edge.parent, edge.child} for edge in edges] == [{"old", "drifted"}]
+
+
+def test_graph_joins_models_of_other_names_and_shapes(family: Path, tmp_path: Path) -> None:
+    weights = load_file(family / "m2/model.safetensors")
+    words = {"encoder.layer": "stages", "attention.attention.query": "asks", "attention.attention.key": "tells"}
+    other = dict(weights)
+    for old, new in words.items():
+        other = {name.replace(old, new): one for name, one in other.items()}
+    save_model(tmp_path / "models/other_names", other)
+    more = {"extra.adapter.weight": torch.randn(12, 12, generator=torch.Generator().manual_seed(1))}
+    save_model(tmp_path / "models/deeper", load_file(family / "m3/model.safetensors") | more)
+    models = [*family.glob("*/"), *(tmp_path / "models").glob("*/")]
+    index = built(tmp_path / "it", *models)
+    assert len(group_names(index)) == 3
+    for sizes in (Sizes(), Sizes(whole=0, core=3)):
+        found = index_graph(index, tmp_path / "work", Engine(), sizes=sizes)
+        assert sorted(found.nodes["m2"]["aliases"]) == ["other_names", "twin"]
+        trees = {name: facts["tree"] for name, facts in found.nodes.items()}
+        assert trees["deeper"] == trees["m3"] != trees["stranger"]
+        assert {"m3", "deeper"} in [{edge.parent, edge.child} for edge in found.edges]
 
 
 def neighbours(graph: Graph) -> dict[frozenset[str], tuple[str, str]]:

@@ -25,6 +25,8 @@ FLAT = 200_000  # budget: models of a group up to which the search is exact
 CELLS_SEEN = 0.05  # budget: share of the cells that is searched above that
 CHECKED = 256  # budget: models whose neighbours are searched exactly, too, to measure the recall
 ROWS = 4096  # budget: pairs whose signatures are compared at a time
+NEAR_MISS = 3.0  # score of signatures from which more is looked at: sketches tell whether two models are related
+MISSES = 4  # budget: such pairs of a family and others, those of the largest scores
 MOST_HOLDERS = 64  # budget: models that may hold one tensor for it to say who belongs to whom
 
 
@@ -212,3 +214,28 @@ def with_pairs(signatures: Float[np.ndarray, "models samples"], near: Near, pair
         return near
     first, second = (np.array(ends, dtype=np.int64) for ends in zip(*pairs))
     return joined(near, _once(signatures, first, second, _compare(signatures, first, second, square_distance)))
+
+
+def near_misses(
+    signatures: Float[np.ndarray, "models samples"], near: Near, labels: Int[np.ndarray, "models"]
+) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]:
+    """Pairs of models of different families that may be related all the same: MISSES of each family at most.
+
+    Beside the candidates the first hub of each family is held against those of all others, by all values.
+    """
+    order = np.r_[hubs_of(near, len(labels)), np.arange(len(labels))].astype(np.int64)
+    hubs = order[np.unique(labels[order], return_index=True)[1]]
+    nearest, _ = faiss_search(_unit(signatures[hubs]), MISSES + 1)
+    first, second = np.repeat(hubs, nearest.shape[1]), hubs[nearest.ravel()]
+    apart = labels[near.first] != labels[near.second]
+    first, second = np.r_[near.first[apart], first], np.r_[near.second[apart], second]
+    some = labels[first] != labels[second]
+    first, second = np.minimum(first[some], second[some]), np.maximum(first[some], second[some])
+    z = _compare(signatures, first, second, scores)
+    order = np.argsort(-z, kind="stable")[: int((z > NEAR_MISS).sum())]
+    first, second, z = first[order], second[order], z[order]
+    ends = np.sort([labels[first], labels[second]], axis=0)
+    once = _firsts(ends[0], ends[1])  # one pair of two families is enough
+    twice = np.tile(once, 2)
+    chosen = _smallest(labels[np.r_[first[once], second[once]]], -z[twice], MISSES).reshape(2, -1).any(axis=0)
+    return first[once][chosen], second[once][chosen]

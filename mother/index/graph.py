@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mother.errors import InputError
-from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.model_graph import Edge, ModelGraph, standing_for
 from mother.graph.sparse import EXACT, Edges
 from mother.heritage.calibration import read_coefficients
 from mother.index.blocks import BLOCK, CORE, cut
 from mother.index.candidates import Near
 from mother.index.engine import Engine
-from mother.index.groups import Group, group_names, load_group, members_of
+from mother.index.groups import Group, load_group, members_of
+from mother.index.joined import joined_groups
+from mother.index.misses import Look, by_sketches
 from mother.index.store import Index, arrow
-from mother.index.traced import ALIAS, EDGE, LEFT_OUT, NODE, OFFER, trace_models, trace_schema
+from mother.index.traced import ALIAS, EDGE, GONE, LEFT_OUT, NODE, OFFER, trace_models, trace_schema
 from mother.index.trees import best_edges
 from mother.io.runtime import code_digest
 
@@ -70,20 +72,27 @@ def index_graph(
 
     Raises InputError where nothing is in the index.
     """
-    names = group_names(index)
-    if not names:
+    groups = joined_groups(index, work, engine)
+    if not groups:
         raise InputError(f"{index.folder} holds no models that could be read.")
     sizes = sizes or Sizes()
-    tests = sum(size * (size - 1) / 2 for _, size in names)
-    found = Found(left_out={one: row["error"] for one, row in index.known().items() if row["error"] is not None})
-    step = progress(sum(size for _, size in names))
-    for name, size in names:
-        group = load_group(index, name, tests, error, control)
+    tests = sum(one.models * (one.models - 1) / 2 for one in groups)
+    known = index.known()
+    found = Found(left_out={one: row["error"] for one, row in known.items() if row["error"] is not None})
+    step = progress(sum(one.models for one in groups))
+
+    def looking(keys: list[str]) -> Look:
+        return by_sketches(index, keys, work, engine, tests, error / 2, control)
+
+    for one in groups:
+        group = load_group(index, one.name, tests, error, control, one.files, looking if index.keep else None)
         found.recall = min(found.recall, group.near.recall)
         _add_models(found, group)
         for ids, table in _traced(index, group, work, engine, error, sizes):
             _add_family(found, group.name, ids, table, sizes)
-        step(size)
+        step(one.models)
+    there = {*standing_for(found.nodes), *found.left_out}
+    found.left_out |= {one: GONE for one in known if one not in there}
     _number_trees(found)
     return found
 

@@ -1,15 +1,18 @@
 """The groups of an index: models of equal shapes, with their candidates and their families."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from mother.index.candidates import Near, near_models, sharing_pairs, with_hubs, with_pairs
+from mother.index.candidates import Near, near_misses, near_models, sharing_pairs, with_hubs, with_pairs
+from mother.index.misses import Look
 from mother.index.related import families, significant
-from mother.index.store import Index, signatures, tensor_digests
+from mother.index.store import Index, read_rows, signatures, tensor_digests
 
 
 @dataclass
@@ -33,10 +36,24 @@ def group_names(index: Index) -> list[tuple[str, int]]:
     return sorted(count.items(), key=lambda item: (-item[1], item[0]))
 
 
-def load_group(index: Index, name: str, tests: float, error: float, control: str) -> Group:
-    """Candidates and families of a group. `tests` is the number of pairs in all groups that could have been tested."""
+def load_group(
+    index: Index,
+    name: str,
+    tests: float,
+    error: float,
+    control: str,
+    more: Sequence[Path] = (),
+    looking: Callable[[list[str]], Look] | None = None,
+) -> Group:
+    """Candidates and families of a group. `tests` is the number of pairs in all groups that could have been tested.
+
+    `more` are files of models of other groups (mother/index/joined.py); `looking` gives, by the keys of models, what
+    looks at near misses (mother/index/misses.py).
+    """
     ids, keys, parts, tensors, owners = [], [], [], [], []
-    for table in index.tables(["id", "key", "signature", "tensors"], name):
+    for table in chain(index.tables(["id", "key", "signature", "tensors"], name), map(read_rows, more)):
+        if not len(table):
+            continue
         digests, owner = tensor_digests(table)
         tensors.append(digests)
         owners.append(owner + len(ids))
@@ -51,7 +68,8 @@ def load_group(index: Index, name: str, tests: float, error: float, control: str
     place[single] = np.arange(len(single))
     some = place[owner] >= 0
     sharing = sharing_pairs(digests[some], place[owner[some]])
-    near, labels = relate(values, sharing, tests, error, control)
+    look = None if looking is None else looking([keys[at] for at in single])
+    near, labels = relate(values, sharing, tests, error, control, look)
     everywhere = np.full(len(ids), -1, dtype=np.int64)
     everywhere[single] = labels
     for copy, original in copies.items():
@@ -80,11 +98,20 @@ def relate(
     tests: float,
     error: float,
     control: str,
+    look: Look | None = None,
 ) -> tuple[Near, Int[np.ndarray, "models"]]:
-    """Candidate pairs of related models of a group, and the label of each one's family; `sharing` are pairs, too."""
+    """Candidate pairs of related models of a group, and the label of each one's family; `sharing` are pairs, too.
+
+    `look` tells which near misses are related after all; the error is then shared by both tests.
+    """
     near = with_pairs(values, near_models(values), sharing)
-    passed = significant(near.z, tests, error, control)
-    labels = families(len(values), near.first[passed], near.second[passed])
+    passed = significant(near.z, tests, error if look is None else error / 2, control)
+    first, second = near.first[passed], near.second[passed]
+    labels = families(len(values), first, second)
+    if look is not None and labels.max(initial=0) > 0:
+        one, other = near_misses(values, near, labels)
+        found = look(one, other)
+        labels = families(len(values), np.r_[first, one[found]], np.r_[second, other[found]])
     near = with_hubs(values, near, labels)
     inside = labels[near.first] == labels[near.second]
     return Near(near.first[inside], near.second[inside], near.square[inside], near.z[inside], near.recall), labels

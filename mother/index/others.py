@@ -7,7 +7,7 @@ the signature is 0, which adds nothing to scores.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mother.collection.workspace import ALIKE
 from mother.evidence.alignment import renamed
@@ -42,6 +42,19 @@ def group_shapes(index: Index) -> dict[str, Shapes]:
     return {name: shapes_of(text) for name, text in found.items()}
 
 
+def likely_groups(own: Shapes, groups: Mapping[str, Shapes]) -> tuple[list[tuple[int, str]], list[str]]:
+    """(entries that can be compared, group) of those with equal names, most first; and groups of other names to try."""
+    same, alike, size = [], [], entries(own.values())
+    for name, shapes in groups.items():
+        theirs = entries(shapes.values())
+        common = entries(shape for layer, shape in own.items() if shapes.get(layer) == shape)
+        if common >= ALIKE * min(size, theirs):
+            same.append((common, name))
+        elif worth_matching(own, shapes):
+            alike.append((abs(theirs - size), name))
+    return sorted(same, key=lambda one: (-one[0], one[1])), [name for _, name in sorted(alike)[:TRIED]]
+
+
 def other_groups(
     index: Index, sketch: Sketch, own: str, sketches_of: Callable[[str, int], list[Sketch]]
 ) -> list[tuple[str, Sketch, Shapes]]:
@@ -49,20 +62,14 @@ def other_groups(
 
     `sketches_of` gives some sketches of a group, as many as can be had.
     """
-    found, alike = [], []
-    for name, shapes in group_shapes(index).items():
-        if name == own:
-            continue
-        common = entries(shape for layer, shape in sketch.shapes.items() if shapes.get(layer) == shape)
-        if common >= ALIKE * min(entries(sketch.shapes.values()), entries(shapes.values())):
-            found.append((common, name, sketch, shapes))
-        elif worth_matching(sketch.shapes, shapes):
-            alike.append((abs(entries(shapes.values()) - entries(sketch.shapes.values())), name, shapes))
-    for _, name, shapes in sorted(alike, key=lambda one: one[:2])[:TRIED]:
+    shapes = group_shapes(index)
+    same, alike = likely_groups(sketch.shapes, {name: some for name, some in shapes.items() if name != own})
+    found = [(common, name, sketch, shapes[name]) for common, name in same]
+    for name in alike:
         if some := sketches_of(name, MATCHED):
             match, _ = match_models([sketch], some)
             if match:
                 size = entries(sketch.shapes[layer] for layer in match)
-                found.append((size, name, renamed(sketch, match), shapes))
+                found.append((size, name, renamed(sketch, match), shapes[name]))
     found.sort(key=lambda one: (-one[0], one[1]))
     return [(name, one, shapes) for _, name, one, shapes in found[:MOST]]

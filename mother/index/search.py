@@ -24,6 +24,7 @@ from mother.graph.certainty import KNOWN
 from mother.heritage.trace import trace_sketches
 from mother.heritage.trees import Heritage
 from mother.index.build import tensor_numbers
+from mother.index.candidates import NEAR_MISS
 from mother.index.others import other_groups
 from mother.index.related import scores, significant
 from mother.index.signature import group_of, signature_of
@@ -36,7 +37,6 @@ PROBES = 32  # budget: nearest models whose own neighbours are looked for hubs a
 SHARING = 3  # budget: models that share most tensors
 VOTES = 4  # budget: neighbours of each of these that count
 SHOWN = 10  # relatives that are told
-NEAR_MISS = 3.0  # score of signatures from which more is looked at: sketches tell whether the two are related
 CACHED = 1 << 28  # budget: values in float16 that are kept between the passes of a search
 ROWS = 1024  # budget: signatures that are held in float32 at a time
 

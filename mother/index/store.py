@@ -217,6 +217,15 @@ def signatures(table: "pa.Table") -> Float[np.ndarray, "models samples"]:
     return flat.reshape(len(table), -1)
 
 
+def read_rows(path: Path) -> "pa.Table":
+    """A file of a stage, whole. Raises InputError where it is damaged."""
+    pa, parquet = arrow()
+    try:
+        return parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read ({error}). Remove it, and run again.") from None
+
+
 def create_index(folder: Path, samples: int, entries: int, keep: bool) -> Index:
     """The index in a folder, made where there is none. Raises InputError where it has other settings."""
     if not (folder / SETTINGS).exists():

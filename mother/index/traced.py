@@ -28,6 +28,7 @@ from mother.io.snapshots import Snapshot
 
 # What a row of a trace is.
 OFFER, EDGE, NODE, ALIAS, STORED, LEFT_OUT = "offer", "edge", "node", "alias", "stored", "left out"
+GONE = "its sketch is damaged or gone. Build the index again."
 LIKELY = 2  # budget: offers of each model of a core whose update is searched for the form of DoRA
 
 
@@ -57,9 +58,7 @@ def trace_models(folder: str, models: list[tuple[str, str]], core: list[str] | N
     for model, key in models:
         sketch = kept_sketch(index.sketches / f"{key}.safetensors", key)
         if sketch is None:
-            rows.append(
-                _row(LEFT_OUT, child=model, facts={"why": "its sketch is damaged or gone. Build the index again."})
-            )
+            rows.append(_row(LEFT_OUT, child=model, facts={"why": GONE}))
         else:
             sketches.append(replace(sketch, model=model))
     if sketches:
