@@ -25,6 +25,7 @@ from mother.collection.find import search, with_claims
 from mother.collection.workspace import recover_sources
 from mother.errors import InputError
 from mother.evidence.sketch import sketch_models
+from mother.heritage.trees import _prefer_casts
 from mother.index import build as building
 from mother.index.blocks import HALO, cut
 from mother.index.build import build
@@ -38,7 +39,7 @@ from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
 from mother.index.store import Index, create_index, open_index, signatures
 from mother.index.traced import trace_schema
-from mother.index.trees import best_edges
+from mother.index.trees import Offers, best_edges, prefer_casts
 from mother.io.open import open_checkpoint
 
 ENTRIES, SAMPLES = 4096, 512
@@ -382,6 +383,18 @@ def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
     table = pyarrow.table(columns, trace_schema())
     edges = best_edges({one: {} for one in ids}, ids, table)
     assert {(edge.parent, edge.child) for edge in edges} == {("a", "c"), ("b", "c"), ("a", "b")}
+
+
+def test_casts_are_preferred_as_among_all_pairs(rng: np.random.Generator) -> None:
+    """Model 1 is a cast of 0; 2 and 3 are stored as it is."""
+    weights, stored = rng.normal(size=(5, 5)), [23, 7, 7, 7, 23]
+    parent, child = np.nonzero(~np.eye(5, dtype=bool))
+    offers = Offers(5, parent, child, weights[parent, child], np.full(20, -np.inf), np.arange(20))
+    found = prefer_casts(offers, {1: {0: {"kind": "cast"}}}, dict(enumerate(map(float, stored))))
+    expected = weights.copy()
+    _prefer_casts(expected, [(1, 0)], stored)
+    assert np.array_equal(found.as_parent, expected[parent, child])
+    assert (expected[:2, 2:4] != weights[:2, 2:4]).any() and (expected[2:] == weights[2:]).all()
 
 
 def test_without_sketches_distances_alone_tell_who_is_next_to_whom(family: Path, tmp_path: Path) -> None:

@@ -134,8 +134,15 @@ def _prefer_casts(
     """
     for cast, original in casts:
         alike = [j for j, bits in enumerate(stored) if bits == stored[cast] and j not in (cast, original)]
-        best = np.maximum(weights[cast, alike], weights[original, alike])
-        weights[cast, alike], weights[original, alike] = best, best - RECAST
+        weights[cast, alike], weights[original, alike] = by_cast(weights[cast, alike], weights[original, alike])
+
+
+def by_cast(
+    cast: Float[np.ndarray, "*some"], original: Float[np.ndarray, "*some"]
+) -> tuple[Float[np.ndarray, "*some"], Float[np.ndarray, "*some"]]:
+    """Log weights of a cast and of its original as parents of models that are stored as the cast is."""
+    best = np.maximum(cast, original)
+    return best, best - RECAST
 
 
 def none_of_another(

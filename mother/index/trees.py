@@ -18,7 +18,7 @@ from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
 from mother.heritage.calibration import MOST_BESIDE, read_coefficients
-from mother.heritage.trees import RECAST, hang, hidden_name
+from mother.heritage.trees import by_cast, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.traced import EDGE, OFFER, STORED
 
@@ -145,19 +145,16 @@ def with_hub_prior(offers: Offers, largest: int) -> Offers:
 
 def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offers:
     """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py."""
-    at = dict(zip(zip(offers.parent.tolist(), offers.child.tolist()), range(len(offers.parent))))
-    value = offers.as_parent.copy()
-    below: dict[int, list[int]] = defaultdict(list)
-    for parent, child in at:
-        below[parent].append(child)
+    key, value = offers.key(), offers.as_parent.copy()
     for cast, parents in exact.items():
         if any(facts["kind"] == "cast" for facts in parents.values()):
-            original = next(iter(parents))
-            for child in below[cast]:
-                if stored.get(child) == stored.get(cast) and (original, child) in at and child != original:
-                    one, other = at[cast, child], at[original, child]
-                    best = max(value[one], value[other])
-                    value[one], value[other] = best, best - RECAST
+            one = np.arange(*np.searchsorted(offers.parent, [cast, cast + 1]))
+            child = offers.child[one]
+            wanted = next(iter(parents)) * offers.models + child  # from the original
+            other = np.searchsorted(key, wanted).clip(0, max(0, len(key) - 1))
+            alike = np.array([stored.get(at) == stored.get(cast) for at in child.tolist()], dtype=bool)
+            some = alike & (key[other] == wanted)
+            value[one[some]], value[other[some]] = by_cast(value[one[some]], value[other[some]])
     return replace(offers, as_parent=value)
 
 
