@@ -33,7 +33,7 @@ from mother.index.candidates import COARSE, K, Near, faiss_search, near_misses, 
 from mother.index.engine import Engine
 from mother.index.graph import Found as Graph
 from mother.index.graph import Sizes, index_graph
-from mother.index.groups import find_copies, group_names, load_group
+from mother.index.groups import find_copies, group_names, load_group, relate
 from mother.index.related import families, scores, significant
 from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
@@ -221,6 +221,18 @@ def test_hubs_make_the_base_of_a_star_a_candidate_of_all(rng: np.random.Generato
     assert of_base(with_hubs(values, near, labels)) == 1
 
 
+def test_families_that_no_candidates_join_are_joined_by_their_hubs(rng: np.random.Generator) -> None:
+    """Twenty models that stand close together, as far from the base as they are from all its other children."""
+    values = star(rng, 200)
+    far = values[0] + 0.9 * rng.normal(size=values.shape[1])
+    group = far + 0.01 * rng.normal(size=(20, values.shape[1]))
+    values = np.vstack([values, group]).astype(np.float16)
+    near = near_models(values)
+    assert not ((near.first <= 200) & (near.second > 200)).any()
+    found, labels = relate(values, [], 221.0 * 110, 0.01, "family")
+    assert set(labels.tolist()) == {0} and ((found.first <= 200) & (found.second > 200)).any()
+
+
 def test_search_by_cells_says_its_recall(rng: np.random.Generator) -> None:
     values = rng.normal(size=(3000, 8)).astype(np.float32)
     exact, one = faiss_search(values, 5, flat=3000)
@@ -310,7 +322,7 @@ def test_near_misses_of_signatures_are_told_by_sketches(tmp_path: Path) -> None:
     near = near_misses(
         np.concatenate([signatures(table) for table in index.tables(["signature"], group)]), alone.near, alone.labels
     )
-    assert [{alone.ids[i], alone.ids[j]} for i, j in zip(*near)] == [{"old", "drifted"}]
+    assert [{alone.ids[i], alone.ids[j]} for i, j in zip(near.first, near.second)] == [{"old", "drifted"}]
     edges = index_graph(index, tmp_path / "work", Engine(), error=1e-12).edges
     assert [{edge.parent, edge.child} for edge in edges] == [{"old", "drifted"}]
 

@@ -216,9 +216,7 @@ def with_pairs(signatures: Float[np.ndarray, "models samples"], near: Near, pair
     return joined(near, _once(signatures, first, second, _compare(signatures, first, second, square_distance)))
 
 
-def near_misses(
-    signatures: Float[np.ndarray, "models samples"], near: Near, labels: Int[np.ndarray, "models"]
-) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]:
+def near_misses(signatures: Float[np.ndarray, "models samples"], near: Near, labels: Int[np.ndarray, "models"]) -> Near:
     """Pairs of models of different families that may be related all the same: MISSES of each family at most.
 
     Beside the candidates the first hub of each family is held against those of all others, by all values.
@@ -238,4 +236,5 @@ def near_misses(
     once = _firsts(ends[0], ends[1])  # one pair of two families is enough
     twice = np.tile(once, 2)
     chosen = _smallest(labels[np.r_[first[once], second[once]]], -z[twice], MISSES).reshape(2, -1).any(axis=0)
-    return first[once][chosen], second[once][chosen]
+    first, second, z = first[once][chosen], second[once][chosen], z[once][chosen]
+    return Near(first, second, _compare(signatures, first, second, square_distance), z)

@@ -105,13 +105,17 @@ def relate(
     `look` tells which near misses are related after all; the error is then shared by both tests.
     """
     near = with_pairs(values, near_models(values), sharing)
-    passed = significant(near.z, tests, error if look is None else error / 2, control)
-    first, second = near.first[passed], near.second[passed]
-    labels = families(len(values), first, second)
-    if look is not None and labels.max(initial=0) > 0:
-        one, other = near_misses(values, near, labels)
-        found = look(one, other)
-        labels = families(len(values), np.r_[first, one[found]], np.r_[second, other[found]])
+    error = error if look is None else error / 2
+    passed = significant(near.z, tests, error, control)
+    labels = families(len(values), near.first[passed], near.second[passed])
+    if labels.max(initial=0) > 0:
+        missed = near_misses(values, near, labels)
+        found = significant(np.r_[near.z, missed.z], tests, error, control)[len(near.z) :]
+        if look is not None:
+            found[~found] = look(missed.first[~found], missed.second[~found])
+        joining = missed.first[found], missed.second[found]
+        labels = families(len(values), np.r_[near.first[passed], joining[0]], np.r_[near.second[passed], joining[1]])
+        near = with_pairs(values, near, list(zip(*(ends.tolist() for ends in joining))))
     near = with_hubs(values, near, labels)
     inside = labels[near.first] == labels[near.second]
     return Near(near.first[inside], near.second[inside], near.square[inside], near.z[inside], near.recall), labels
