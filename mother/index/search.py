@@ -35,6 +35,7 @@ from mother.io.open import open_all
 K, HUBS = 12, 4  # budget: nearest models, and models nearest to most of these, that are candidates
 PROBES = 32  # budget: nearest models whose own neighbours are looked for hubs among
 SHARING = 3  # budget: models that share most tensors
+VOTED = 1024  # budget: values of signatures by which these are found
 VOTES = 4  # budget: neighbours of each of these that count
 SHOWN = 10  # relatives that are told
 CACHED = 1 << 28  # budget: values in float16 that are kept between the passes of a search
@@ -89,12 +90,12 @@ class Scan:
             yield values
         self.whole = size <= CACHED
 
-    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "models samples"]]]:
-        """Unit signatures of some models, and the place of the first."""
+    def blocks(self, width: int | None = None) -> Iterator[tuple[int, Float[np.ndarray, "models values"]]]:
+        """Unit signatures of some models, of the first `width` values or all, and the place of the first."""
         start = 0
         for values in self.stored():
             for at in range(0, len(values), ROWS):
-                yield start + at, unit_of(values[at : at + ROWS])
+                yield start + at, unit_of(values[at : at + ROWS, :width])
             start += len(values)
 
     def units(self, places: list[int]) -> Float[np.ndarray, "places samples"]:
@@ -121,7 +122,7 @@ class Scan:
         """(places, squared distances, units) of the `count` nearest models of each probe, nearest first."""
         places, square = np.zeros((len(probes), 0), int), np.zeros((len(probes), 0))
         units = np.zeros((len(probes), 0, probes.shape[1]), np.float32)
-        for start, part in self.blocks():
+        for start, part in self.blocks(probes.shape[1]):
             far = (2 - 2 * probes @ part.T).clip(0).astype(np.float64)
             some = np.argsort(far, axis=1, kind="stable")[:, :count]
             places = np.concatenate([places, start + some], axis=1)
@@ -232,7 +233,7 @@ def candidates_of(
     places, _, units = scan.nearest(unit[None], PROBES)
     near = places[0].tolist()
     votes: Counter[int] = Counter()
-    for row, probe in zip(scan.nearest(units[0], VOTES + 1)[0].tolist(), near):
+    for row, probe in zip(scan.nearest(unit_of(units[0][:, :VOTED]), VOTES + 1)[0].tolist(), near):
         votes.update(one for one in row if one != probe)
     chosen = near[:K] + [one for one, _ in votes.most_common(HUBS)]
     chosen += scan.sharing(tensors)
