@@ -177,5 +177,13 @@ def test_export_from_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert "child" in (tmp_path / "results/recover/exports" / kind / file).read_text()
     assert run_here("mother", ["cards"], partial(main, "export"))[0] == 0
     assert "nothing to write" in run_here("mother", ["mergekit"], partial(main, "export"))[1]
-    ended, _, err = run_here("mother", ["nonsense"], partial(main, "export"))
-    assert ended == 2 and "cyclonedx" in err
+    for folder in ("results", "results/other"):  # where the result is, and beside it
+        ended, _, err = run_here("mother", ["prov", "--to", folder], partial(main, "export"))
+        assert (
+            ended == 2
+            and err == f"error: {folder} holds no result. Give one that does, such as --to results/recover.\n"
+        )
+    (tmp_path / "results/recover/run.json").unlink()
+    for command, words in (("export", ["prov"]), ("explain", ["root", "child"])):
+        ended, _, err = run_here("mother", words, partial(main, command))
+        assert ended == 2 and "is not whole: its run has not ended. Run `python recover.py" in err
