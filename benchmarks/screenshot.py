@@ -29,9 +29,9 @@ IMAGES = Path("imgs")
 
 
 def _small(path: Path) -> None:
-    """Without transparency, and packed as tightly as can be."""
+    """Without transparency, in 128 colours, and packed as tightly as can be."""
     with Image.open(path) as image:
-        image.convert("RGB").save(path, optimize=True)
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def with_cards(manifest: Path, folder: Path) -> None:
@@ -63,15 +63,15 @@ def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int
     page.close()
 
 
-def take_print(browser: Browser, report: Path) -> None:
-    """The part of the printed report in which the families begin."""
-    page = browser.new_page(viewport={"width": 794, "height": 1123})
+def take_print(browser: Browser, report: Path, name: str) -> None:
+    """The part of the printed report in which the families begin, at twice the pixels: print is finer than a screen."""
+    page = browser.new_page(viewport={"width": 794, "height": 1123}, device_scale_factor=2)
     page.emulate_media(media="print")
     page.goto(report.as_uri())
     top = page.evaluate("document.getElementById('view-picture').getBoundingClientRect().top + scrollY")
-    clip = {"x": 0, "y": top, "width": 794, "height": 900}
-    page.screenshot(path=IMAGES / "report_print.png", full_page=True, clip=clip)
-    _small(IMAGES / "report_print.png")
+    clip = {"x": 0, "y": top, "width": 794, "height": 960}
+    page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=clip)
+    _small(IMAGES / f"{name}.png")
     page.close()
 
 
@@ -103,7 +103,10 @@ def main() -> None:
         take(browser, wild, "report_dark", "dark", (1360, 820), SHOWN)
         take(browser, wild, "report_phone", "light", (390, 780))
         take(browser, many, "report_thousand", "light", (1360, 820), "00777")
-        take_print(browser, wild)
+        take(browser, many, "report_thousand_dark", "dark", (1360, 820), "00777")
+        take(browser, many, "report_thousand_phone", "dark", (390, 780))
+        take_print(browser, wild, "report_print")
+        take_print(browser, many, "report_thousand_print")
         browser.close()
 
 
