@@ -157,7 +157,7 @@ def test_one_wording_for_one_probability(family: Told) -> None:
         "less than 1 %",
     ]
     assert certainty.ranges()[0] == ("certain", "99.5 % and more")
-    assert certainty.ranges()[-2:] == [("open", "25 % to 75 %"), ("unlikely", "0 % to 25 %")]
+    assert certainty.ranges()[-2:] == [("open", "25 % to 75 %"), ("unlikely", "less than 25 %")]
     assert all(certainty.certainty(least) == word for least, word in certainty.CERTAINTY)
 
 
