@@ -29,9 +29,11 @@ IMAGES = Path("imgs")
 
 
 def _small(path: Path) -> None:
-    """Without transparency, in 128 colours, and packed as tightly as can be."""
+    """Without transparency, in 256 colours, of which the rare ones are not lost, and packed as tightly as can be."""
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
 
 
 def with_cards(manifest: Path, folder: Path) -> None:
@@ -69,7 +71,7 @@ def take_print(browser: Browser, report: Path, name: str) -> None:
     page.emulate_media(media="print")
     page.goto(report.as_uri())
     top = page.evaluate("document.getElementById('view-picture').getBoundingClientRect().top + scrollY")
-    clip = {"x": 0, "y": top, "width": 794, "height": 960}
+    clip = {"x": 0, "y": top, "width": 794, "height": 1030}
     page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=clip)
     _small(IMAGES / f"{name}.png")
     page.close()

@@ -25,9 +25,9 @@ from mother.heritage import typed_graph
 from mother.report.explain import explain, lineage
 from mother.report.explain_text import explain_text
 from mother.report.html import report_data
-from mother.report.kept import Evidence, read_evidence
+from mother.report.kept import WHOLE, Evidence, read_evidence
 from mother.report.measured import evidence_of
-from mother.report.reasons import REST, arrow_terms
+from mother.report.reasons import REST, arrow_terms, reasons
 from mother.report.write import write_outputs
 
 CPU = torch.device("cpu")
@@ -129,6 +129,15 @@ def test_the_sentence_names_what_decided(family: Told) -> None:
         assert ("was added by" in found["summary"]) == (strongest == "newness")
     lora = family.explain("middle", "lora")
     assert "a LoRA of rank 2" in lora["summary"] and "grain of lora's numbers" in lora["summary"]
+
+
+def test_terms_of_arrows_are_told_in_words(family: Told) -> None:
+    forth = {"altered": -1.0, "equality": 0.5, WHOLE: -0.5}
+    evidence = {"terms": forth, "terms_back": dict.fromkeys(forth, 0.0)}
+    both = [one for one in reasons({"kind": "fine-tune", "arrow": 0.4}, evidence, "a", "b") if one["about"] == "arrow"]
+    found = {one["term"]: one["words"] for one in both}
+    assert found["altered"].startswith("a was pruned, quantized, cast or merged")  # so b would have to be the parent
+    assert found["equality"] == "a has more entries equal to those of another model than b has"
 
 
 def test_no_figure_that_took_no_part(family: Told) -> None:

@@ -384,6 +384,9 @@ def test_downloads(report: Path, browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_phone_gets_a_list_and_a_sheet(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report, size=(390, 780))
+    # Nothing of what comes first lies beside the screen, tabs and the table of contradictions included.
+    first = "[...document.querySelectorAll('.tabs button, #contradictions td')]"
+    assert max(watched.page.evaluate(f"{first}.map((one) => one.getBoundingClientRect().right)")) <= 390
     watched.tree()
     page = watched.page
     assert page.is_visible("#list") and not page.is_visible("#tree") and not page.is_visible("#details")
