@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import yaml
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
@@ -26,14 +27,27 @@ from mother.report.html import to_html
 LIES = {"nofodi": "gezusu", "suvone": "kazufu"}  # model -> what its card says that it is from
 SHOWN = "nofodi"  # a LoRA in the middle of its tree, whose card lies
 IMAGES = Path("imgs")
+FREQUENT = 128  # colours of a picture that are kept exactly
 
 
 def _small(path: Path) -> None:
-    """Without transparency, in 256 colours, of which the rare ones are not lost, and packed as tightly as can be."""
+    """Without transparency, in 256 colours, and packed as tightly as can be.
+
+    The frequent colours are kept as they are; the others stand for the rest, so that a thin line keeps its own.
+    """
     with Image.open(path) as image:
-        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            path, optimize=True
-        )
+        pixels = np.asarray(image.convert("RGB"))
+    colours, where, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    colours = colours[order := (-counts).argsort(kind="stable")]
+    palette, rest = colours[:256], colours[FREQUENT:]
+    if len(colours) > 256:
+        few = Image.fromarray(rest[None]).quantize(256 - FREQUENT, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        others = np.array(few.getpalette(), np.uint8).reshape(-1, 3)
+        palette = np.concatenate([colours[:FREQUENT], others])
+    nearest = np.square(colours[:, None].astype(int) - palette[None]).sum(axis=-1).argmin(axis=1)
+    found = Image.fromarray(nearest[order.argsort()][where].reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    found.putpalette(palette.tobytes())
+    found.save(path, optimize=True)
 
 
 def with_cards(manifest: Path, folder: Path) -> None:
