@@ -29,6 +29,7 @@ NAMES = (
     "kernels",
     "speed",
     "page",
+    "explain",
     "growth",
     "unrelated",
     "strangers",

@@ -3,6 +3,7 @@
 python -m benchmarks.page
 """
 
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -16,8 +17,10 @@ from mother.graph.certainty import ranges
 from mother.graph.exports import describe
 from mother.graph.layered import families, short_names
 from mother.graph.model_graph import Edge, ModelGraph
+from mother.io.runtime import code_digest, version, versions
 from mother.report.html import drawing_of, to_html
 from mother.report.reasons import wrong_if
+from mother.report.summary import findings, kinds, least_certain, today
 from mother.report.words import EXACT, GLOSSARY, LIMITS, sentence
 
 KINDS = ("fine-tune", "lora", "merge", "quantize", "cast", "prune")
@@ -48,7 +51,7 @@ def collection(models: int, family: int) -> dict[str, Any]:
     forms = ("safetensors", "bin")
     return {
         "title": f"{models} models",
-        "summary": _summary(models),
+        "summary": _summary(graph),
         "nodes": [
             {"id": name, "label": short[name], "format": forms[k % 2], "verdict": "not audited", **facts}
             for k, (name, facts) in enumerate(nodes.items())
@@ -80,18 +83,16 @@ def _edge(edge: Edge, k: int) -> dict[str, Any]:
     return {"parent": edge.parent, "child": edge.child, **edge.attributes, **said}
 
 
-def _summary(models: int) -> dict[str, Any]:
-    empty: dict[str, Any] = dict.fromkeys(("contradictions", "least_certain", "notes"), [])
-    empty |= {name: {} for name in ("left_out", "not_read", "files", "versions", "kinds")}
-    words = {"certainty": dict(ranges()), "glossary": GLOSSARY, "limits": list(LIMITS)}
-    made = {
-        "date": "2020-01-01",
-        "version": "0",
-        "code": "none",
-        "command": "python -m benchmarks.page",
-        "audited": False,
-    }
-    return empty | words | made | {"findings": f"{models} made-up models"}
+def _summary(graph: ModelGraph) -> dict[str, Any]:
+    """What the page opens on, by the functions of the report; files are made up like the models."""
+    digest = {name: hashlib.sha256(name.encode()).hexdigest() for name in graph.nodes}
+    files = {name: [{"file": f"{name}/model.safetensors", "size": 10**9, "sha256": digest[name]}] for name in digest}
+    found: dict[str, Any] = {"findings": findings(graph, None), "kinds": kinds(graph), "files": files}
+    found |= {"least_certain": least_certain(graph), "contradictions": [], "left_out": {}, "not_read": {}}
+    found |= {"notes": ["Made-up models, for measuring and for pictures."], "audited": False}
+    found |= {"certainty": dict(ranges()), "glossary": GLOSSARY, "limits": list(LIMITS)}
+    made = {"date": today(), "version": version(), "versions": versions(), "code": code_digest()}
+    return found | made | {"command": "python -m benchmarks.page"}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import yaml
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
@@ -26,12 +27,27 @@ from mother.report.html import to_html
 LIES = {"nofodi": "gezusu", "suvone": "kazufu"}  # model -> what its card says that it is from
 SHOWN = "nofodi"  # a LoRA in the middle of its tree, whose card lies
 IMAGES = Path("imgs")
+FREQUENT = 128  # colours of a picture that are kept exactly
 
 
 def _small(path: Path) -> None:
-    """Without transparency, and packed as tightly as can be."""
+    """Without transparency, in 256 colours, and packed as tightly as can be.
+
+    The frequent colours are kept as they are; the others stand for the rest, so that a thin line keeps its own.
+    """
     with Image.open(path) as image:
-        image.convert("RGB").save(path, optimize=True)
+        pixels = np.asarray(image.convert("RGB"))
+    colours, where, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    colours = colours[order := (-counts).argsort(kind="stable")]
+    palette, rest = colours[:256], colours[FREQUENT:]
+    if len(colours) > 256:
+        few = Image.fromarray(rest[None]).quantize(256 - FREQUENT, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        others = np.array(few.getpalette(), np.uint8).reshape(-1, 3)
+        palette = np.concatenate([colours[:FREQUENT], others])
+    nearest = np.square(colours[:, None].astype(int) - palette[None]).sum(axis=-1).argmin(axis=1)
+    found = Image.fromarray(nearest[order.argsort()][where].reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    found.putpalette(palette.tobytes())
+    found.save(path, optimize=True)
 
 
 def with_cards(manifest: Path, folder: Path) -> None:
@@ -63,15 +79,15 @@ def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int
     page.close()
 
 
-def take_print(browser: Browser, report: Path) -> None:
-    """The part of the printed report in which the families begin."""
-    page = browser.new_page(viewport={"width": 794, "height": 1123})
+def take_print(browser: Browser, report: Path, name: str) -> None:
+    """The part of the printed report in which the families begin, at twice the pixels: print is finer than a screen."""
+    page = browser.new_page(viewport={"width": 794, "height": 1123}, device_scale_factor=2)
     page.emulate_media(media="print")
     page.goto(report.as_uri())
     top = page.evaluate("document.getElementById('view-picture').getBoundingClientRect().top + scrollY")
-    clip = {"x": 0, "y": top, "width": 794, "height": 900}
-    page.screenshot(path=IMAGES / "report_print.png", full_page=True, clip=clip)
-    _small(IMAGES / "report_print.png")
+    clip = {"x": 0, "y": top, "width": 794, "height": 1030}
+    page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=clip)
+    _small(IMAGES / f"{name}.png")
     page.close()
 
 
@@ -103,7 +119,10 @@ def main() -> None:
         take(browser, wild, "report_dark", "dark", (1360, 820), SHOWN)
         take(browser, wild, "report_phone", "light", (390, 780))
         take(browser, many, "report_thousand", "light", (1360, 820), "00777")
-        take_print(browser, wild)
+        take(browser, many, "report_thousand_dark", "dark", (1360, 820), "00777")
+        take(browser, many, "report_thousand_phone", "dark", (390, 780))
+        take_print(browser, wild, "report_print")
+        take_print(browser, many, "report_thousand_print")
         browser.close()
 
 

@@ -25,9 +25,9 @@ from mother.heritage import typed_graph
 from mother.report.explain import explain, lineage
 from mother.report.explain_text import explain_text
 from mother.report.html import report_data
-from mother.report.kept import Evidence, read_evidence
+from mother.report.kept import WHOLE, Evidence, read_evidence
 from mother.report.measured import evidence_of
-from mother.report.reasons import REST, arrow_terms
+from mother.report.reasons import REST, arrow_terms, reasons
 from mother.report.write import write_outputs
 
 CPU = torch.device("cpu")
@@ -131,6 +131,15 @@ def test_the_sentence_names_what_decided(family: Told) -> None:
     assert "a LoRA of rank 2" in lora["summary"] and "grain of lora's numbers" in lora["summary"]
 
 
+def test_terms_of_arrows_are_told_in_words(family: Told) -> None:
+    forth = {"altered": -1.0, "equality": 0.5, WHOLE: -0.5}
+    evidence = {"terms": forth, "terms_back": dict.fromkeys(forth, 0.0)}
+    both = [one for one in reasons({"kind": "fine-tune", "arrow": 0.4}, evidence, "a", "b") if one["about"] == "arrow"]
+    found = {one["term"]: one["words"] for one in both}
+    assert found["altered"].startswith("a was pruned, quantized, cast or merged")  # so b would have to be the parent
+    assert found["equality"] == "a has more entries equal to those of another model than b has"
+
+
 def test_no_figure_that_took_no_part(family: Told) -> None:
     cast = family.explain("cast", "middle")
     assert [one["log_odds"] for one in cast["why"]] == [None] and "rounded to bfloat16" in cast["why"][0]["words"]
@@ -157,7 +166,7 @@ def test_one_wording_for_one_probability(family: Told) -> None:
         "less than 1 %",
     ]
     assert certainty.ranges()[0] == ("certain", "99.5 % and more")
-    assert certainty.ranges()[-2:] == [("open", "25 % to 75 %"), ("unlikely", "0 % to 25 %")]
+    assert certainty.ranges()[-2:] == [("open", "25 % to 75 %"), ("unlikely", "less than 25 %")]
     assert all(certainty.certainty(least) == word for least, word in certainty.CERTAINTY)
 
 

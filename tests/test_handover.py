@@ -14,6 +14,8 @@ from huggingface_hub import ModelCard
 from test_heritage import base, moved
 
 from mother.cli.commands import main
+from mother.collection.licence_table import LICENCES
+from mother.collection.spdx import IDS, spdx_id
 from mother.errors import escaped
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.bom import to_cyclonedx, to_prov
@@ -57,6 +59,40 @@ def test_cyclonedx_keeps_to_its_schema(graph: ModelGraph) -> None:
     assert {one["name"] for one in models["b"]["pedigree"]["descendants"]} == {"mix", "lost"}
     assert models["b"]["pedigree"]["variants"][0]["name"] == "copy of b" and "notes" in models["x"]["pedigree"]
     assert to_cyclonedx(graph, FILES, "2020-01-01", "1", {"a": "apache-2.0"}) == text
+
+
+@pytest.mark.parametrize(
+    ("declared", "wanted"),
+    [
+        ("apache-2.0", [{"id": "Apache-2.0"}]),
+        ("gpl-3.0", [{"id": "GPL-3.0"}]),
+        ("odc-by", [{"id": "ODC-By-1.0"}]),
+        ("llama3.1", [{"name": "llama3.1"}]),
+        ("other", [{"name": "other"}]),
+        ("mit and gemma", [{"id": "MIT"}, {"name": "gemma"}]),
+        ("research and education", [{"name": "research and education"}]),
+    ],
+)
+def test_licences_have_spdx_ids_where_there_is_one(declared: str, wanted: list[dict], graph: ModelGraph) -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    from cyclonedx.schema import SchemaVersion
+
+    validator = validation.JsonStrictValidator(SchemaVersion.V1_6)
+    text = to_cyclonedx(graph, FILES, "2020-01-01", "1", {"a": declared})
+    assert validator.validate_str(text) is None
+    (model,) = (one for one in json.loads(text)["components"] if one["name"] == "a")
+    assert [one["license"] for one in model["licenses"]] == [one | {"acknowledgement": "declared"} for one in wanted]
+    # The schema has the list of SPDX: a name that is not in it is refused as an identifier.
+    broken = json.loads(text)
+    broken["components"][0]["licenses"] = [{"license": {"id": "llama3.1"}}]
+    assert validator.validate_str(json.dumps(broken)) is not None
+
+
+def test_ids_of_licences_are_those_of_spdx() -> None:
+    spdx = pytest.importorskip("cyclonedx.spdx")
+    assert all(spdx.is_supported_id(one) for one in IDS.values())
+    # Whatever SPDX knows of the licences with a table of their own is known by its identifier, too.
+    assert {name: spdx_id(name) for name in LICENCES} == {name: spdx.fixup_id(name) for name in LICENCES}
 
 
 def test_prov_is_read_by_its_library(graph: ModelGraph) -> None:
@@ -141,5 +177,13 @@ def test_export_from_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert "child" in (tmp_path / "results/recover/exports" / kind / file).read_text()
     assert run_here("mother", ["cards"], partial(main, "export"))[0] == 0
     assert "nothing to write" in run_here("mother", ["mergekit"], partial(main, "export"))[1]
-    ended, _, err = run_here("mother", ["nonsense"], partial(main, "export"))
-    assert ended == 2 and "cyclonedx" in err
+    for folder in ("results", "results/other"):  # where the result is, and beside it
+        ended, _, err = run_here("mother", ["prov", "--to", folder], partial(main, "export"))
+        assert (
+            ended == 2
+            and err == f"error: {folder} holds no result. Give one that does, such as --to results/recover.\n"
+        )
+    (tmp_path / "results/recover/run.json").unlink()
+    for command, words in (("export", ["prov"]), ("explain", ["root", "child"])):
+        ended, _, err = run_here("mother", words, partial(main, command))
+        assert ended == 2 and "is not whole: its run has not ended. Run `python recover.py" in err

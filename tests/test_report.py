@@ -142,6 +142,10 @@ def test_without_javascript(report: Path, browser: Browser) -> None:
         read_model_graph(report.parent / "model_graph.json").edges
     )
     assert page.locator("img").count() == 0
+    # Without the script the kinds of lines are told, and the shares of a merge are in the table.
+    told = page.locator(".legend li").all_inner_texts()
+    assert {"fine-tune", "lora", "cast", "merge"} <= set(told) and any(one.startswith("✗") for one in told)
+    assert page.locator("#edge-table tr", has_text="merge, share 0.50").count() == 2
     back = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(back) == "rgb(255, 255, 255)"
     dark = browser.new_page(java_script_enabled=False, color_scheme="dark")
@@ -162,6 +166,14 @@ def test_print(report: Path, browser: Browser) -> None:
     assert pdf.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
     rules = "[...document.styleSheets].flatMap((one) => [...one.cssRules]).map((one) => one.cssText).join(' ')"
     assert "counter(page)" in page.evaluate(rules)
+    # Each name of a file on one line; heads of tables, which are painted on every page only so.
+    files = "[...document.querySelectorAll('#claims td:nth-child(3)')].filter((one) => one.textContent === 'README.md')"
+    lines = (
+        "(one) => { const it = document.createRange(); it.selectNodeContents(one); return it.getClientRects().length; }"
+    )
+    heights = page.evaluate(f"{files}.map({lines})")
+    assert heights and set(heights) == {1}
+    assert page.evaluate("getComputedStyle(document.querySelector('#edge-table th button')).display") == "contents"
     wide = page.evaluate("[...document.querySelectorAll('figure svg')].map((one) => one.getBoundingClientRect().width)")
     assert wide and max(wide) <= page.evaluate("document.documentElement.clientWidth")
     assert not watched.wrong
@@ -364,12 +376,17 @@ def test_downloads(report: Path, browser: Browser, tmp_path: Path) -> None:
     rows = list(csv.DictReader(got["csv"].read_text(encoding="utf-8").splitlines()))
     graph = read_model_graph(report.parent / "model_graph.json")
     assert {(row["parent"], row["child"]) for row in rows} == {(edge.parent, edge.child) for edge in graph.edges}
+    shares = {row["parent"]: float(row["coefficient"]) for row in rows if row["child"] == "merged"}
+    assert shares == pytest.approx({"lora": 0.5, "side": 0.5}, abs=0.01)
     assert not watched.wrong
 
 
 @pytest.mark.slow
 def test_a_phone_gets_a_list_and_a_sheet(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report, size=(390, 780))
+    # Nothing of what comes first lies beside the screen, tabs and the table of contradictions included.
+    first = "[...document.querySelectorAll('.tabs button, #contradictions td')]"
+    assert max(watched.page.evaluate(f"{first}.map((one) => one.getBoundingClientRect().right)")) <= 390
     watched.tree()
     page = watched.page
     assert page.is_visible("#list") and not page.is_visible("#tree") and not page.is_visible("#details")

@@ -208,6 +208,8 @@ def explain(args: Explain) -> None:
     from mother.report.explain_text import explain_text, layers_csv, layers_text, lineage_text
     from mother.report.kept import read_evidence, read_graph
 
+    if args.layers not in (None, "-") and Path(args.layers).is_dir():
+        raise InputError(f"--layers {args.layers} is a folder. Name a file for the table, or - to print it.")
     evidence, graph = read_evidence(args.to), read_graph(args.to)
     if args.other is None:
         if args.layers is not None:

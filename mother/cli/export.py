@@ -16,7 +16,9 @@ def _kept(folder: Path, name: str) -> dict:
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{folder / name} cannot be read. Run `mother recover` with --overwrite to make it again.")
+        raise InputError(
+            f"{folder / name} cannot be read. Run `python recover.py MODEL ... --out {folder} --overwrite` again."
+        )
     return content
 
 
@@ -90,9 +92,11 @@ KINDS: dict[str, Callable[[Path], Texts]] = {
 def export(args: Export) -> None:
     """Write the files of one kind."""
     from mother.io.files import write_text
+    from mother.report.kept import check_result
 
     if args.kind not in KINDS:
         raise InputError(f"there is no export {args.kind}. Choose from {', '.join(KINDS)}.")
+    check_result(args.to)
     texts, said = KINDS[args.kind](args.to)
     folder = args.out if args.out is not None else args.to / "exports" / args.kind
     for name, text in texts.items():

@@ -101,7 +101,7 @@ class Export:
     kind: tyro.conf.Positional[str]
     """cyclonedx, prov, rocrate, mergekit or cards"""
     to: Path = Path("results/recover")
-    """folder of the result"""
+    """folder of the result, which `recover` calls --out"""
     out: Path | None = None
     """folder for the files; otherwise exports/KIND in that of the result"""
 

@@ -31,8 +31,8 @@ def ranges() -> list[tuple[str, str]]:
     above = [None, *(least for least, _ in CERTAINTY)]
     return [
         (word, f"{100 * least:g} % and more" if over is None else f"{100 * least:g} % to {100 * over:g} %")
-        for (least, word), over in zip(CERTAINTY, above)
-    ]
+        for (least, word), over in zip(CERTAINTY[:-1], above)
+    ] + [(CERTAINTY[-1][1], f"less than {100 * CERTAINTY[-2][0]:g} %")]
 
 
 def sure(probability: float | int) -> str:

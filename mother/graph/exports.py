@@ -33,6 +33,11 @@ def colour_of(kind: str | None) -> str:
     return COLOURS.get(base_kind(kind), COLOURS[None])
 
 
+def share_text(coefficient: float) -> str:
+    """The share of a parent in a merge in the one way in which readers see it: two digits that count."""
+    return f"{coefficient:#.2g}".removesuffix(".")
+
+
 def describe(facts: dict) -> str:
     """Kind and probabilities of an edge in a few words."""
     if facts.get("kind") is None:

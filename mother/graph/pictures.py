@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mother.graph.certainty import KNOWN
-from mother.graph.exports import DASHES, base_kind, colour_of
+from mother.graph.exports import DASHES, base_kind, colour_of, share_text
 from mother.graph.layered import families, labels, layered
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.graph.scores import EdgeSet, pass_over
@@ -128,7 +128,7 @@ def _dash_of(kind: str) -> tuple[float, ...]:
 def line_of(edge: Edge) -> Line:
     """An edge of a Model Graph: colour and dash by kind, width by probability, no head where the arrow is not known."""
     facts, kind = edge.attributes, base_kind(edge.attributes.get("kind"))
-    share = "" if facts.get("coefficient") is None else f"{facts['coefficient']:.2g}"
+    share = "" if facts.get("coefficient") is None else share_text(facts["coefficient"])
     width = 0.7 + 0.9 * facts.get("adjacency", 0.5)
     head = facts.get("arrow", 1.0) >= KNOWN and facts.get("direction") != "unknown"
     return Line(edge.parent, edge.child, colour_of(facts.get("kind")), _dash_of(kind), width, head, share)

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mother.collection.spdx import licence_names, spdx_id
 from mother.errors import escaped
 from mother.graph.certainty import both
 from mother.graph.model_graph import Edge, ModelGraph
@@ -38,6 +39,13 @@ def _relative(name: str, edge: Edge) -> dict[str, Any]:
     }
 
 
+def _licences(declared: str) -> list[dict[str, Any]]:
+    """Licences as a card declares them: by SPDX's identifier where there is one, else by name."""
+    known = [(name, spdx_id(name)) for name in licence_names(declared)]
+    said = [{"id": one} if one else {"name": escaped(name)} for name, one in known]
+    return [{"license": one | {"acknowledgement": "declared"}} for one in said]
+
+
 def _component(graph: ModelGraph, model: str, files: Files, licences: Mapping[str, str]) -> dict[str, Any]:
     known = [edge for edge in graph.edges if edge.attributes.get("kind")]
     pedigree: dict[str, Any] = {
@@ -68,7 +76,7 @@ def _component(graph: ModelGraph, model: str, files: Files, licences: Mapping[st
     }
     component |= {"components": parts} if parts else {}
     declared = licences.get(model)
-    return component | ({"licenses": [{"license": {"name": escaped(declared)}}]} if declared else {})
+    return component | ({"licenses": _licences(declared)} if declared else {})
 
 
 def to_cyclonedx(
@@ -77,6 +85,7 @@ def to_cyclonedx(
     """CycloneDX 1.6: each model with its files, parents and children; the evidence is that of the edge between.
 
     `date` is that of the result, as YYYY-MM-DD. The confidence of a parent is the probability of edge and arrow.
+    Licences are those that cards declare, by SPDX's identifier where there is one.
     """
     components = [_component(graph, model, files, licences or {}) for model in _there(graph)]
     tool = {"type": "application", "name": "MoTHer", "version": version}

@@ -16,7 +16,16 @@ from mother.graph.exports import describe, first_parents, roots
 from mother.graph.layered import Family, families, labels
 from mother.report.explain import told
 from mother.report.kept import Evidence
-from mother.report.static import audit_html, edges_html, files_html, picture_html, summary_html, table, text
+from mother.report.static import (
+    audit_html,
+    edges_html,
+    files_html,
+    legend_html,
+    picture_html,
+    summary_html,
+    table,
+    text,
+)
 from mother.report.summary import formats, summary, verdicts_by_model
 
 MOST_SHOWN = 1200  # models of a group whose distances are shown as one picture
@@ -153,7 +162,7 @@ def to_html(data: dict[str, Any]) -> str:
         script = script.replace(letter, f"\\u{ord(letter):04x}")
     found = data["summary"]
     names = {node["id"]: node["label"] + WRONG * (node["verdict"] == CONTRADICTED) for node in data["nodes"]}
-    legend = f"<p>{WRONG}: the weights contradict what it says of its origin.</p>" if found["contradictions"] else ""
+    legend = legend_html(data["edges"], bool(found["contradictions"]))
     copies = {node["id"]: len(node.get("aliases", ())) for node in data["nodes"]}
     assets = files("mother.report") / "assets"
     parts = {

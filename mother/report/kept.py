@@ -208,14 +208,28 @@ def _check(group: GroupEvidence) -> None:
         raise ValueError("its arrays do not fit its models")
 
 
+def check_result(folder: Path) -> None:
+    """Raise InputError where a folder holds no whole result, with the folder of one that is near, if there is any."""
+    if (folder / RUN).exists():
+        return
+    remedy = f"`python recover.py MODEL ... --out {folder}`"
+    if (folder / "collection.json").exists() or (folder / EVIDENCE).exists():
+        raise InputError(f"the result in {folder} is not whole: its run has not ended. Run {remedy} again.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, and holds no result. Name the folder of one.")
+    near = sorted(folder.glob(f"*/{EVIDENCE}")) or sorted(folder.parent.glob(f"*/{EVIDENCE}"))
+    if near:
+        raise InputError(f"{folder} holds no result. Give one that does, such as --to {near[0].parent}.")
+    raise InputError(f"{folder} holds no result. Run {remedy} first.")
+
+
 def read_evidence(folder: Path) -> Evidence:
     """The evidence that a result folder keeps. Raises InputError where there is none that can be used."""
+    check_result(folder)
     path = folder / EVIDENCE
     remedy = f"Run `python recover.py MODEL ... --out {folder} --overwrite` again."
     if not path.exists():
-        if (folder / "collection.json").exists():
-            raise InputError(f"{folder} keeps no evidence: another version made it. {remedy}")
-        raise InputError(f"{folder} holds no result. Run `python recover.py MODEL ... --out {folder}` first.")
+        raise InputError(f"{folder} keeps no evidence: another version made it. {remedy}")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -234,6 +248,7 @@ def read_evidence(folder: Path) -> Evidence:
 
 def read_graph(folder: Path) -> ModelGraph:
     """The graph that a result folder keeps. Raises InputError where it is not the one that was written."""
+    check_result(folder)
     try:
         kept = json.loads((folder / RUN).read_text(encoding="utf-8"))["digests"][GRAPH]
         whole = kept == sha256(folder / GRAPH)

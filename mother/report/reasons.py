@@ -53,6 +53,10 @@ def _arrow_words(name: str, value: float, evidence: dict[str, Any], parent: str,
         return f"fewer third models lie between if {older} came first"
     if name == "hub":
         return f"others hang from {older}, too"
+    if name == "altered":
+        return f"{newer} was pruned, quantized, cast or merged, and few models are trained from such"
+    if name == "equality":
+        return f"{older} has more entries equal to those of another model than {newer} has"
     return f"{name} fits better with {older} first"
 
 

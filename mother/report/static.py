@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 from mother.errors import escaped
 from mother.graph.certainty import KNOWN, percent
-from mother.graph.exports import DASHES, base_kind, colour_of
+from mother.graph.exports import DASHES, base_kind, colour_of, share_text
 from mother.graph.layered import Family, free_place, width_of
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
 # Behind letters on a line, so that it does not strike them.
 HALO = 'paint-order="stroke" stroke="#fff" stroke-width="6"'
+LEGEND = "fainter: less probable; no head, or ?: less than 75 % sure; a figure on a merge: share of that parent"
 MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one it gives the number
 
 
@@ -182,7 +183,7 @@ class _Picture:
             self.taken.append((tip - 12, y - 17, tip - 3, y - 1))
             found += f'<text x="{tip - 12:.1f}" y="{y - 4:.1f}" fill="{colour}" font-weight="700">?</text>'
         if entry.get("coefficient") is not None:
-            self._share(f"{entry['coefficient']:.2g}", points, ends)
+            self._share(share_text(entry["coefficient"]), points, ends)
         return f'<g opacity="{0.35 + 0.65 * float(entry.get("adjacency", 1.0)):.2f}">{found}</g>'
 
     def _share(self, share: str, points: Sequence[tuple[float, float]], ends: Sequence[float]) -> None:
@@ -207,6 +208,18 @@ def family_svg(family: Family, edges: Sequence[Mapping[str, Any]], labels: Mappi
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" aria-label="Family of '
         f'{text(family.name)}" font-family="system-ui, DejaVu Sans, sans-serif" font-size="12">{"".join(parts)}</svg>'
     )
+
+
+def legend_html(edges: Iterable[Mapping[str, Any]], contradicted: bool) -> str:
+    """What the lines and marks of the pictures mean: the kinds that are there, each by its colour and dash."""
+    parts = []
+    for kind in sorted({base_kind(entry.get("kind")) for entry in edges}):
+        dash = f' stroke-dasharray="{DASHES[kind]}"' if kind in DASHES else ""
+        line = f'<path d="M0,4H30" stroke="{colour_of(kind)}" stroke-width="3"{dash}/>'
+        parts.append(f'<li><svg width="30" height="8" aria-hidden="true">{line}</svg>{text(kind)}</li>')
+    said = [LEGEND] if parts else []
+    said += ["✗: the weights contradict what it says of its origin"] if contradicted else []
+    return f'<ul class="legend">{"".join(parts)}{"".join(f"<li>{one}</li>" for one in said)}</ul>'
 
 
 def picture_html(
@@ -235,13 +248,18 @@ def picture_html(
     return "".join(parts)
 
 
+def _share_of(entry: Mapping[str, Any]) -> str:
+    share = entry.get("coefficient")
+    return "" if share is None else f", share {share_text(share)}"
+
+
 def edges_html(edges: Sequence[Mapping[str, Any]], hidden: Collection[str] = ()) -> str:
     """All edges as a table; `hidden` models are not in the collection."""
     rows = [
         (
             "not here" if entry["parent"] in hidden else entry["parent"],
             "not here" if entry["child"] in hidden else entry["child"],
-            entry.get("kind") or "hidden",
+            (entry.get("kind") or "hidden") + _share_of(entry),
             percent(entry["adjacency"]) if "adjacency" in entry else "–",
             percent(entry["arrow"]) if "arrow" in entry else "–",
         )

@@ -10,6 +10,7 @@ from mother.collection.licences import licence_facts
 from mother.collection.workspace import Recovered
 from mother.errors import escaped
 from mother.graph.certainty import percent, ranges
+from mother.graph.model_graph import ModelGraph
 from mother.graph.text import head_line
 from mother.io.runtime import code_digest, version, versions
 from mother.report.kept import Evidence
@@ -24,9 +25,14 @@ def today() -> str:
     return datetime.fromtimestamp(int(epoch), UTC).date().isoformat() if epoch.isdigit() else date.today().isoformat()
 
 
-def least_certain(recovered: Recovered, most: int = UNSURE) -> list[dict[str, Any]]:
+def kinds(graph: ModelGraph) -> dict[str, int]:
+    """How many edges there are of each kind."""
+    return dict(sorted(Counter(str(edge.attributes.get("kind") or "hidden") for edge in graph.edges).items()))
+
+
+def least_certain(graph: ModelGraph, most: int = UNSURE) -> list[dict[str, Any]]:
     """The edges of which the edge or its arrow is least certain."""
-    known = [edge for edge in recovered.graph.edges if edge.attributes.get("kind")]
+    known = [edge for edge in graph.edges if edge.attributes.get("kind")]
 
     def doubt(edge: Any) -> float:
         return min(edge.attributes.get("adjacency", 1.0), edge.attributes.get("arrow", 1.0))
@@ -44,9 +50,8 @@ def least_certain(recovered: Recovered, most: int = UNSURE) -> list[dict[str, An
     ]
 
 
-def findings(recovered: Recovered, audit: Audit | None) -> str:
+def findings(graph: ModelGraph, audit: Audit | None) -> str:
     """One sentence: what was found."""
-    graph = recovered.graph
     words = f"{head_line(graph)}."
     if audit is not None:
         wrong = sum(verdict.verdict == "contradicted" for verdict in audit.verdicts)
@@ -55,22 +60,21 @@ def findings(recovered: Recovered, audit: Audit | None) -> str:
             words += " No model declares where it comes from."
         else:
             words += f" Of {claims} {'claim' if claims == 1 else 'claims'} the weights contradict {wrong or 'none'}."
-    doubt = [one for one in least_certain(recovered, 1)]
+    doubt = least_certain(graph, 1)
     return words + (f" The least certain edge has {percent(doubt[0]['probability'])}." if doubt else "")
 
 
 def summary(recovered: Recovered, audit: Audit | None, command: str) -> dict[str, Any]:
     """All of the summary as JSON values."""
     graph = recovered.graph
-    kinds = Counter(str(edge.attributes.get("kind") or "hidden") for edge in graph.edges)
     verdicts = audit.verdicts if audit is not None else []
     licences = {source.id: source.licence for source in recovered.sources if source.licence}
     return {
-        "findings": findings(recovered, audit),
-        "kinds": dict(sorted(kinds.items())),
+        "findings": findings(graph, audit),
+        "kinds": kinds(graph),
         "contradictions": [one.to_json() for one in verdicts if one.verdict == "contradicted"],
         "audited": audit is not None,
-        "least_certain": least_certain(recovered),
+        "least_certain": least_certain(graph),
         "left_out": graph.left_out,
         "not_read": graph.not_read,
         "notes": list(graph.notes),

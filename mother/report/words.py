@@ -10,9 +10,9 @@ GLOSSARY = {
     "arrow": "which of two came first, given that they are parent and child",
     "newness": "what differs between two models was added by one of them: 1 by the second, -1 by the first",
     "log odds": "what a piece of evidence adds: 0 nothing, 1 makes odds 2.7 times as large, negative: against",
-    "relatedness": "how far the weights are from independent initialisation: 0 with deviation 1 for strangers",
-    "distance": "difference of the weights over their size: 0 for equal models, about 1.4 for strangers",
-    "family": "all models that come from one another here; within a family the tree is the most probable one",
+    "relatedness": "how far the weights are from independent initialisation: 0 with deviation 1 for unrelated models",
+    "distance": "difference of the weights over their size: 0 for equal models, about 1.4 for unrelated ones",
+    "family": "all models that are related here; its tree is the likeliest edge by edge, above 200 models as a whole",
     "copy": "a model whose tensors are all equal to another's; shown once, with the number of names",
     "hidden": "a model that is not in this collection, from which several that are must have come",
 }
@@ -20,7 +20,7 @@ GLOSSARY = {
 LIMITS = (
     "Related means: not initialised independently. It does not say who made a model, or why.",
     "A model that is not in this collection can stand between a parent and a child, or above both.",
-    "Only layers of equal shapes are compared. Distilled models and packed weights are not covered.",
+    "Only layers of equal shapes are compared: a distilled model has no relatives here. Formats not read are listed.",
     "Probabilities were fitted on small models grown for it. On families unlike those they have been sure and wrong.",
     "Strong weight decay, averaging and training from a pruned model can turn an arrow round.",
 )

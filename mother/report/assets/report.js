@@ -478,7 +478,7 @@
   byId("as-csv").addEventListener("click", () => {
     // A cell that a spreadsheet would take for a formula begins with an apostrophe.
     const cell = (value) => `"${String(value === undefined || value === null ? "" : value).replace(/^([=+@\t\r-])/, "'$1").replace(/"/g, '""')}"`;
-    const columns = ["parent", "child", "kind", "adjacency", "arrow", "direction", "summary"];
+    const columns = ["parent", "child", "kind", "adjacency", "arrow", "direction", "coefficient", "summary"];
     save("edges.csv", asUrl([columns, ...data.edges.map((edge) => columns.map((key) => edge[key]))].map((line) => line.map(cell).join(",")).join("\r\n"), "text/csv"));
   });
 
