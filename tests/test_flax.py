@@ -6,6 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +50,21 @@ def test_what_an_optimizer_keeps_is_left_aside(tmp_path: Path) -> None:
     checkpoint = open_checkpoint("m", tmp_path)
     assert checkpoint.aside == ("opt_state",)
     assert len(checkpoint.tensors) == 4
+
+
+def test_from_the_hub_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "hub" / "org" / "flax"
+    folder.mkdir(parents=True)
+    layers = {str(k): {"kernel": rng.standard_normal((512, 512)).astype(np.float32)} for k in range(4)}
+    (folder / "flax_model.msgpack").write_bytes(packed({"params": {"layers": layers}}))
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path)
+        checkpoint = open_checkpoint("m", "hf://org/flax")
+        server.requests.clear()
+        read = checkpoint.read_tensor("layers.2.weight")
+        sent = sum(request.bytes_sent for request in server.requests if request.file.endswith(".msgpack"))
+    assert torch.equal(read, torch.from_numpy(layers["2"]["kernel"].T.copy()))
+    assert read.numel() * 4 <= sent <= 1.05 * read.numel() * 4
 
 
 def test_its_content_decides(tmp_path: Path) -> None:
