@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mother.cli.commands import main
-from mother.collection.find import search
+from mother.collection.find import search, with_claims
 from mother.errors import CheckpointError
 from mother.io.gguf import read_header
 from mother.io.open import open_checkpoint
@@ -252,6 +252,37 @@ def test_from_the_hub_by_ranges(hub: HubServer) -> None:
     hub.requests.clear()
     open_checkpoint("m", "hf://org/packed:m.Q8_0.gguf")
     assert [request.path for request in hub.requests] == ["/api/models/org/packed/revision/main"]
+
+
+def test_each_file_of_a_repository_is_a_model(hub: HubServer) -> None:
+    values = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float32)
+    folder = hub.folder / "org" / "packed"
+    for kind in ("Q8_0", "F16"):
+        packed = gguf.quants.quantize(values[0], TYPES[kind])
+        write(folder / f"m.{kind}.gguf", "llama", {"blk.0.attn_v.weight": (packed, TYPES[kind])})
+    for number in range(2):
+        tensor = {f"blk.{number}.attn_v.weight": (values[number], TYPES.F32)}
+        file = folder / f"m.F32-{number + 1:05}-of-00002.gguf"
+        write(file, "llama", tensor, lambda writer: writer.add_uint16("split.count", 2))
+    (folder / "README.md").write_text("---\nbase_model: org/base\n---\n")
+    hub.requests.clear()
+    found = with_claims(search(["hf://org/packed", "hf://org/packed:m.Q8_0.gguf"]))
+    assert sum(request.path.startswith("/api/") for request in hub.requests) == 2  # one for each argument
+    models = {source.id: source for source in found.sources}
+    assert sorted(models) == [f"org/packed/m.{end}" for end in ("F16", "F32-00001-of-00002", "Q8_0")]
+    assert all(source.claims[0].parent == "org/base" for source in models.values())
+    assert not [path for path in found.gaps.not_read if "F16" in path or "00001" in path]
+    opened = {name: open_checkpoint(*source.opened_by()) for name, source in models.items()}
+    assert len(opened["org/packed/m.F32-00001-of-00002"].tensors) == 2
+    for name, checkpoint in opened.items():
+        (local,) = [open_checkpoint("m", path) for path in folder.glob("*.gguf") if path.stem == name.split("/")[-1]]
+        assert checkpoint.tensors and all(map(torch.equal, read(checkpoint).values(), read(local).values()))
+
+
+def test_weights_of_other_formats_are_not_taken_apart(hub: HubServer) -> None:
+    for name in ("a.gguf", "b.gguf", "c.safetensors"):
+        (hub.folder / "org" / "packed" / name).write_bytes(b"GGUF")
+    assert [source.location for source in with_claims(search(["hf://org/packed"])).sources] == ["hf://org/packed"]
 
 
 def text(value: bytes) -> bytes:

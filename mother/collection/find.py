@@ -15,10 +15,10 @@ from mother.collection.names import Names
 from mother.collection.walk import Search, is_recognised, printable
 from mother.errors import InputError
 from mother.graph.manifest_io import read_manifest
-from mother.io.places import HUB_SOURCE, LocalFolder
-from mother.io.readers import stem_of
+from mother.io.places import HUB_SOURCE, LocalFolder, Place
+from mother.io.readers import SUFFIXES, stem_of
 from mother.io.runtime import IN_FLIGHT
-from mother.io.weights import ADAPTER_CONFIG
+from mother.io.weights import ADAPTER_CONFIG, is_later_shard, is_model
 
 
 @dataclass(frozen=True)
@@ -177,30 +177,53 @@ def _told_apart(sources: list[Source]) -> list[Source]:
     return sources
 
 
+def _gguf_files(place: Place) -> list[str]:
+    """The GGUF files of a repository of the Hub, where there are several and no loader takes one; else [].
+
+    Such files are quantizations of one model. On disk each of them is a model, too.
+    """
+    if isinstance(place, LocalFolder) or place.has(ADAPTER_CONFIG):
+        return []
+    # Other weights are no quantizations of each other: which of them is meant must be said.
+    weights = [name for name in place.names() if name.lower().endswith(SUFFIXES) and not is_later_shard(name)]
+    several = len(weights) > 1 and all(name.lower().endswith(".gguf") for name in weights)
+    return weights if several and not is_model(place) else []
+
+
 def with_claims(found: Found, known: Sequence[Source] = ()) -> Found:
     """The same with what each model says of itself, and adapters with their base if it is among them or `known`.
 
     Several are looked at at once: they may be on the Hub, whose other files of a repository are noted here.
     """
 
-    def look(source: Source) -> tuple[Source, Gaps]:
+    def look(source: Source) -> tuple[list[Source], Gaps]:
         gaps = Gaps()
         place = place_of(source.id, source.location)
         if place is None:
-            return source, gaps
+            return [source], gaps
+        parts = _gguf_files(place)
         if not isinstance(place, LocalFolder):
-            for path in {*place.below()} - {*read_files(place, place.names())}:
+            for path in {*place.below()} - {*(parts or read_files(place, place.names()))}:
                 gaps.note(f"{source.location}/{printable(path)}", path.rpartition("/")[2], 0)
-        return source if source.claims else replace(source, **vars(read_said(place))), gaps
+        source = source if source.claims else replace(source, **vars(read_said(place)))
+        inside = source.location + ("/" if ":" in source.location.removeprefix("hf://") else ":")
+        apart = [replace(source, id=f"{source.id}/{stem_of(name)}", location=inside + name) for name in parts]
+        return apart or [source], gaps
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        looked = list(pool.map(look, found.sources))
-    everyone = [*known, *(source for source, _ in looked)]
+        found_by = list(pool.map(look, found.sources))
+    gaps, each = found.gaps, dict[str, Source]()
+    for some, more in found_by:
+        gaps = gaps.joined(more) if more != Gaps() else gaps
+        for source in some:  # a file that is named beside its repository comes once
+            each.setdefault(source.location, source)
+    looked = _told_apart(list(each.values()))
+    everyone = [*known, *looked]
     names = Names((source.id, source.location) for source in everyone)
     locations = {source.id: source.location for source in everyone}
-    sources, gaps = [], found.gaps
-    for source, more in looked:
-        base, gaps = source.base, gaps.joined(more) if more != Gaps() else gaps
+    sources = []
+    for source in looked:
+        base = source.base
         for claim in source.claims:
             if claim.file == ADAPTER_CONFIG and base is None:
                 match = names.find(claim, source.id)

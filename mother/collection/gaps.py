@@ -32,7 +32,6 @@ UNREAD = {
     ".h5": "Keras files are not read",
     ".hdf5": "Keras files are not read",
     ".keras": "Keras files are not read",
-    ".msgpack": "Flax files are not read",
     ".npz": "numpy files are not read",
     ".npy": "numpy files are not read",
     ".pkl": "a pickle of objects",

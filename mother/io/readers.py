@@ -2,11 +2,11 @@
 
 from pathlib import PurePath
 
-from mother.io import gguf, onnx, pickles, safetensors
+from mother.io import flax, gguf, onnx, pickles, safetensors
 from mother.io.places import File
 from mother.io.reader import HEAD, Reader
 
-READERS: tuple[Reader, ...] = (safetensors.READER, pickles.READER, gguf.READER, onnx.READER)
+READERS: tuple[Reader, ...] = (safetensors.READER, pickles.READER, gguf.READER, onnx.READER, flax.READER)
 SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
 

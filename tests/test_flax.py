@@ -1,0 +1,94 @@
+"""Flax files: the arrays that their writer packed, under torch's names and shapes; damaged files refused."""
+
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from hub_server import HubServer, use
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mother.errors import CheckpointError
+from mother.io.open import open_checkpoint
+
+
+def packed(tree: dict) -> bytes:
+    """A state as flax.serialization.msgpack_serialize writes it."""
+
+    def array(value: np.ndarray) -> msgpack.ExtType:
+        content = (value.shape, value.dtype.name, value.tobytes())
+        return msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True))
+
+    return msgpack.packb(tree, default=array, strict_types=True)
+
+
+def state() -> dict:
+    rng = np.random.default_rng(0)
+    dense = {"kernel": rng.standard_normal((40, 24)).astype(np.float32), "bias": np.ones(24, dtype=np.float16)}
+    conv = {"kernel": rng.standard_normal((3, 3, 8, 16)).astype(np.float32)}
+    return {"step": 7, "name": "a", "params": {"layers": {"0": {"fc": dense}}, "conv": conv}}
+
+
+def test_kernels_are_turned_as_torch_holds_them(tmp_path: Path) -> None:
+    tree = state()
+    (tmp_path / "flax_model.msgpack").write_bytes(packed(tree))
+    checkpoint = open_checkpoint("m", tmp_path)
+    read = checkpoint.read_tensors(list(checkpoint.tensors))
+    assert set(read) == {"layers.0.fc.weight", "layers.0.fc.bias", "conv.weight"}
+    dense, conv = tree["params"]["layers"]["0"]["fc"]["kernel"], tree["params"]["conv"]["kernel"]
+    assert torch.equal(read["layers.0.fc.weight"], torch.from_numpy(dense.T.copy()))
+    assert torch.equal(read["conv.weight"], torch.from_numpy(conv.transpose(3, 2, 0, 1).copy()))
+    assert read["layers.0.fc.bias"].eq(1).all()
+
+
+def test_what_an_optimizer_keeps_is_left_aside(tmp_path: Path) -> None:
+    tree = state()
+    tree |= {"opt_state": {"0": {"mu": tree["params"]}}, "batch_stats": {"norm": {"mean": np.ones(4, np.float32)}}}
+    (tmp_path / "flax_model.msgpack").write_bytes(packed(tree))
+    checkpoint = open_checkpoint("m", tmp_path)
+    assert checkpoint.aside == ("opt_state",)
+    assert len(checkpoint.tensors) == 4
+
+
+def test_from_the_hub_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "hub" / "org" / "flax"
+    folder.mkdir(parents=True)
+    layers = {str(k): {"kernel": rng.standard_normal((512, 512)).astype(np.float32)} for k in range(4)}
+    (folder / "flax_model.msgpack").write_bytes(packed({"params": {"layers": layers}}))
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path)
+        checkpoint = open_checkpoint("m", "hf://org/flax")
+        server.requests.clear()
+        read = checkpoint.read_tensor("layers.2.weight")
+        sent = sum(request.bytes_sent for request in server.requests if request.file.endswith(".msgpack"))
+    assert torch.equal(read, torch.from_numpy(layers["2"]["kernel"].T.copy()))
+    assert read.numel() * 4 <= sent <= 1.05 * read.numel() * 4
+
+
+def test_its_content_decides(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(packed(state()))
+    assert "conv.weight" in open_checkpoint("m", tmp_path / "weights.bin").tensors
+
+
+@pytest.mark.parametrize("end", [1, 9, 60, 2000])
+def test_truncated_files_say_so(end: int, tmp_path: Path) -> None:
+    file = tmp_path / "flax_model.msgpack"
+    file.write_bytes(packed(state())[:end])
+    with pytest.raises(CheckpointError):
+        open_checkpoint("m", file)
+
+
+@settings(max_examples=200, deadline=None)
+@given(at=st.integers(0, 200), value=st.integers(0, 255))
+def test_mutated_files_never_raise_anything_else(at: int, value: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    content = bytearray(packed(state()))
+    content[at] = value
+    file = tmp_path_factory.mktemp("mutated") / "flax_model.msgpack"
+    file.write_bytes(content)
+    try:
+        checkpoint = open_checkpoint("m", file)
+        checkpoint.read_tensors([name for name, (_, info) in checkpoint.tensors.items() if info.dtype[0] in "FB"])
+    except CheckpointError:
+        pass
