@@ -14,8 +14,9 @@ from test_marginals import all_trees
 from mother.errors import CheckpointError
 from mother.evidence import sketch as sketches
 from mother.evidence.direction import shrunk_rows
-from mother.evidence.edges import is_lora, pooled_newness
+from mother.evidence.edges import pooled_newness
 from mother.evidence.first_pass import take_first_pass
+from mother.evidence.low_rank import LORA_GAP, SCATTERED, is_lora
 from mother.evidence.relatedness import layer_cosine, related_components
 from mother.evidence.sketch import sketch_models
 from mother.graph.arborescence import edge_marginals
@@ -30,7 +31,7 @@ from mother.heritage.trees import Hidden, likeliest_edges, read_tree
 from mother.heritage.typed_graph import build_graph
 from mother.io.checkpoint import Checkpoint
 from mother.io.open import open_checkpoint
-from mother.numeric.floats import cast
+from mother.numeric.floats import MANTISSA, cast, ulp
 
 CPU = torch.device("cpu")
 WIDTH, BLOCKS = 32, 4
@@ -511,3 +512,31 @@ def test_lora_needs_low_rank_everywhere(tmp_path: Path) -> None:
     for other, kind, rank in ((step, "lora", 2), (mixed, "fine-tune", None)):
         (facts,) = edges(recover(models(tmp_path / kind, first=first, other=other))).values()
         assert facts["kind"] == kind and facts.get("rank") == rank
+
+
+def test_a_matrix_that_is_too_small_for_the_rank_is_no_fine_tune(tmp_path: Path) -> None:
+    """A router of four experts has full rank after any update, that of a LoRA of rank 8 as well."""
+    first = base(0) | {"blocks.0.router.weight": torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(9))}
+    for name, rank, kind in (("low", 8, "lora"), ("full", None, "fine-tune")):
+        (facts,) = edges(recover(models(tmp_path / name, first=first, other=moved(first, 1, rank=rank)))).values()
+        assert facts["kind"] == kind and facts.get("rank") == rank
+
+
+def test_few_steps_of_one_unit_are_no_lora(tmp_path: Path) -> None:
+    """What few jumps by a unit leave above rounding noise has a low rank, which explains none of them."""
+    first, generator = halved(base(0)), torch.Generator().manual_seed(3)
+    jumped = dict(first)
+    for name, weight in first.items():
+        if weight.ndim == 2:
+            chance = torch.full(weight.shape, 0.15)
+            chance[:2] = 0.9  # some rows get more, so that the spectrum falls off
+            some = torch.rand(weight.shape, generator=generator) < chance
+            jumped[name] = cast(weight + ulp(weight, MANTISSA["bfloat16"]) * some, "bfloat16")
+    heritage = trace(models(tmp_path, first=first, jumped=jumped), CPU)
+    arrays, p = heritage.second_pass.arrays, heritage.second_pass.index[(0, 1)]
+    low = arrays["rank"][:, p] > 0
+    assert low.all() and not arrays["full"][:, p].any()
+    assert np.median(arrays["gap"][low, p]) > LORA_GAP and np.median(arrays["scattered"][low, p]) > 2 * SCATTERED
+    assert not is_lora(heritage.second_pass, p)
+    (facts,) = edges(build_graph("test", heritage)).values()
+    assert facts["kind"] == "fine-tune"

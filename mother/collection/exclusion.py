@@ -31,8 +31,8 @@ from mother.evidence.exclusion import (
     update_share,
 )
 from mother.evidence.facts import mantissa
+from mother.evidence.low_rank import is_lora
 from mother.evidence.merges import depends_on
-from mother.evidence.second_pass import is_lora
 from mother.evidence.sketch import Sketch, read_whole
 from mother.graph.certainty import percent
 from mother.heritage.calibration import arrow_probability

@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mother.evidence.direction import cast_residuals, directions_added, newness, precision_test, rounding_test
+from mother.evidence.direction import (
+    cast_residuals,
+    directions_added,
+    leads,
+    newness,
+    precision_test,
+    rounding_test,
+)
 from mother.evidence.grids import Grid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
 from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
@@ -56,9 +63,9 @@ def compare_pairs(
         values["scattered"][low] = _scattered(*parts, precision[found.low]).cpu().numpy()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
-    values["newness"] = newness(added, found.s)
-    _without_length(i, j, difference, found.full, values["newness"])
-    values["newness"] = values["newness"].cpu().numpy()
+    told = {"newness": newness(added, found.s), "leads": leads(found.s, energy, *i.shape[1:])}
+    _without_length(i, j, difference, found.full, told)
+    values |= {name: value.cpu().numpy() for name, value in told.items()}
     values["kurtosis"] = scaled_kurtosis(difference).cpu().numpy()
     values["cast"] = cast_residuals(i, j, bits).cpu().numpy()
     return values, tuple(value.float() for value in (found.u, found.s, found.v, start, added))
@@ -70,7 +77,7 @@ def _scattered(
     residual: Float[Tensor, "pairs rows columns"],
     bits: Int[Tensor, "pairs"],
 ) -> Float[Tensor, "pairs"]:
-    """Share of the larger entries that a low rank leaves more of than rounding once does.
+    """Share of the larger entries that changed of which a low rank leaves more than rounding once does.
 
     In small ones the error that truncation spreads over the matrix is more than their own rounding.
 
@@ -79,7 +86,7 @@ def _scattered(
     arithmetic of an update leaves as much.
     """
     unit = ulp(torch.maximum(i.abs(), j.abs()), bits[:, None, None]).double()
-    large = unit >= unit.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    large = (unit >= unit.square().mean(dim=(1, 2), keepdim=True).sqrt()) & (i != j)
     share = ((residual.abs() > ONCE * unit) & large).sum(dim=(1, 2)) / large.sum(dim=(1, 2)).clamp(min=1)
     return torch.where(bits < MANTISSA["float32"], share, 0)
 
@@ -89,13 +96,13 @@ def _without_length(
     j: Float[Tensor, "pairs rows columns"],
     difference: Float[Tensor, "pairs rows columns"],
     full: Bool[Tensor, "pairs"],
-    new: Float[Tensor, "pairs"],
+    told: dict[str, Float[Tensor, "pairs"]],
 ) -> None:
     """Where a good part of a difference of full rank changes the matrix's length alone, take both at one length.
 
     Weight decay shrinks what both models have: its directions look old in the child. Both matrices are scaled to
     their mean length, which favours neither (what is left after a regression of one on the other would). Changes
-    `difference` and `new`.
+    `difference` and what is `told`.
     """
     one, other = (torch.linalg.vector_norm(w, dim=(1, 2), dtype=torch.float64) for w in (i, j))
     energy = difference.square().sum(dim=(1, 2))
@@ -107,7 +114,8 @@ def _without_length(
     first, second = i[chosen].double() * factor, j[chosen].double() / factor
     difference[chosen] = second - first
     u, s, v = leading_triples(second - first, DIRECTIONS)
-    new[chosen] = newness(directions_added(((first @ v) * u).sum(dim=1), s), s)
+    told["newness"][chosen] = newness(directions_added(((first @ v) * u).sum(dim=1), s), s)
+    told["leads"][chosen] = leads(s, difference[chosen].square().sum(dim=(1, 2)), *i.shape[1:])
 
 
 def scaled_kurtosis(difference: Float[Tensor, "pairs rows columns"]) -> Float[Tensor, "pairs"]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -40,6 +40,19 @@ def newness(added: Float[Tensor, "pairs k"], s: Float[Tensor, "pairs k"]) -> Flo
     """Mean of what the directions of D add, weighted by s^2. Zero where D is."""
     weight = s.square()
     return (weight * added).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-300)
+
+
+def leads(
+    s: Float[Tensor, "pairs k"], energy: Float[Tensor, "pairs"], rows: int, columns: int
+) -> Bool[Tensor, "pairs"]:
+    """Whether the first direction of D stands above those of noise of the same energy.
+
+    The largest singular value of noise of deviation sigma is about sigma (sqrt(rows) + sqrt(columns)) (Marchenko,
+    Pastur 1967). What training learns stands above. Updates that an optimizer made equal in all directions do not, and
+    their first direction is an accident.
+    """
+    edge = energy * (rows**0.5 + columns**0.5) ** 2 / (rows * columns)
+    return s[:, 0].square() > edge
 
 
 def rounding_test(

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from mother.evidence.direction import agreed, cast_direction, shrunk_rows
 from mother.evidence.facts import HALVES, Facts, mantissa
 from mother.evidence.first_pass import FirstPass
-from mother.evidence.second_pass import EQUAL, SecondPass, is_lora
+from mother.evidence.low_rank import is_lora
+from mother.evidence.second_pass import EQUAL, SecondPass
 from mother.evidence.triples import FEW, look_between
 from mother.numeric.floats import MANTISSA
 
@@ -164,7 +165,7 @@ def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
     """Mean newness of a pair over its layers, and its t statistic, squashed: 0 where too few layers changed."""
     arrays = second_pass.arrays
     risen = (arrays["energy"][:, p] > 0) & (arrays["rank"][:, p] > 0)
-    energy = arrays["energy"][risen, p]
+    energy = arrays["energy"][risen, p] * arrays["leads"][risen, p]
     mean, t = pooled_newness(arrays["newness"][risen, p], energy)
     layers = energy.sum() ** 2 / max(float(energy @ energy), 1e-300)
     return mean, float(np.tanh(t / 4)) if layers >= FEW else 0.0

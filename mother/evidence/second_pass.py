@@ -48,8 +48,9 @@ class SecondPass:
     rank, full   rank of D above rounding noise, and whether it is as large as can be told
     gap   smallest singular value above the noise over the next
     newness   what D adds is new in second (+1) or was there in first (-1)
+    leads   whether the first direction of D stands above those of noise: else newness says nothing
     rounding   log likelihood ratio of "second was rounded last" to "first was", for low ranks
-    scattered   share of entries that a low rank leaves more of than rounding once does
+    scattered   share of entries that changed of which a low rank leaves more than rounding once does
 
     beyond[0, p, m] is the share of D's directions in which model m is like the first of the pair, beyond[1, p, m]
     like the second (nan: not looked at). beyond[2] and beyond[3] are the newness of these directions, times the share.
@@ -84,18 +85,18 @@ class SecondPass:
         return None if np.isnan(share) else Alike(float(share), sign * float(self.beyond[2 + far, p, third]))
 
 
-def is_lora(second_pass: SecondPass, p: int) -> bool:
-    """Whether the difference of a pair has low rank in every matrix that changed, and ends there."""
-    rank, changed = second_pass.arrays["rank"][:, p], second_pass.arrays["energy"][:, p] > 0
-    risen = changed & (rank > 0)
-    if not risen.any() or second_pass.arrays["full"][risen, p].any():
-        return False
-    return float(np.median(second_pass.arrays["gap"][risen, p])) > LORA_GAP
-
-
-LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding", "scattered", "kurtosis", "flatness")
-ARRAYS += ("side", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
+ARRAYS += (
+    "leads",
+    "side",
+    "equal_bfloat16",
+    "equal_float16",
+    "gap",
+    "zeroed",
+    "zeroed_back",
+    "quantized",
+    "quantized_back",
+)
 EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))
 
 

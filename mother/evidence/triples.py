@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 
 from mother.evidence.facts import mantissa
 from mother.evidence.first_pass import FirstPass
-from mother.evidence.second_pass import SecondPass, is_lora
+from mother.evidence.low_rank import is_lora
+from mother.evidence.second_pass import SecondPass
 from mother.numeric.floats import MANTISSA
 
 FEATURES = ("share", "length", "kurtosis", "equal", "rank", "flatness")

@@ -15,8 +15,9 @@ from mother.evidence.candidates import candidate_pairs
 from mother.evidence.dora import row_scaled_rank
 from mother.evidence.facts import SKETCH_ENTRIES, common_grid, mantissa
 from mother.evidence.first_pass import take_first_pass
+from mother.evidence.low_rank import is_lora
 from mother.evidence.relatedness import related_components
-from mother.evidence.second_pass import is_lora, take_second_pass
+from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.heritage.calibration import Coefficients, read_coefficients
 from mother.heritage.relations import exact_relations, find_aliases, find_casts, is_not_trained
@@ -25,7 +26,7 @@ from mother.io.checkpoint import Checkpoint
 from mother.io.runtime import versions
 from mother.io.snapshots import Snapshot
 
-PASSES_SCHEMA = 8  # raise it when a measurement of a pair changes its meaning
+PASSES_SCHEMA = 9  # raise it when a measurement of a pair changes its meaning
 
 # progress(title)(total)(count): how much of the total has been done since the last call, 1 where it does not say
 Progress = Callable[[str], Callable[[int], Callable[..., object]]]

@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 
 from mother.evidence.alignment import notes
-from mother.evidence.second_pass import is_lora
+from mother.evidence.low_rank import is_lora
 from mother.graph.acyclic import require_acyclic
 from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
 from mother.heritage.quantized import storage_of
 from mother.heritage.trees import Cluster, Heritage
 
-SCATTERED = 0.03  # share of entries that a low rank does not explain, from which an update is no LoRA
 POSSIBLE = 0.2  # probability from which another model is named that may be the parent as well
 
 
@@ -32,11 +31,12 @@ def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any
     if not energy.any():
         return {"kind": "fine-tune", **facts, "note": "only tensors outside the compared matrices differ"}
     risen = np.flatnonzero((energy > 0) & (rank > 0))
-    if is_lora(second_pass, p) and np.median(arrays["scattered"][risen, p]) < SCATTERED:
-        values, counts = np.unique(rank[risen].astype(int), return_counts=True)
+    if is_lora(second_pass, p):
+        low = risen[arrays["full"][risen, p] == 0]  # of the others only a lower bound is known
+        values, counts = np.unique(rank[low].astype(int), return_counts=True)
         facts["rank"] = int(values[counts.argmax()])
         if len(values) > 1:
-            facts["ranks"] = {str(second_pass.layers[row]): int(rank[row]) for row in risen}
+            facts["ranks"] = {str(second_pass.layers[row]): int(rank[row]) for row in low}
         return {"kind": "lora", **facts}
     rank = heritage.row_scaled.get((parent, child))
     if rank is not None:

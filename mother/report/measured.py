@@ -7,7 +7,8 @@ from mother.collection.workspace import Group, Recovered
 from mother.evidence.direction import agreed, cast_direction
 from mother.evidence.edges import DECISIVE, decay_direction, pooled_newness
 from mother.evidence.facts import common_grid, mantissa
-from mother.evidence.second_pass import SecondPass, is_lora, take_second_pass
+from mother.evidence.low_rank import is_lora
+from mother.evidence.second_pass import SecondPass, take_second_pass
 from mother.heritage.terms import third_between
 from mother.report.kept import DECIDED, SCALARS, Evidence, GroupEvidence
 
@@ -18,7 +19,7 @@ def _facts_of_pair(group: Group, second_pass: SecondPass, p: int, i: int, j: int
     arrays = {name: values[:, p] for name, values in second_pass.arrays.items()}
     changed = arrays["energy"] > 0
     risen = changed & (arrays["rank"] > 0)
-    mean, t = pooled_newness(arrays["newness"][risen], arrays["energy"][risen])
+    mean, t = pooled_newness(arrays["newness"][risen], (arrays["energy"] * arrays["leads"])[risen])
     low, cast = is_lora(second_pass, p), np.nan
     if second_pass.cast[p].any():
         cast = cast_direction(second_pass.cast[p]) * (1 if mantissa(facts[i]) > mantissa(facts[j]) else -1)
