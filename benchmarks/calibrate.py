@@ -21,7 +21,7 @@ from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, t
 from mother.evidence.edges import DIRECTION, STRUCTURE
 from mother.graph.arborescence import edge_marginals
 from mother.graph.text import format_table
-from mother.heritage.calibration import BETWEEN, PATH, Coefficients, log_weights
+from mother.heritage.calibration import BETWEEN, PATH, PRIORS, Coefficients, log_weights
 from mother.heritage.fitting import fit
 from mother.heritage.trees import best_tree
 from mother.io.files import write_figure, write_json
@@ -118,11 +118,8 @@ def to_json(coefficients: Coefficients, everything: list[Case], left_out: dict[s
         "edges": sum(len(case.example.parents) for case in everything),
         "error_left_out": {name: round(error, 4) for name, error in left_out.items()},
     }
-    return content | {
-        "hub": round(coefficients.hub, 4),
-        "beside": round(coefficients.beside, 4),
-        "provenance": provenance,
-    }
+    priors = {name: round(getattr(coefficients, name), 4) for name in PRIORS}
+    return content | priors | {"provenance": provenance}
 
 
 def main(args: Args) -> None:

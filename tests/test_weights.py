@@ -13,10 +13,14 @@ from mother.evidence.triples import FEATURES
 from mother.graph.arborescence import edge_marginals
 from mother.heritage.calibration import (
     BETWEEN,
+    ELDEST,
     MOST_BESIDE,
+    OF_PARENTS,
+    PRIORS,
     Coefficients,
     Weights,
     arrow_probability,
+    elder_prior,
     hub_prior,
     log_weights,
     read_coefficients,
@@ -28,8 +32,9 @@ TRUTH = Coefficients(
     np.array([-1.0, 0.8, 0.5, -0.6, -0.7]),
     np.array([-0.5, 1.2, 0.6, 0.9, 0.7, 0.5, 0.8]),
     np.array([1.5, 0.7]),
-    0.0,
-    -1.0,
+    elder=0.0,
+    hub=0.0,
+    beside=-1.0,
 )
 
 
@@ -65,7 +70,7 @@ def permuted(evidence: Evidence, order: np.ndarray) -> Evidence:
 def test_terms_sum_to_the_log_weight(n: int, forced: dict[int, int], rng: np.random.Generator) -> None:
     forced = {child: parent for child, parent in forced.items() if n > 2}
     evidence = random_evidence(rng, n, exact=0.3, seen=0.7)
-    coefficients = replace(TRUTH, hub=0.4)
+    coefficients = replace(TRUTH, hub=0.4, elder=0.8)
     weights = log_weights(evidence, coefficients, forced)
     apart = ~np.eye(n, dtype=bool)
     assert sum(all_terms(evidence, coefficients, forced).values())[apart] == pytest.approx(weights.parent[apart])
@@ -76,7 +81,9 @@ def test_terms_sum_to_the_log_weight(n: int, forced: dict[int, int], rng: np.ran
         sure = abs(evidence.exact[i, j]) > DECISIVE
         assert (found["newness"] == 0) == sure and (found["exact arrow"] == 0) == (not sure)
     if n > 2:
-        assert all_terms(evidence, coefficients, forced)["hub"].max() > 0
+        found = all_terms(evidence, coefficients, forced)
+        assert found["hub"].max() > 0 and found["elder"].max() > 0
+        assert (found["elder"][np.abs(evidence.exact) > DECISIVE] == 0).all()  # what is exact outweighs who came first
 
 
 def test_the_third_model_of_a_term_is_the_one_that_fits_best(rng: np.random.Generator) -> None:
@@ -98,7 +105,7 @@ def test_the_third_model_of_a_term_is_the_one_that_fits_best(rng: np.random.Gene
 
 
 def test_log_weights_do_not_depend_on_the_order_of_models(rng: np.random.Generator) -> None:
-    evidence, coefficients = random_evidence(rng, 7, exact=0.2, seen=0.8), replace(TRUTH, hub=0.5)
+    evidence, coefficients = random_evidence(rng, 7, exact=0.2, seen=0.8), replace(TRUTH, hub=0.5, elder=0.8)
     order = rng.permutation(7)
     expected, found = log_weights(evidence, coefficients), log_weights(permuted(evidence, order), coefficients)
     apart = ~np.eye(7, dtype=bool)
@@ -186,6 +193,40 @@ def test_the_prior_for_hubs_counts_the_others_that_hang_from_a_model(rng: np.ran
     assert hub_prior(edge_marginals(rng.normal(size=(2, 2)))[0])[[0, 1], [1, 0]] == pytest.approx([0, 0])
 
 
+# The prior for elders
+
+
+def test_who_has_most_descendants_is_the_elder(rng: np.random.Generator) -> None:
+    star = np.zeros((6, 6))
+    star[0, 1:] = 1
+    prior = elder_prior(star)
+    assert prior[0, 1:] == pytest.approx(np.log(5)) and prior == pytest.approx(-prior.T)
+    assert prior[1, 2] == pytest.approx(0)
+    many = np.zeros((40, 40))
+    many[0, 1:] = 1
+    assert elder_prior(many).max() == ELDEST  # whoever adds many children makes no arrow sure
+    assert arrow_probability(random_evidence(rng, 1), replace(TRUTH, elder=1.0), np.array([[ELDEST]])).max() < 0.95
+    marginals = edge_marginals(rng.normal(size=(6, 6)))[0]
+    assert elder_prior(marginals.T) == pytest.approx(elder_prior(marginals))  # arrows play no part
+    order = rng.permutation(6)
+    moved = elder_prior(marginals[np.ix_(order, order)])
+    assert moved == pytest.approx(elder_prior(marginals)[np.ix_(order, order)])
+    assert elder_prior(edge_marginals(rng.normal(size=(2, 2)))[0]) == pytest.approx(np.zeros((2, 2)))
+
+
+def test_elders_turn_arrows_and_leave_the_pairs(rng: np.random.Generator) -> None:
+    """What two models have for an edge, both arrows together, does not depend on who is the elder."""
+    evidence = random_evidence(rng, 6)
+    evidence.structure[:] = (evidence.structure + evidence.structure.transpose(1, 0, 2)) / 2
+    of_parents = [STRUCTURE.index(name) for name in OF_PARENTS]
+    evidence.structure[..., of_parents] = 0
+    plain, found = (log_weights(evidence, replace(TRUTH, elder=elder)).parent for elder in (0.0, 1.0))
+    apart = ~np.eye(6, dtype=bool)
+    pairs = [np.logaddexp(one[apart], one.T[apart]) for one in (found, plain)]
+    assert pairs[0] == pytest.approx(pairs[1])
+    assert np.abs(found[apart] - plain[apart]).max() > 0.1
+
+
 # The fit
 
 
@@ -215,7 +256,7 @@ def test_fit_recovers_the_coefficients_that_made_the_trees(rng: np.random.Genera
     assert found.structure == pytest.approx(TRUTH.structure, abs=0.3)
     assert found.between == pytest.approx(TRUTH.between, abs=0.9)  # its level and hubs are told apart badly
     assert found.direction == pytest.approx(TRUTH.direction, abs=0.4)
-    assert 0 <= found.hub < 0.6 and found.beside == pytest.approx(TRUTH.beside, abs=0.4)
+    assert 0 <= found.hub < 0.6 and 0 <= found.elder < 0.4 and found.beside == pytest.approx(TRUTH.beside, abs=0.4)
 
 
 def test_fit_finds_that_models_hang_from_hubs(rng: np.random.Generator) -> None:
@@ -223,15 +264,20 @@ def test_fit_finds_that_models_hang_from_hubs(rng: np.random.Generator) -> None:
     assert fit(examples, ridge=0.001).hub > 1
 
 
+def test_fit_finds_that_elders_come_first(rng: np.random.Generator) -> None:
+    examples = [random_example(rng, 5, replace(TRUTH, elder=1.0)) for _ in range(200)]
+    assert fit(examples, ridge=0.001).elder == pytest.approx(1, abs=0.5)
+
+
 def vector(coefficients: Coefficients) -> torch.Tensor:
-    alone = [coefficients.hub, coefficients.beside]
+    alone = [coefficients.elder, coefficients.hub, coefficients.beside]
     parts = (coefficients.structure, coefficients.between, coefficients.direction, alone)
     return torch.from_numpy(np.concatenate(parts))
 
 
 def test_coefficients_are_one_vector() -> None:
     assert Coefficients.of(vector(TRUTH).numpy()).between.tolist() == TRUTH.between.tolist()
-    assert len(START) == len(BOUNDS) == len(STRUCTURE) + len(BETWEEN) + len(DIRECTION) + 2
+    assert len(START) == len(BOUNDS) == len(STRUCTURE) + len(BETWEEN) + len(DIRECTION) + len(PRIORS)
     for value, (low, high) in zip(START, BOUNDS):
         assert (low is None or low <= value) and (high is None or value <= high)
     found = read_coefficients()
@@ -259,10 +305,10 @@ def test_the_sum_over_trees_is_exact_however_far_weights_lie_apart(rng: np.rando
         )
 
 
-@pytest.mark.parametrize("hub", [0.0, 0.7])
-def test_the_batched_loss_is_that_of_the_log_weights(hub: float, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("prior", [0.0, 0.7])
+def test_the_batched_loss_is_that_of_the_log_weights(prior: float, rng: np.random.Generator) -> None:
     """Examples of several sizes side by side, with exact arrows, pairs not looked at, and absent parents."""
-    coefficients, examples, expected = replace(TRUTH, hub=hub), [], 0.0
+    coefficients, examples, expected = replace(TRUTH, hub=prior, elder=2 * prior), [], 0.0
     for n, parents, forced, orphans in (
         (3, {0: 2, 1: 2}, {}, ()),
         (5, {1: 2, 3: 1, 4: 1}, {1: 2}, (0, 2)),
@@ -279,7 +325,7 @@ def test_the_batched_loss_is_that_of_the_log_weights(hub: float, rng: np.random.
         trees = [sum(known[parent, child] for child, parent in tree.items()) for tree in all_trees(n)]
         expected += 0.5 * n * (edge_marginals(weights.both)[2] - np.logaddexp.reduce(trees))
     batch = _Batch(examples)
-    batch.look_for_hubs(coefficients)
+    batch.look_for_priors(coefficients)
     assert float(batch.loss(vector(coefficients))) == pytest.approx(expected, abs=1e-6)
 
 

@@ -7,6 +7,7 @@ share what says that the two are next to each other; only the first has an arrow
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scipy.special import expit
 from mother.evidence.edges import DECISIVE, DIRECTION, STRUCTURE, Evidence
 from mother.evidence.triples import FEATURES
 from mother.graph.arborescence import edge_marginals
+from mother.graph.growth import growth_orders
 
 PATH = Path(__file__).parent / "calibration.json"
 
@@ -24,20 +26,23 @@ PATH = Path(__file__).parent / "calibration.json"
 DOUBT = 0.02
 UNSEEN = 8.0  # log weight that a pair loses which is no candidate: far apart, so hardly an edge
 MOST_BESIDE = 3.0  # models next to one that make it a hub
+ELDEST = math.log(9)  # log odds of who came first that numbers of descendants alone can give: they make no arrow sure
 EXACT_WEIGHT = 60.0  # log weight of an exact relation
 
 
 BETWEEN = ("level", *FEATURES)
+PRIORS = ("elder", "hub", "beside")
 OF_PARENTS = ("altered", "private")  # of STRUCTURE: what says who is the parent, not who is near
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Coefficients of the log weight, in the order of STRUCTURE, BETWEEN, DIRECTION; of hubs, and of a model beside."""
+    """Coefficients of the log weight, by STRUCTURE, BETWEEN, DIRECTION; of elders, of hubs, and of a model beside."""
 
     structure: Float[np.ndarray, "five"]
     between: Float[np.ndarray, "features1"]
     direction: Float[np.ndarray, "two"]
+    elder: float
     hub: float
     beside: float
 
@@ -45,7 +50,7 @@ class Coefficients:
     def of(cls, values: Float[np.ndarray, "all"]) -> "Coefficients":
         """From one vector of all of them."""
         first, second = len(STRUCTURE), len(STRUCTURE) + len(BETWEEN)
-        return cls(values[:first], values[first:second], values[second:-2], float(values[-2]), float(values[-1]))
+        return cls(values[:first], values[first:second], values[second:-3], *(float(value) for value in values[-3:]))
 
 
 def read_coefficients(path: Path = PATH) -> Coefficients:
@@ -53,13 +58,23 @@ def read_coefficients(path: Path = PATH) -> Coefficients:
     content = json.loads(path.read_text(encoding="utf-8"))
     parts = (("structure", STRUCTURE), ("between", BETWEEN), ("direction", DIRECTION))
     found = (np.array([content[part][name] for name in names]) for part, names in parts)
-    return Coefficients(*found, content["hub"], content["beside"])
+    return Coefficients(*found, *(content[name] for name in PRIORS))
 
 
-def arrow_probability(evidence: Evidence, coefficients: Coefficients) -> Float[np.ndarray, "models models"]:
-    """P(i -> j | the pair is an edge) from direction alone: rounding where it is decisive, else newness."""
-    soft = DOUBT + (1 - 2 * DOUBT) * expit(evidence.direction @ coefficients.direction)
+def arrow_probability(
+    evidence: Evidence, coefficients: Coefficients, elder: Float[np.ndarray, "models models"] | float = 0.0
+) -> Float[np.ndarray, "models models"]:
+    """P(i -> j | the pair is an edge) from direction alone: rounding where it is decisive, else newness.
+
+    `elder` is the prior of who came first, see `elder_prior`; it does not count where rounding decides.
+    """
+    soft = soft_arrow(evidence.direction @ coefficients.direction + coefficients.elder * elder)
     return np.where(np.abs(evidence.exact) > DECISIVE, expit(np.clip(evidence.exact / 10, -20, 20)), soft)
+
+
+def soft_arrow(log_odds: np.ndarray) -> np.ndarray:
+    """Probability of an arrow from its log odds, which may be wrong with probability DOUBT whatever they say."""
+    return DOUBT + (1 - 2 * DOUBT) * expit(log_odds)
 
 
 def blocked(evidence: Evidence, coefficients: Coefficients) -> Float[np.ndarray, "models models"]:
@@ -108,21 +123,20 @@ def log_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int
     """Log weight of each edge i -> j; `forced` gives the parent of models whose relation is exact.
 
     A model that others hang from for sure is a likelier parent of one more: of two that are nearly equal all children
-    have the same. So degrees that are expected without the prior for hubs become that prior (once).
+    have the same. And who has most descendants came first. Both priors follow, once, from the probabilities that the
+    edges have without them.
     """
-    alone = own_weights(evidence, coefficients, forced)
-    return Weights(alone.parent + coefficients.hub * _hubs(alone), alone.beside)
+    hub, elder = priors_of(evidence, coefficients, forced)
+    return own_weights(evidence, coefficients, forced, hub, elder)
 
 
-def hub_prior_of(
+def priors_of(
     evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None = None
-) -> Float[np.ndarray, "models models"]:
-    """The prior for hubs, see `hub_prior`, from the log weights without it."""
-    return _hubs(own_weights(evidence, coefficients, forced))
-
-
-def _hubs(alone: Weights) -> Float[np.ndarray, "models models"]:
-    return hub_prior(alone.parents(edge_marginals(alone.both)[0]))
+) -> tuple[Float[np.ndarray, "models models"], Float[np.ndarray, "models models"]]:
+    """The priors of hubs and of elders, see `hub_prior` and `elder_prior`, from the log weights without them."""
+    alone = own_weights(evidence, coefficients, forced)
+    marginals = edge_marginals(alone.both)[0]
+    return hub_prior(alone.parents(marginals)), elder_prior(marginals)
 
 
 def hub_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "models models"]:
@@ -135,9 +149,29 @@ def hub_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray
     return others + others.T
 
 
-def own_weights(evidence: Evidence, coefficients: Coefficients, forced: dict[int, int] | None) -> Weights:
-    """The log weights without the prior for hubs."""
-    near, parent = shared_terms(evidence, coefficients), parent_terms(evidence, coefficients)
+def elder_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "models models"]:
+    """Log odds that i came before j, as [i, j], if models come one by one and each is made from any that is there.
+
+    Then a tree has grown from each of its models with a probability that is proportional to the orders in which it can
+    have: see `growth_orders`. No more than ELDEST: who has most descendants is seldom sure to have come first.
+    """
+    first, second = np.triu_indices(len(marginals), 1)
+    orders = growth_orders(len(marginals), first, second, (marginals + marginals.T)[first, second])
+    return (orders[:, None] - orders[None, :]).clip(-ELDEST, ELDEST)
+
+
+Prior = Float[np.ndarray, "models models"] | float
+
+
+def own_weights(
+    evidence: Evidence,
+    coefficients: Coefficients,
+    forced: dict[int, int] | None,
+    hub: Prior = 0.0,
+    elder: Prior = 0.0,
+) -> Weights:
+    """The log weights from the evidence and these priors, or without them."""
+    near, parent = shared_terms(evidence, coefficients), parent_terms(evidence, coefficients, hub, elder)
     shared = sum(near.values())
     exact = exact_term(len(shared), forced)
     weights = Weights(shared + sum(parent.values()) + exact, shared + coefficients.beside)
@@ -174,8 +208,12 @@ def shared_terms(evidence: Evidence, coefficients: Coefficients) -> dict[str, Fl
     return found | {"between": -blocked(evidence, coefficients), "not looked at": -UNSEEN * ~evidence.candidate}
 
 
-def parent_terms(evidence: Evidence, coefficients: Coefficients) -> dict[str, Float[np.ndarray, "models models"]]:
-    """What each evidence adds to the log weight that i is the parent of j; the prior for hubs comes on top."""
-    arrow, sure = np.log(arrow_probability(evidence, coefficients)), np.abs(evidence.exact) > DECISIVE
+def parent_terms(
+    evidence: Evidence, coefficients: Coefficients, hub: Prior = 0.0, elder: Prior = 0.0
+) -> dict[str, Float[np.ndarray, "models models"]]:
+    """What each evidence, and the priors, add to the log weight that i is the parent of j."""
+    alone, sure = np.log(arrow_probability(evidence, coefficients)), np.abs(evidence.exact) > DECISIVE
     found = _structure(evidence, coefficients, of_parents=True)
-    return found | {"newness": np.where(sure, 0, arrow), "exact arrow": np.where(sure, arrow, 0)}
+    found |= {"newness": np.where(sure, 0, alone), "exact arrow": np.where(sure, alone, 0)}
+    elder = np.log(arrow_probability(evidence, coefficients, elder)) - alone
+    return found | {"hub": coefficients.hub * (hub + np.zeros_like(alone)), "elder": elder}

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from mother.evidence.edges import DECISIVE, DIRECTION, STRUCTURE, Evidence
 from mother.evidence.triples import FEATURES
-from mother.heritage.calibration import BETWEEN, DOUBT, OF_PARENTS, UNSEEN, Coefficients, hub_prior_of
+from mother.heritage.calibration import BETWEEN, DOUBT, OF_PARENTS, UNSEEN, Coefficients, priors_of
 
 LOWEST = -1e4  # log weight of what is not known, where something else is
 
@@ -32,12 +32,12 @@ class Example:
     weight: float = 1.0
 
 
-START = (-0.5, 0.2, -0.3, -0.1, -0.5, 0.0, 0.2, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 0.0, -2.0)
+START = (-0.5, 0.2, -0.3, -0.1, -0.5, 0.0, 0.2, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 0.5, 0.0, -2.0)
 # What a coefficient means keeps its sign: nearer, more alike, and between say what they say on any family.
 BOUNDS = (
     [(None, 0), (0, None), (None, None), (None, 0), (None, 0)]
     + [(None, None), *[(0, None)] * len(FEATURES)]
-    + [(0, None), (0, None), (0, None), (None, None)]
+    + [(0, None), (0, None), (0, None), (0, None), (None, None)]
 )
 
 
@@ -83,16 +83,17 @@ class _Batch:
         self.weight = torch.tensor([example.weight for example in examples], dtype=torch.float64)
         self.places, self.triples = (torch.from_numpy(np.concatenate(v)) for v in (places, triples))
         self.root, self.known_root = torch.from_numpy(root), torch.from_numpy(known_root)
-        self.hub = torch.zeros(count, n, n, dtype=torch.float64)
+        self.hub, self.elder = torch.zeros(2, count, n, n, dtype=torch.float64)
         self.examples = examples
 
-    def look_for_hubs(self, coefficients: Coefficients) -> None:
-        """The prior for hubs that follows from these coefficients."""
+    def look_for_priors(self, coefficients: Coefficients) -> None:
+        """The priors of hubs and elders that follow from these coefficients."""
         import torch
 
         for at, example in enumerate(self.examples):
-            prior = hub_prior_of(example.evidence, coefficients, example.forced)
-            self.hub[at, : len(prior), : len(prior)] = torch.from_numpy(prior)
+            n = len(example.evidence.candidate)
+            for into, prior in zip((self.hub, self.elder), priors_of(example.evidence, coefficients, example.forced)):
+                into[at, :n, :n] = torch.from_numpy(prior)
 
     def loss(self, values: "torch.Tensor") -> "torch.Tensor":
         """Minus the log probability of the true edges, summed over examples."""
@@ -103,7 +104,8 @@ class _Batch:
         count, n = self.shape
         best = torch.full((count * n * n,), -1e3, dtype=torch.float64)
         best = best.scatter_reduce(0, self.places, log_odds, "amax").view(count, n, n)
-        arrow = torch.log(DOUBT + (1 - 2 * DOUBT) * torch.sigmoid(self.direction @ values[second:-2]))
+        told = self.direction @ values[second:-3] + values[-3] * self.elder
+        arrow = torch.log(DOUBT + (1 - 2 * DOUBT) * torch.sigmoid(told))
         of_parents = torch.tensor([name in OF_PARENTS for name in STRUCTURE])
         near = self.structure @ torch.where(of_parents, 0, values[:first]) - torch.nn.functional.softplus(best)
         near = near + self.seen
@@ -159,5 +161,5 @@ def fit(examples: Sequence[Example], ridge: float = 0.02, rounds: int = HUB_ROUN
     values = np.array(START)
     for _ in range(rounds):
         values = minimize(loss, values, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=options).x
-        batch.look_for_hubs(Coefficients.of(values))
+        batch.look_for_priors(Coefficients.of(values))
     return Coefficients.of(minimize(loss, values, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=options).x)

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mother.evidence.edges import Evidence
-from mother.heritage.calibration import Coefficients, exact_term, hub_prior_of, parent_terms, shared_terms
+from mother.heritage.calibration import Coefficients, exact_term, parent_terms, priors_of, shared_terms
 
 DISTANCE = "log_square"
 
@@ -20,13 +20,13 @@ def all_terms(
     between                 that the third model which fits best lies between the two
     not looked at           the two are far apart, so hardly an edge
     exact relation          of children whose parent is read off exactly
-    hub                     that others hang from i
+    hub                     that others hang from the two
+    elder                   that i has more descendants
     """
-    shared = shared_terms(evidence, coefficients)
-    found = {"distance": shared.pop(DISTANCE)} | shared | parent_terms(evidence, coefficients)
+    shared, priors = shared_terms(evidence, coefficients), priors_of(evidence, coefficients, forced)
+    found = {"distance": shared.pop(DISTANCE)} | shared | parent_terms(evidence, coefficients, *priors)
     found = {name.replace("_", " "): values for name, values in found.items()}
-    found["exact relation"] = exact_term(len(evidence.exact), forced)
-    return found | {"hub": coefficients.hub * hub_prior_of(evidence, coefficients, forced)}
+    return found | {"exact relation": exact_term(len(evidence.exact), forced)}
 
 
 def terms(

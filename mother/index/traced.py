@@ -14,7 +14,7 @@ import torch
 
 from mother.evidence.alignment import align
 from mother.evidence.candidates import comparable_square
-from mother.evidence.edges import Evidence
+from mother.evidence.edges import DECISIVE, Evidence
 from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.heritage import typed_graph
@@ -37,11 +37,12 @@ def trace_schema() -> Any:
 
     weight, beside   log weights that it is the parent, and that both have one that is not there, without these three:
     between          what models in the middle take from both
+    arrow            log odds of its direction; nan where something exact decides
     most             log of how many entries the model has in common with the one that it shares most with, there
     own              whether the child is of the core of its block: what others say of it is for want of more
     """
     pa, _ = arrow()
-    numbers = ("weight", "beside", "between", "most")
+    numbers = ("weight", "beside", "between", "arrow", "most")
     columns = [("what", pa.string()), ("parent", pa.string()), ("child", pa.string())]
     columns += [(name, pa.float64()) for name in numbers]
     return pa.schema([*columns, ("own", pa.bool_()), ("facts", pa.string())])
@@ -114,11 +115,14 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     ]
     heritage.row_scaled = row_scaled_ranks(heritage, sketches, likely, Snapshot(None, {}))
     middle = blocked(evidence, read_coefficients())
+    told = evidence.direction @ read_coefficients().direction
+    arrow_odds = np.where(np.abs(evidence.exact) > DECISIVE, np.nan, told)
     for i, j in some:
         values = {
             "weight": float(weights.parent[i, j] + middle[i, j]),
             "beside": float(weights.beside[i, j] + middle[i, j]),
             "between": float(middle[i, j]),
+            "arrow": float(arrow_odds[i, j]),
             "most": float(evidence.most[j]),
             "own": members[j] in core,
         }

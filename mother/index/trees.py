@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from mother.evidence.edges import STRUCTURE
 from mother.graph.acyclic import descents, find_circle
 from mother.graph.certainty import KNOWN
+from mother.graph.growth import growth_orders
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
-from mother.heritage.calibration import MOST_BESIDE, read_coefficients
+from mother.heritage.calibration import ELDEST, MOST_BESIDE, read_coefficients, soft_arrow
 from mother.heritage.trees import by_cast, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.traced import EDGE, OFFER, STORED
@@ -32,7 +33,8 @@ Exact = dict[int, dict[int, dict[str, Any]]]  # child -> parent -> what is exact
 class Offers:
     """Edges that may be, of which there is one at most from one model to another: log weights as in `Weights`.
 
-    `row` is where each is in the table of what was traced.
+    `arrow` are log odds of the direction alone, nan where something exact decides. `row` is where each is in the table
+    of what was traced.
     """
 
     models: int
@@ -40,6 +42,7 @@ class Offers:
     child: Int[np.ndarray, "offers"]
     as_parent: Float[np.ndarray, "offers"]
     beside: Float[np.ndarray, "offers"]
+    arrow: Float[np.ndarray, "offers"]
     row: Int[np.ndarray, "offers"]
 
     def edges(self, value: Float[np.ndarray, "offers"]) -> Edges:
@@ -57,7 +60,7 @@ class Offers:
 
     def chosen(self, some: Bool[np.ndarray, "offers"]) -> "Offers":
         """Some of them."""
-        arrays = (getattr(self, name)[some] for name in ("parent", "child", "as_parent", "beside", "row"))
+        arrays = (getattr(self, name)[some] for name in ("parent", "child", "as_parent", "beside", "arrow", "row"))
         return Offers(self.models, *arrays)
 
     def key(self, turned: bool = False) -> Int[np.ndarray, "offers"]:
@@ -85,9 +88,8 @@ def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
     parent, child = (np.array(some, dtype=np.int64) for some in ends)
     is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
     row = np.flatnonzero(is_offer & (parent >= 0) & (child >= 0))
-    weight, beside, between, most, own = (
-        table[name].to_numpy()[row].astype(np.float64) for name in ("weight", "beside", "between", "most", "own")
-    )
+    names = ("weight", "beside", "between", "arrow", "most", "own")
+    weight, beside, between, told, most, own = (table[name].to_numpy()[row].astype(np.float64) for name in names)
     parent, child = parent[row], child[row]
     order = np.lexsort((-own, child, parent))
     key = (parent * max(1, len(place)) + child)[order]
@@ -100,7 +102,8 @@ def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
     slope = read_coefficients().structure[STRUCTURE.index("equality")]
     kept = order[first]
     shift = slope * (most[kept] - largest[child[kept]])
-    found = Offers(len(place), parent[kept], child[kept], weight[kept] + shift, beside[kept] + shift, row[kept])
+    values = weight[kept] + shift, beside[kept] + shift, told[kept], row[kept]
+    found = Offers(len(place), parent[kept], child[kept], *values)
     middle = _of_either(found, middle)
     return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
 
@@ -131,16 +134,34 @@ def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[in
     return exact, stored
 
 
-def with_hub_prior(offers: Offers, largest: int) -> Offers:
-    """The same with the prior for models that others hang from, see mother/heritage/calibration.py."""
-    both = offers.both()
-    share = edge_shares(both, most_probable_forest(both, 0), largest).edge
-    share = share * offers.by_parent()
+def with_priors(offers: Offers, largest: int) -> Offers:
+    """The same with the priors of hubs and of elders, see mother/heritage/calibration.py."""
+    both, coefficients = offers.both(), read_coefficients()
+    edge = edge_shares(both, most_probable_forest(both, 0), largest).edge
+    share = edge * offers.by_parent()
     degree = np.bincount(offers.parent, share, offers.models) + np.bincount(offers.child, share, offers.models)
+    others = [
+        np.log1p((degree[end] - _joined(offers, share)).clip(0, MOST_BESIDE)) for end in (offers.parent, offers.child)
+    ]
+    orders = growth_orders(offers.models, *_pairs(offers, _joined(offers, edge)))
+    elder = (orders[offers.parent] - orders[offers.child]).clip(-ELDEST, ELDEST)
+    older = np.log(soft_arrow(offers.arrow + coefficients.elder * elder)) - np.log(soft_arrow(offers.arrow))
+    told = np.where(np.isnan(offers.arrow), 0, older) + coefficients.hub * (others[0] + others[1])
+    return replace(offers, as_parent=offers.as_parent + told)
+
+
+def _joined(offers: Offers, share: Float[np.ndarray, "offers"]) -> Float[np.ndarray, "offers"]:
+    """The shares of each edge and of the same one turned round, together."""
     there, places = _turned(offers)
-    joined = share + np.where(there, share[places], 0)
-    others = [np.log1p((degree[end] - joined).clip(0, MOST_BESIDE)) for end in (offers.parent, offers.child)]
-    return replace(offers, as_parent=offers.as_parent + read_coefficients().hub * (others[0] + others[1]))
+    return share + np.where(there, share[places], 0)
+
+
+def _pairs(
+    offers: Offers, value: Float[np.ndarray, "offers"]
+) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
+    """Each pair once, with the value of one of its edges."""
+    once = (offers.parent < offers.child) | ~_turned(offers)[0]
+    return offers.parent[once], offers.child[once], value[once]
 
 
 def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offers:
@@ -230,7 +251,7 @@ def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Tabl
     place = {one: at for at, one in enumerate(ids)}
     exact, stored = read_exact(table, place)
     offers = without_ancestors(read_offers(table, place), exact)
-    offers = prefer_casts(with_hub_prior(offers, largest), exact, stored)
+    offers = prefer_casts(with_priors(offers, largest), exact, stored)
     offers, tree = acyclic_tree(offers, exact, largest)
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}

@@ -53,6 +53,8 @@ def _arrow_words(name: str, value: float, evidence: dict[str, Any], parent: str,
         return f"fewer third models lie between if {older} came first"
     if name == "hub":
         return f"others hang from {older}, too"
+    if name == "elder":
+        return f"more models descend from {older}, if it came first, than from {newer}, if that did"
     if name == "altered":
         return f"{newer} was pruned, quantized, cast or merged, and few models are trained from such"
     if name == "equality":
@@ -76,6 +78,7 @@ def _edge_words(name: str, value: float, evidence: dict[str, Any], parent: str, 
         "not looked at": "the two are far apart",
         "private": f"{parent} and {child} each have something of their own that others lack, as siblings do",
         "hub": f"others hang from {parent}",
+        "elder": f"{'more' if value > 0 else 'fewer'} models stand on the side of {parent} than on that of {child}",
     }
     return words.get(name, name)
 
@@ -153,6 +156,11 @@ def _arrow_wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str,
             f"Arrow: what changed is new in {child} (mean newness {evidence.get('newness', 0):.2f}, t = "
             f"{evidence.get('newness_t') or 0:.1f} over layers); training would have to have removed directions from "
             f"{child} to make {parent}, as strong weight decay or averaging can."
+        )
+    if first == "elder":
+        return (
+            f"Arrow: more models stand on the side of {parent}, and who came first has mostly more descendants; "
+            f"{parent} would have to have been made from {child} all the same."
         )
     return (
         "Arrow: it follows from the rest of the tree; the family would have to have another root, or another "
