@@ -1,7 +1,7 @@
 """Method "map" on the zoo: every architecture, and every plot, recovered with coefficients that never saw it.
 
-    python -m benchmarks.zoo            the zoo; it is grown first where it is missing
-    python -m benchmarks.zoo --seeds 3  other weights and other draws, too
+    python -m benchmarks.zoo            zoos of three seeds; they are grown first where they are missing
+    python -m benchmarks.zoo --seeds 1  the first one alone, which coefficients come from
 
 What is measured of models does not depend on coefficients; so each family is traced once, and its trees are
 recovered again with what the other families taught.
@@ -39,8 +39,8 @@ LARGEST = {"ece": 0.04, "wrong when sure": 0.03, "ece of one architecture": 0.08
 class Args:
     """Recover the zoo with coefficients that never saw the architecture, or the plot, at hand."""
 
-    seeds: int = 1
-    """zoos of so many seeds; coefficients come from the first"""
+    seeds: int = 3
+    """zoos of so many seeds, of other weights and other draws; coefficients come from the first"""
 
 
 @dataclass
@@ -160,6 +160,7 @@ def main(args: Args) -> None:
     coefficients: dict[str, dict[str, Coefficients]] = {"architecture": {}, "plot": {}}
     missed: list[str] = []
     examples: list[Case] = []
+    pools: dict[str, list[list]] = {"architecture": [], "plot": []}
     for seed in range(args.seeds):
         name = grown(seed).name
         manifest, heritage = traced(name)
@@ -168,6 +169,7 @@ def main(args: Args) -> None:
             found = leave_out(manifest, heritage, examples, key, coefficients[key])
             rows = [[value, *one.row()] for value, one in found.items()] + [["all", *pooled(found).row()]]
             print(f"\n{name}: leave one {key} out\n{format_table((key, *HEAD), rows)}")
+            pools[key].append(rows[-1][1:])
             for one in pooled(found).edges:
                 if one[0] >= SURE and not one[1]:
                     print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
@@ -176,8 +178,17 @@ def main(args: Args) -> None:
         if seed == 0:
             print("\n" + merge_table(manifest, heritage, coefficients["architecture"]))
             missed += without_annealing(coefficients["architecture"]["llama"])
+    for key, rows in pools.items():
+        print(f"\n{args.seeds} seeds: leave one {key} out\n{format_table(('', *HEAD), spread(rows))}")
     if missed:
         sys.exit(f"missed: {'; '.join(missed)}")
+
+
+def spread(rows: list[list]) -> list[list]:
+    """The least, the mean and the largest of each column over the seeds."""
+    columns = list(zip(*rows))
+    found = [[name, *(reduce(column) for column in columns)] for name, reduce in (("least", min), ("largest", max))]
+    return [found[0], ["mean", *(float(np.mean(column)) for column in columns)], found[1]]
 
 
 def without_annealing(coefficients: Coefficients) -> list[str]:
