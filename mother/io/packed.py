@@ -90,11 +90,7 @@ def _modules(tensors: Mapping[str, tuple[File, TensorInfo]]) -> dict[str, dict[s
         end = next((end for end in ends if name.endswith(f".{end}")), None)
         if end is not None:
             found.setdefault(name.removesuffix(f".{end}"), {})[end] = info
-    return {
-        stem: infos
-        for stem, infos in found.items()
-        if len(infos) > 1 or infos.keys() & UNREAD.keys()
-    }
+    return {stem: infos for stem, infos in found.items() if len(infos) > 1 or infos.keys() & UNREAD.keys()}
 
 
 def _refuse_unread(raw: Checkpoint, place: Place, modules: Mapping[str, Infos], settings: Settings) -> None:
