@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_merges import DTYPES, WIDTH, Weights, draw, moved, recover, root, stored
 
+from dataset import packing
 from mother.evidence.grids import find_grid, grid_step, quantization_noise
 from mother.graph.model_graph import ModelGraph
+from mother.graph.text import graph_text
 
 
 def edge_of(graph: ModelGraph, child: str) -> tuple[str, dict]:
@@ -37,6 +39,65 @@ def test_a_cast_of_two_models_names_both(tmp_path: Path) -> None:
     graph = recover(tmp_path, {"near": near, "far": far, "cast": rounded, "other": moved(base, 9, 0.1)})
     parent, facts = edge_of(graph, "cast")
     assert parent == "near" and facts["or"] == ["far"]
+
+
+FLOAT8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
+
+
+def whole(weights: Weights) -> Weights:
+    """With all that a model has beside its matrices."""
+    names = ("embeddings.word_embeddings.weight", "classifier.weight")
+    return with_norms(weights) | {name: 0.1 * draw(90 + k, 50, WIDTH) for k, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+@pytest.mark.parametrize("kept", [None, torch.bfloat16])
+def test_casts_to_fp8(dtype: str, kept: torch.dtype | None, tmp_path: Path) -> None:
+    """Stored in FP8, or unpacked again: of the base, not of its copy in half precision nor of a relative."""
+    base = whole(root())
+    eight = {name: w.to(FLOAT8[dtype]) for name, w in base.items()}
+    matrices = {name: w for name, w in base.items() if "attention" in name}
+    models = {
+        "base": base,
+        "cast": {name: w if kept is None else w.to(kept) for name, w in eight.items()},
+        "half": stored(base, "bfloat16"),
+        "tuned": base | moved(matrices, 5, 0.02),
+        "half-tuned": stored(base | moved(matrices, 6, 0.02), "bfloat16"),
+    }
+    graph = recover(tmp_path, models)
+    parent, facts = edge_of(graph, "cast")
+    assert parent == "base" and (facts["kind"], facts["dtype"]) == ("cast", dtype)
+    assert not {"except", "or"} & facts.keys()
+    assert not graph.left_out and facts["compared"] == 1.0
+    assert f"(cast, dtype {dtype}, parent and child: certain" in graph_text(graph)
+    # Unlike half precision nothing is trained in FP8: what is stored as coarsely does not come from it.
+    assert edge_of(graph, "half-tuned")[0] in ("base", "half")
+
+
+def test_casts_by_tensor(tmp_path: Path) -> None:
+    base, first = whole(root()), "encoder.layer.0.attention.attention.query.weight"
+    cast = {name: w.to(torch.float8_e4m3fn) if "attention" in name else w for name, w in base.items()}
+    cast |= {name: base[name].to(torch.bfloat16) for name in ("classifier.weight", first)}
+    graph = recover(tmp_path, {"base": base, "cast": cast, "tuned": base | moved({first: base[first]}, 5, 0.02)})
+    parent, facts = edge_of(graph, "cast")
+    assert parent == "base" and (facts["kind"], facts["dtype"]) == ("cast", "fp8 e4m3")
+    apart = "1 of 12 matrices bfloat16, 1 of 2 embeddings and heads as they were, 1 of 2 embeddings and heads bfloat16"
+    assert facts["except"] == f"{apart}, norms and biases as they were"
+    assert f"dtype fp8 e4m3, except {apart}" in graph_text(graph)
+
+
+def test_what_a_cast_to_fp8_is_not(tmp_path: Path) -> None:
+    """With scales it is a quantization; with one matrix trained it is none."""
+    base, first = root(), "encoder.layer.0.attention.attention.query.weight"
+    scaled = {}
+    for name, weight in base.items():
+        scaled |= {f"{name[:-6]}{end}": value for end, value in packing.fp8(weight).items()}
+    eight = {name: w.to(torch.float8_e4m3fn) for name, w in base.items()}
+    models = {"base": base, "scaled": scaled, "other": eight | moved({first: eight[first].float()}, 5, 0.02)}
+    graph = recover(tmp_path, models)
+    parent, facts = edge_of(graph, "scaled")
+    assert parent == "base" and (facts["kind"], facts["format"]) == ("quantize", "fp8 8 bit, a scale each row")
+    assert all(edge.attributes["kind"] != "cast" for edge in graph.edges)
 
 
 def pruned(weights: Weights, share: float) -> Weights:

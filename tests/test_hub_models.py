@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mini_hub import is_format, missed, score
+from benchmarks.mini_hub import below, is_format, missed, score
 from dataset import hub_models
 from dataset.grow import grow_manifest
 from dataset.hub_models import plan_hub, whole
@@ -30,6 +30,17 @@ def test_the_plan_has_the_numbers_of_mdgbench(tmp_path: Path) -> None:
 def test_formats_by_their_names() -> None:
     assert is_format("gguf Q4_0", "gguf Q4_0") and not is_format("gguf Q4_0", "gguf Q4_1")
     assert is_format("gptq 4", "gptq 4 bit, group 32") and not is_format("gptq 4", "gptq 8 bit, group 32")
+
+
+def test_missed_targets_are_said() -> None:
+    scores = {"f1": 0.93, "ari": 1.0, "quantized": {"models": 20, "kind": 20, "kind and format": 19}}
+    assert not below(scores)
+    assert below(scores | {"f1": 0.929, "ari": float("nan")}) == [
+        "F1 is 0.929, less than 0.93",
+        "ARI is nan, less than 0.98",
+    ]
+    none = scores | {"quantized": {"models": 20, "kind": 20}}
+    assert below(none) == ["quantized, kind and format is 0.000, less than 0.95"]
 
 
 @pytest.mark.slow

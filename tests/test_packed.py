@@ -200,6 +200,15 @@ def test_gptq_by_hand(tmp_path: Path) -> None:
     check(save(tmp_path, tensors), expected, "gptq 4 bit, group 8")
 
 
+def test_gptq_in_the_order_of_activations_by_hand(tmp_path: Path) -> None:
+    """256 inputs, codes 0 to 7 over and over. The even ones are of group 0: (q - 7) / 2. The odd ones: (q - 1) 2."""
+    tensors = {"qweight": torch.full((32, 8), 0x76543210, dtype=torch.int32), "g_idx": torch.arange(256).int() % 2}
+    tensors |= {"qzeros": torch.tensor([[0x66666666], [0]]).int(), "scales": torch.ones(2, 8).half()}
+    tensors["scales"] *= torch.tensor([[0.5], [2]])
+    expected = torch.tensor([-3.5, 0, -2.5, 4, -1.5, 8, -0.5, 12]).repeat(8, 32)
+    check(save(tmp_path, tensors), expected, "gptq 4 bit, group 128")
+
+
 def test_awq(tmp_path: Path) -> None:
     """By hand: nibbles 0 to 7 of a word hold outputs 0, 2, 4, 6, 1, 3, 5, 7."""
     tensors = {"qweight": torch.full((1, 1), 0x76543210, dtype=torch.int32).repeat(4, 1)}
@@ -230,7 +239,7 @@ def test_awq(tmp_path: Path) -> None:
 def test_fp8(dtype: torch.dtype, tmp_path: Path) -> None:
     values = weight(300, 200).to(dtype)
     each, rows, blocks = torch.tensor(0.25), torch.rand(300, 1) + 0.1, torch.rand(3, 2) + 0.1
-    check(save(tmp_path / "cast", {"weight": values}), values.float(), "fp8 8 bit")
+    check(save(tmp_path / "cast", {"weight": values}), values.float(), f"fp8 {str(dtype)[13:17]}")
     scales = {"weight_scale": each, "input_scale": each.clone()}
     check(save(tmp_path / "all", {"weight": values, **scales}), values.float() * each, "fp8 8 bit")
     folder = save(tmp_path / "rows", {"weight": values, "weight_scale": rows})

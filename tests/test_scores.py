@@ -1,15 +1,19 @@
 """Scores, direction and clusters against the definitions written out."""
 
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mother.graph.manifest import Manifest, Node
+from mother.graph.model_graph import Edge, ModelGraph
 from mother.graph.scores import (
     cluster_accuracy,
     directed_accuracy,
     kurtosis_accuracy,
     match_labels,
+    score_graph,
     undirected_accuracy,
 )
 from mother.paper.clusters import ward_clusters
@@ -71,3 +75,13 @@ def test_ward_with_few_models() -> None:
         ward_clusters(np.zeros((2, 2)), 0)
     with pytest.raises(ValueError, match="finite"):
         ward_clusters(np.array([[0.0, np.nan], [np.nan, 0.0]]), 1)
+
+
+@pytest.mark.parametrize(("kind", "right"), [("adapter", 1.0), ("lora", 1.0), ("fine-tune", 0.0)])
+def test_adapters_are_what_manifests_call_lora(kind: str, right: float) -> None:
+    nodes = (Node("base", "base", tree=1), Node("child", "child", "base", tree=1, rank=4, kind="lora", base="base"))
+    graph = ModelGraph(
+        "g", {name: {"tree": "0"} for name in ("base", "child")}, (Edge("base", "child", {"kind": kind, "rank": 4}),)
+    )
+    scores = score_graph(graph, Manifest("g", nodes, Path()))
+    assert scores["kinds"] == right and scores["ranks"] == (1.0 if right else None)

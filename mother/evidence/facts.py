@@ -16,6 +16,8 @@ from mother.io.layers import Layer
 from mother.numeric.floats import MANTISSA, cast
 
 HALVES = ("bfloat16", "float16")
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")  # that models are cast to without scales, by torch's rounding
+CASTS = (*HALVES, *FLOAT8)
 GRIDS = 8  # budget: matrices of each model that are searched for a grid
 SAMPLE_BITS = (10, 5)  # budget: of a table at most so many rows and columns, as powers of two, are kept
 
@@ -26,7 +28,7 @@ class Facts:
 
     digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
     # of the part of each tensor that is kept: as it is, and as it would be after a cast
-    part_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in ("float32", *HALVES)})
+    part_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in ("float32", *CASTS)})
     # of matrices that may stand the other way round, once turned: "whole", and of the part as above
     turned: dict[str, dict[str, str]] = field(default_factory=dict)
     fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
@@ -105,8 +107,8 @@ def note_digests(facts: Facts, name: str, values: Tensor, limit: int) -> Tensor:
     kept = values if values.numel() <= limit else part(values.reshape(len(values), -1), limit)
     facts.digests[name] = _digest(values)
     facts.part_digests["float32"][name] = facts.digests[name] if kept is values else _digest(kept)
-    for half in HALVES:
-        facts.part_digests[half][name] = _digest(cast(kept, half))
+    for kind in CASTS:
+        facts.part_digests[kind][name] = _digest(cast(kept, kind))
     return kept
 
 
@@ -115,7 +117,7 @@ def note_turned(facts: Facts, name: str, weight: Float[Tensor, "rows columns"], 
     turned = weight.T.contiguous()
     kept = part(turned, limit)
     facts.turned[name] = {"whole": _digest(turned), "float32": _digest(kept)}
-    facts.turned[name] |= {half: _digest(cast(kept, half)) for half in HALVES}
+    facts.turned[name] |= {kind: _digest(cast(kept, kind)) for kind in CASTS}
     if len(facts.turned_grids) < GRIDS and facts.turned_grids.count(None) <= GRIDS // 2:
         facts.turned_grids.append(find_grid(turned))
     return kept

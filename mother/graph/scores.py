@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mother.graph.manifest import Manifest, Node
-from mother.graph.model_graph import ModelGraph, standing_for
+from mother.graph.model_graph import Edge, ModelGraph, standing_for
 
 EdgeSet = set[tuple[str, str]]
 
@@ -152,6 +152,12 @@ def _true_edges(manifest: Manifest, nodes: dict[str, Node], place: dict[str, str
     return truth, copies, right_copies
 
 
+def scored_kind(edge: Edge) -> str:
+    """The kind of an edge in the words of manifests, which have one for adapters and for models one was merged into."""
+    kind = str(edge.attributes.get("kind"))
+    return "lora" if kind == "adapter" else kind
+
+
 def _right_kinds(
     graph: ModelGraph, manifest: Manifest, nodes: dict[str, Node], place: dict[str, str]
 ) -> tuple[list[bool], list[bool]]:
@@ -167,8 +173,8 @@ def _right_kinds(
             continue
         edge = incoming.get(place[model])
         kind = node.kind or ("fine-tune" if node.rank is None else "lora")
-        kinds.append(edge is not None and edge.attributes.get("kind") == kind)
+        kinds.append(edge is not None and scored_kind(edge) == kind)
         if kind == "lora" and node.rank is not None and edge is not None:
-            if place[node.parent] in (edge.parent, edge.child) and edge.attributes.get("kind") == "lora":
+            if place[node.parent] in (edge.parent, edge.child) and scored_kind(edge) == "lora":
                 ranks.append(edge.attributes.get("rank") == node.rank)
     return kinds, ranks

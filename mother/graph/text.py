@@ -84,7 +84,9 @@ def graph_text(graph: ModelGraph) -> str:
         if facts["kind"] is None:
             return ""
         words = [merge_text(incoming[edge.child]) if facts["kind"] == "merge" else facts["kind"]]
-        words += [f"{key} {facts[key]}" for key in ("rank", "dtype", "bits", "format", "zeros") if key in facts]
+        words += [
+            f"{key} {facts[key]}" for key in ("rank", "dtype", "except", "bits", "format", "zeros") if key in facts
+        ]
         if facts["kind"] == "adapter" and "rank" in facts:  # a model of its own, and no model with a merged update
             words[:2] = [f"adapter (rank {facts['rank']})"]
         if facts.get("tested") is False:

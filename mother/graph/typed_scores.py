@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mother.graph.model_graph import ModelGraph, standing_for
-from mother.graph.scores import adjusted_rand, models_above
+from mother.graph.scores import adjusted_rand, models_above, scored_kind
 
 TypedEdge = tuple[str, str, str]  # parent, child, kind
 
@@ -19,9 +19,7 @@ def typed_edges(graph: ModelGraph) -> set[TypedEdge]:
     for edge in graph.edges:
         parent = hidden.get(edge.parent, edge.parent)
         if parent is not None and edge.child not in hidden:
-            kind = str(edge.attributes.get("kind"))
-            # Published truths have one word for adapters and for models that one was merged into.
-            found |= {(parent, child, "lora" if kind == "adapter" else kind) for child in names[edge.child]}
+            found |= {(parent, child, scored_kind(edge)) for child in names[edge.child]}
     return found
 
 

@@ -1,9 +1,8 @@
-"""Models that an exact operation made from others: copies, casts, prunes, quantized models, merges."""
+"""Models that an exact operation made from others: copies, prunes, quantized models, merges; casts are in casts.py."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from mother.evidence.facts import common_grid
 from mother.evidence.first_pass import FirstPass
@@ -39,42 +38,6 @@ def find_aliases(first_pass: FirstPass) -> dict[int, int]:
         else:
             kept.setdefault(matrices, []).append(k)
     return aliases
-
-
-def find_casts(first_pass: FirstPass, places: list[int], labels: Int[np.ndarray, "models"]) -> dict[int, Relation]:
-    """Casts: models in half precision whose matrices are all those of another model, rounded.
-
-    Exact, by the digests (of large tensors those of the part that is kept). Other tensors, such as norms, may have been
-    left as they were. Of several parents one in full precision is taken, of these the nearest, then the first id.
-    """
-    found: dict[int, Relation] = {}
-    for child in places:
-        for half in sorted(first_pass.facts[child].fits):
-            parents = [
-                parent
-                for parent in places
-                if parent != child and labels[parent] == labels[child] and _is_cast(first_pass, parent, child, half)
-            ]
-            if parents and child not in found:
-                order = [(bool(first_pass.facts[p].fits), first_pass.square[p, child], p) for p in parents]
-                first, *rest = [place for _, _, place in sorted(order)]
-                found[child] = Relation("cast", (first,), {"dtype": half} | _or(first_pass, rest))
-    return found
-
-
-def _is_cast(first_pass: FirstPass, parent: int, child: int, half: str) -> bool:
-    """Whether all matrices of a model are those of another one, rounded, and its other tensors at most rounded."""
-    one, other = first_pass.facts[parent], first_pass.facts[child]
-    if half in one.fits:
-        return False
-    matrices = other.digests.keys() & {str(layer) for layer in first_pass.layers}
-    if not matrices <= one.digests.keys():
-        return False
-    rounded, was, now = one.part_digests[half], one.part_digests["float32"], other.part_digests["float32"]
-    return all(
-        now[name] == rounded[name] or (name not in matrices and now[name] == was[name])
-        for name in other.digests.keys() & one.digests.keys()
-    )
 
 
 def _or(first_pass: FirstPass, places: list[int]) -> dict[str, list[str]]:

@@ -20,7 +20,8 @@ from mother.evidence.relatedness import related_components
 from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.heritage.calibration import Coefficients, read_coefficients
-from mother.heritage.relations import exact_relations, find_aliases, find_casts, is_not_trained
+from mother.heritage.casts import find_casts
+from mother.heritage.relations import exact_relations, find_aliases, is_not_trained
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.io.checkpoint import Checkpoint
 from mother.io.runtime import versions

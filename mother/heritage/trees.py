@@ -14,6 +14,7 @@ from mother.evidence.second_pass import SecondPass
 from mother.graph.acyclic import descents, find_circle
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.heritage.calibration import Coefficients, Weights, log_weights
+from mother.heritage.casts import is_trained_in
 from mother.heritage.quantized import is_quantized
 from mother.heritage.relation import Relation
 from mother.heritage.relations import is_rough
@@ -93,7 +94,11 @@ def _recover_cluster(
     """Evidence, marginals and the most probable tree of one cluster."""
     evidence, forced = gather_all(heritage, square, members)
     facts, relations = heritage.first_pass.facts, heritage.relations
-    casts = {child: one.parents[0] for child, one in relations.items() if one.kind == "cast"}
+    casts = {
+        child: one.parents[0]
+        for child, one in relations.items()
+        if one.kind == "cast" and is_trained_in(one.attributes["dtype"])
+    }
     place = {member: at for at, member in enumerate(members)}
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(facts[member]) for member in members]

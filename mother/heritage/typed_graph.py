@@ -109,7 +109,7 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
     Nodes carry their cluster, their aliases (other names of equal weights) and the probability that their parent is not
     there. Siblings of such a one hang under a node marked as hidden. Edges carry
 
-    * kind: fine-tune, lora (rank, dora), cast (dtype), prune (zeros), quantize (bits, format, codes), merge
+    * kind: fine-tune, lora (rank, dora), cast (dtype, except), prune (zeros), quantize (bits, format, codes), merge
       (coefficients, method);
       null beside a hidden ancestor
     * or: other models from which the child may have been made as well: by the same exact operation, or with a

@@ -11,7 +11,7 @@ import numpy as np
 from mother.errors import CheckpointError, shown
 from mother.io.checkpoint import Checkpoint, check_sizes, filled
 from mother.io.layers import name_layers
-from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, Infos, Packed, Settings, experts, packed
+from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, Infos, Packed, Settings, cast_to_float8, experts, packed
 from mother.io.places import File, Place
 from mother.io.reader import TensorInfo
 from mother.io.runtime import memory
@@ -90,11 +90,7 @@ def _modules(tensors: Mapping[str, tuple[File, TensorInfo]]) -> dict[str, dict[s
         end = next((end for end in ends if name.endswith(f".{end}")), None)
         if end is not None:
             found.setdefault(name.removesuffix(f".{end}"), {})[end] = info
-    return {
-        stem: infos
-        for stem, infos in found.items()
-        if len(infos) > 1 or infos.keys() & UNREAD.keys() or any(info.dtype in FLOAT8 for info in infos.values())
-    }
+    return {stem: infos for stem, infos in found.items() if len(infos) > 1 or infos.keys() & UNREAD.keys()}
 
 
 def _refuse_unread(raw: Checkpoint, place: Place, modules: Mapping[str, Infos], settings: Settings) -> None:
@@ -146,10 +142,13 @@ def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
     settings, said = _settings(place) if modules or integers else ({}, "")
     _refuse_unread(raw, place, modules, settings)
     found = _found(raw, modules, settings) | _found_experts(raw)
-    if not found:
-        return raw
     used = {part for one in found.values() for part in one.parts.values()}
     used |= {f"{stem}.{end}" for stem, infos in modules.items() if f"{stem}.weight" in found for end in infos}
+    cast = {name: info for name, (_, info) in raw.tensors.items() if info.dtype in FLOAT8 and name not in used}
+    found |= {name: cast_to_float8(name, info) for name, info in cast.items()}
+    used |= cast.keys()
+    if not found:
+        return raw
     tensors = {name: there for name, there in raw.tensors.items() if name not in used}
     for name, one in found.items():
         parts = [raw.tensors[part] for part in one.parts.values()]

@@ -26,7 +26,7 @@ LOOKED_INTO = (*STATES, "weight_shape")  # small tensors that say what the large
 NOT_NEEDED = (*LOOKED_INTO, "input_scale", "input_global_scale", "weight_format")  # once the weight is known
 SCALES = ("weight_scale_inv", "weight_scale", "SCB")
 MOST_BLOCK = 1 << 16  # entries that share a scale; bitsandbytes has 4,096 at most
-FLOAT8 = ("F8_E4M3", "F8_E5M2")
+FLOAT8 = {"F8_E4M3": "e4m3", "F8_E5M2": "e5m2"}
 Infos = Mapping[str, TensorInfo]
 Settings = Mapping[str, Any]
 
@@ -110,26 +110,22 @@ def experts(stem: str, infos: Infos) -> Packed:
 
 
 def _scaled(stem: str, infos: Infos, settings: Settings) -> tuple[Storage, tuple[int, ...], Any]:
-    """FP8 and INT8 with scales of all, of rows or of blocks; FP8 without."""
-    weight, name = infos["weight"], next((end for end in SCALES if end in infos), None)
-    shape, block, detail = weight.shape, None, ""
-    if name is not None:
-        scales = infos[name].shape
-        if len(scales) == 2 and len(shape) == 2 and scales[1] > 1:
-            block = settings.get("weight_block_size") or [128, 128]
-            sound = isinstance(block, list) and len(block) == 2 and all(is_count(one) and one > 0 for one in block)
-            _expect(sound and all(-(-n // b) == s for n, b, s in zip(shape, block, scales)), stem, infos)
-            detail = f"blocks {block[0]} x {block[1]}"
-            block = (min(block[0], shape[0]), min(block[1], shape[1]))  # of a size that can be allocated
-        else:
-            _expect(math.prod(scales) in (1, shape[0] if shape else 1), stem, infos)
-            detail = "a scale each row" if math.prod(scales) > 1 else ""
+    """FP8 and INT8 with scales of all, of rows or of blocks."""
+    weight, name = infos["weight"], next(end for end in SCALES if end in infos)
+    shape, block, scales = weight.shape, None, infos[name].shape
+    if len(scales) == 2 and len(shape) == 2 and scales[1] > 1:
+        block = settings.get("weight_block_size") or [128, 128]
+        sound = isinstance(block, list) and len(block) == 2 and all(is_count(one) and one > 0 for one in block)
+        _expect(sound and all(-(-n // b) == s for n, b, s in zip(shape, block, scales)), stem, infos)
+        detail = f"blocks {block[0]} x {block[1]}"
+        block = (min(block[0], shape[0]), min(block[1], shape[1]))  # of a size that can be allocated
+    else:
+        _expect(math.prod(scales) in (1, shape[0] if shape else 1), stem, infos)
+        detail = "a scale each row" if math.prod(scales) > 1 else ""
 
     def unpack(parts: dict[str, np.ndarray]) -> np.ndarray:
         values = parts["weight"]
         values = layouts.float8(values, weight.dtype) if weight.dtype in FLOAT8 else values.astype(np.float32)
-        if name is None:
-            return values
         if "weight_zero_point" in parts:
             values = values - parts["weight_zero_point"].reshape(-1, *[1] * (values.ndim - 1))
         found = layouts.scaled(values, parts[name], block)
@@ -170,6 +166,12 @@ def _mlx(stem: str, infos: Infos, settings: Settings) -> tuple[Storage, tuple[in
     return Storage("mlx", bits, group), (*scales[:-1], inputs), partial(layouts.mlx, bits=bits, inputs=inputs)
 
 
+def cast_to_float8(name: str, info: TensorInfo) -> Packed:
+    """A tensor that was cast to FP8 as it is, without scales."""
+    storage = Storage("fp8", None, None, FLOAT8[info.dtype])
+    return Packed({"": name}, info.shape, storage, lambda parts: layouts.float8(parts[""], info.dtype))
+
+
 def packed(stem: str, infos: Infos, small: Mapping[str, Any], settings: Settings) -> Packed | None:
     """The weight of a module, where it is packed; raises ValueError where its parts do not fit."""
     weight = infos.get("weight") or infos.get("weight_packed")
@@ -186,7 +188,7 @@ def packed(stem: str, infos: Infos, small: Mapping[str, Any], settings: Settings
         found = _fp4(stem, infos)
     elif weight is not None and weight.dtype == "U32" and {"scales", "biases"} <= infos.keys():
         found = _mlx(stem, infos, settings)
-    elif weight is not None and (weight.dtype in FLOAT8 or (weight.dtype == "I8" and infos.keys() & {*SCALES})):
+    elif weight is not None and weight.dtype in (*FLOAT8, "I8") and infos.keys() & {*SCALES}:
         found = _scaled(stem, infos, settings)
     else:
         return None

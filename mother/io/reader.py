@@ -38,7 +38,7 @@ class Storage:
     def __str__(self) -> str:
         bits = f"{self.bits} bit" if self.bits is not None else ""
         first = " ".join(part for part in (self.format, bits) if part)
-        if self.format == "gguf":
+        if self.format == "gguf" or (self.format == "fp8" and self.bits is None):  # cast, without scales
             return f"{self.format} {self.detail}"
         return ", ".join(part for part in (first, f"group {self.group}" if self.group else "", self.detail) if part)
 

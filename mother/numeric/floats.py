@@ -33,5 +33,5 @@ def mantissa_bits(values: Float[Tensor, "*shape"]) -> int:
 
 
 def cast(values: Float[Tensor, "*shape"], name: str) -> Float[Tensor, "*shape"]:
-    """The values rounded to a type of MANTISSA and back to float32: what storing them in it leaves."""
+    """The values rounded to a type, by torch's name of it, and back to float32: what storing them in it leaves."""
     return values.to(getattr(torch, name)).float()

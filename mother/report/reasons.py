@@ -83,6 +83,13 @@ def _edge_words(name: str, value: float, evidence: dict[str, Any], parent: str, 
     return words.get(name, name)
 
 
+def _names(edge: dict[str, Any], parent: str, child: str) -> dict[str, str]:
+    """What stands in for the words in braces of EXACT and READ_OFF."""
+    but = f" (but {edge['except']})" if "except" in edge else ""
+    names = {"parent": parent, "child": child, "dtype": edge.get("dtype", "a coarser type"), "but": but}
+    return names | {"parents": " and ".join(edge.get("parents", [parent]))}
+
+
 def reasons(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: str) -> list[dict[str, Any]]:
     """The terms that made both probabilities of an edge, of each the strongest first.
 
@@ -90,8 +97,7 @@ def reasons(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: 
     weight that it has against others; null where it settles the matter alone) and the `words` for it.
     """
     kind = edge.get("kind")
-    names = {"parent": parent, "child": child, "dtype": edge.get("dtype", "a coarser type")}
-    names["parents"] = " and ".join(edge.get("parents", [parent]))
+    names = _names(edge, parent, child)
     if kind in READ_OFF:
         return [{"about": "edge", "term": "exact relation", "log_odds": None, "words": READ_OFF[kind].format(**names)}]
     found = []
@@ -119,8 +125,7 @@ def strongest(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child
 def wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: str) -> list[str]:
     """What would have to be wrong for an edge to be wrong: of the arrow what decided it, then of the edge."""
     kind = edge.get("kind")
-    names = {"parent": parent, "child": child, "dtype": edge.get("dtype", "a coarser type")}
-    names["parents"] = " and ".join(edge.get("parents", [parent]))
+    names = _names(edge, parent, child)
     if kind in EXACT:
         third = "Or they all come from one more model, absent from this collection, in the same way."
         return [EXACT[kind].format(**names), third]

@@ -36,7 +36,8 @@ def operation(edge: Mapping[str, Any]) -> str:
     if kind == "merge":
         return "merging"
     if kind == "cast":
-        return f"a cast to {edge['dtype']}" if "dtype" in edge else "a cast"
+        but = f" ({edge['except']})" if "except" in edge else ""
+        return f"a cast to {edge['dtype']}{but}" if "dtype" in edge else "a cast"
     if kind == "quantize":
         how = f" ({edge['format']})" if "format" in edge else ""
         return f"quantizing to {edge['bits']} bits{how}" if "bits" in edge else f"quantizing{how}"
@@ -67,14 +68,14 @@ def sentence(edge: Mapping[str, Any], parent: str, child: str, parents: Sequence
 
 
 EXACT = {
-    "cast": "every tensor of {child}, digest by digest, would have to be {parent}'s rounded to {dtype} by chance.",
+    "cast": "every tensor of {child}, digest by digest, would have to be {parent}'s rounded to {dtype}{but} by chance.",
     "prune": "all entries of the two that differ would have to be zero in {child} by chance.",
     "quantize": "the differences would have to lie within half a step of {child}'s grid by chance, in most layers.",
     "merge": "{child} would have to be a combination of {parents}, up to rounding, by chance.",
     "copy": "the digests of all tensors would have to be equal by chance.",
 }
 READ_OFF = {
-    "cast": "every tensor of {child} is that of {parent}, rounded to {dtype}",
+    "cast": "every tensor of {child} is that of {parent}, rounded to {dtype}{but}",
     "prune": "{child} is {parent} with entries set to zero",
     "quantize": "{child} lies on a grid, each entry within half a step of that of {parent}",
     "merge": "{child} is a combination of {parents}, up to rounding",
