@@ -401,8 +401,8 @@ def test_casts_are_preferred_as_among_all_pairs(rng: np.random.Generator) -> Non
     """Model 1 is a cast of 0; 2 and 3 are stored as it is."""
     weights, stored = rng.normal(size=(5, 5)), [23, 7, 7, 7, 23]
     parent, child = np.nonzero(~np.eye(5, dtype=bool))
-    offers = Offers(5, parent, child, weights[parent, child], np.full(20, -np.inf), np.arange(20))
-    found = prefer_casts(offers, {1: {0: {"kind": "cast"}}}, dict(enumerate(map(float, stored))))
+    offers = Offers(5, parent, child, weights[parent, child], np.full(20, -np.inf), np.zeros(20), np.arange(20))
+    found = prefer_casts(offers, {1: {0: {"kind": "cast", "dtype": "bfloat16"}}}, dict(enumerate(map(float, stored))))
     expected = weights.copy()
     _prefer_casts(expected, [(1, 0)], stored)
     assert np.array_equal(found.as_parent, expected[parent, child])
@@ -457,7 +457,8 @@ def test_search_finds_models_of_other_names_and_shapes(way: str, family: Path, i
     else:
         weights = {way + name: one for name, one in weights.items()}
     told = relatives(index, save_model(tmp_path / "new", weights))
-    assert told["m2"][0] == ("parent or child" if way == "deeper" else "copy") and told["stranger"][0] == "unrelated"
+    assert told["stranger"][0] == "unrelated"
+    assert told["m2"][0] in (("parent", "parent or child") if way == "deeper" else ("copy",))
     told = relatives(index, tmp_path / "new", by_sketch=False)
     assert told["m2"][0] == "related"
 
@@ -499,7 +500,10 @@ def test_commands(family: Path, tmp_path: Path) -> None:
     code, out, _ = run_here("index.py", words, main)
     assert code == 0 and "6 models in 2 trees, 4 edges" in out
     edges = pyarrow.parquet.read_table(result / "edges.parquet").to_pylist()
-    assert {(edge["parent"], edge["child"]) for edge in edges} == {(f"m{step}", f"m{step + 1}") for step in range(4)}
+    # Steps of noise tell no arrow.
+    assert {frozenset((edge["parent"], edge["child"])) for edge in edges} == {
+        frozenset((f"m{step}", f"m{step + 1}")) for step in range(4)
+    }
     assert (result / "families/1/report.html").exists() and (result / "families/1/model_graph.json").exists()
     for words, said in (
         (["build"], "name models"),

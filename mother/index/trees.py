@@ -19,6 +19,7 @@ from mother.graph.growth import growth_orders
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
 from mother.heritage.calibration import ELDEST, MOST_BESIDE, read_coefficients, soft_arrow
+from mother.heritage.casts import is_trained_in
 from mother.heritage.trees import by_cast, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.traced import EDGE, OFFER, STORED
@@ -168,7 +169,7 @@ def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offe
     """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py."""
     key, value = offers.key(), offers.as_parent.copy()
     for cast, parents in exact.items():
-        if any(facts["kind"] == "cast" for facts in parents.values()):
+        if any(facts["kind"] == "cast" and is_trained_in(facts["dtype"]) for facts in parents.values()):
             one = np.arange(*np.searchsorted(offers.parent, [cast, cast + 1]))
             child = offers.child[one]
             wanted = next(iter(parents)) * offers.models + child  # from the original
