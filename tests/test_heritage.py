@@ -217,7 +217,7 @@ def test_low_rank_outweighs_a_sibling_that_hardly_moved(tmp_path: Path) -> None:
     root = base(0)
     content = {"a": moved(root, 1, 0.002), "b": root, "lora": moved(root, 2, 0.3, rank=3)}
     found = edges(recover(models(tmp_path, **content, other=moved(root, 3, 0.2))))
-    assert found["b", "lora"]["kind"] == "lora" and found["b", "lora"]["adjacency"] > 0.9
+    assert found["b", "lora"]["kind"] == "lora" and found["b", "lora"]["adjacency"] > 0.8
 
 
 def test_grids_are_found_where_no_name_has_a_block(tmp_path: Path) -> None:
@@ -421,7 +421,8 @@ def test_chain_is_recovered_whatever_its_prefix(tmp_path: Path) -> None:
     plain = edges(recover(open_models(manifest)[0]))
     chain = {(f"m{k}", f"m{k + 1}") for k in range(3)}
     assert {frozenset(edge) for edge in plain} == {frozenset(edge) for edge in chain}
-    assert {edge for edge, facts in plain.items() if facts["direction"] == "known"} <= chain
+    # Steps of noise tell no arrow; the shape alone, by which the middle is the elder, makes none sure.
+    assert all(facts["arrow"] < 0.9 for edge, facts in plain.items() if edge not in chain)
     for name in ("m1", "m3"):
         weights = load_file(tmp_path / name / "model.safetensors")
         save_model(tmp_path / name, {f"vit.{key}": weight for key, weight in weights.items()})
