@@ -25,6 +25,7 @@ CHANCE = 30.0  # entries that may be equal by chance
 EQUAL_BITS = (MANTISSA["float32"], *(MANTISSA[name] for name in HALVES))
 STRUCTURE = ("log_square", "equality", "altered", "private", "flatness")
 DIRECTION = ("newness", "newness_t")
+NEWNESS = ("energy", "rank", "leads", "newness")  # what it takes, of the second pass
 
 
 @dataclass
@@ -75,6 +76,17 @@ def pooled_newness(newness: Float[np.ndarray, "layers"], energy: Float[np.ndarra
     mean = float(share @ newness)
     error = float(np.sqrt(share**2 @ (newness - mean) ** 2))
     return mean, mean / max(error, 1e-3)
+
+
+def pair_newness(arrays: dict[str, Float[np.ndarray, "layers"]]) -> tuple[float, float, Float[np.ndarray, "some"]]:
+    """Pooled newness of a pair, its t statistic, and the energies that layers were weighted by.
+
+    `arrays` are those of the second pass for this pair, NEWNESS at least. Layers whose first direction is that of noise
+    weigh nothing.
+    """
+    risen = (arrays["energy"] > 0) & (arrays["rank"] > 0)
+    energy = (arrays["energy"] * arrays["leads"])[risen]
+    return *pooled_newness(arrays["newness"][risen], energy), energy
 
 
 def gather(
@@ -163,10 +175,7 @@ def _private(newness: Float[np.ndarray, "thirds"]) -> float:
 
 def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
     """Mean newness of a pair over its layers, and its t statistic, squashed: 0 where too few layers changed."""
-    arrays = second_pass.arrays
-    risen = (arrays["energy"][:, p] > 0) & (arrays["rank"][:, p] > 0)
-    energy = arrays["energy"][risen, p] * arrays["leads"][risen, p]
-    mean, t = pooled_newness(arrays["newness"][risen, p], energy)
+    mean, t, energy = pair_newness({name: second_pass.arrays[name][:, p] for name in NEWNESS})
     layers = energy.sum() ** 2 / max(float(energy @ energy), 1e-300)
     return mean, float(np.tanh(t / 4)) if layers >= FEW else 0.0
 

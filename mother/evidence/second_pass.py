@@ -86,17 +86,8 @@ class SecondPass:
 
 
 ARRAYS = ("energy", "entries", "equal", "rank", "full", "newness", "rounding", "scattered", "kurtosis", "flatness")
-ARRAYS += (
-    "leads",
-    "side",
-    "equal_bfloat16",
-    "equal_float16",
-    "gap",
-    "zeroed",
-    "zeroed_back",
-    "quantized",
-    "quantized_back",
-)
+ARRAYS += ("side", "equal_bfloat16", "equal_float16", "gap", "zeroed", "zeroed_back", "quantized", "quantized_back")
+ARRAYS += ("leads",)
 EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))
 
 

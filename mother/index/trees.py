@@ -141,9 +141,8 @@ def with_priors(offers: Offers, largest: int) -> Offers:
     edge = edge_shares(both, most_probable_forest(both, 0), largest).edge
     share = edge * offers.by_parent()
     degree = np.bincount(offers.parent, share, offers.models) + np.bincount(offers.child, share, offers.models)
-    others = [
-        np.log1p((degree[end] - _joined(offers, share)).clip(0, MOST_BESIDE)) for end in (offers.parent, offers.child)
-    ]
+    joined = _joined(offers, share)
+    others = [np.log1p((degree[end] - joined).clip(0, MOST_BESIDE)) for end in (offers.parent, offers.child)]
     orders = growth_orders(offers.models, *_pairs(offers, _joined(offers, edge)))
     elder = (orders[offers.parent] - orders[offers.child]).clip(-ELDEST, ELDEST)
     older = np.log(soft_arrow(offers.arrow + coefficients.elder * elder)) - np.log(soft_arrow(offers.arrow))

@@ -5,7 +5,7 @@ import torch
 
 from mother.collection.workspace import Group, Recovered
 from mother.evidence.direction import agreed, cast_direction
-from mother.evidence.edges import DECISIVE, decay_direction, pooled_newness
+from mother.evidence.edges import DECISIVE, decay_direction, pair_newness
 from mother.evidence.facts import common_grid, mantissa
 from mother.evidence.low_rank import is_lora
 from mother.evidence.second_pass import SecondPass, take_second_pass
@@ -18,8 +18,7 @@ def _facts_of_pair(group: Group, second_pass: SecondPass, p: int, i: int, j: int
     facts = group.heritage.first_pass.facts
     arrays = {name: values[:, p] for name, values in second_pass.arrays.items()}
     changed = arrays["energy"] > 0
-    risen = changed & (arrays["rank"] > 0)
-    mean, t = pooled_newness(arrays["newness"][risen], (arrays["energy"] * arrays["leads"])[risen])
+    mean, t, _ = pair_newness(arrays)
     low, cast = is_lora(second_pass, p), np.nan
     if second_pass.cast[p].any():
         cast = cast_direction(second_pass.cast[p]) * (1 if mantissa(facts[i]) > mantissa(facts[j]) else -1)
