@@ -16,22 +16,20 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from benchmarks.hub import GROUPS, hub_shapes, kept_ratio, sides, simulate, write_model
 from mother.collection.find import search
 from mother.evidence.edges import STRUCTURE
 from mother.evidence.sketch import sketch_models
-from mother.graph.growth import growth_orders
 from mother.graph.manifest_io import read_manifest
-from mother.graph.sparse import Edges, minimum_spanning_forest, most_probable_forest
+from mother.graph.sparse import EXACT
 from mother.graph.text import format_table
-from mother.heritage.calibration import ELDEST, MOST_BESIDE, read_coefficients
+from mother.heritage.calibration import read_coefficients, soft_arrow
 from mother.index.build import build
 from mother.index.candidates import Near
 from mother.index.engine import Engine
@@ -41,6 +39,7 @@ from mother.index.others import shapes_text
 from mother.index.search import Scan, search_sketch
 from mother.index.signature import group_of
 from mother.index.store import Index, create_index
+from mother.index.trees import Offers, likeliest_tree, with_priors
 from mother.io.open import open_all
 
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")  # the moves of the hub are those of their edges
@@ -131,10 +130,8 @@ def write_hub(folder: Path, models: int, moves: np.ndarray) -> tuple[Index, Trut
     return index, Truth(np.concatenate(parents), *joined)
 
 
-def offers(
-    truth: Truth, numbers: np.ndarray, near: Near, draw: np.random.Generator
-) -> tuple[Edges, Float[np.ndarray, "edges"]]:
-    """Log weights of both arrows of each candidate pair and log odds of these, from evidence as it is simulated."""
+def offers(truth: Truth, numbers: np.ndarray, near: Near, draw: np.random.Generator) -> Offers:
+    """Both arrows of each candidate pair as parents that may be, from evidence as it is simulated."""
     known, parent = read_coefficients(), truth.parent
     one, other = numbers[near.first], numbers[near.second]
     true = np.where(parent[other] == one, 1, np.where(parent[one] == other, -1, 0))
@@ -146,24 +143,13 @@ def offers(
     between = np.where(true == 0, np.logaddexp(0, known.between[0] + known.between[1] * share), 0)
     odds = true * ARROW + draw.normal(size=len(one)) * ARROW_SPREAD
     both = known.structure[0] * np.log(square.clip(1e-12)) - between
-    weight = np.r_[both - np.logaddexp(0, -odds), both - np.logaddexp(0, odds)]
+    arrow = np.r_[odds, -odds]
+    weight = np.r_[both, both] + np.log(soft_arrow(arrow))
     weight += known.structure[STRUCTURE.index("altered")] * truth.quantized[np.r_[one, other]]
-    ends = np.r_[near.first, near.second], np.r_[near.second, near.first]
-    return Edges(len(numbers), *ends, weight), np.r_[odds, -odds]
-
-
-def with_priors(weights: Edges, odds: Float[np.ndarray, "edges"]) -> Edges:
-    """The same with the priors of hubs and of elders, by the most probable forest without them."""
-    coefficients = read_coefficients()
-    parent = minimum_spanning_forest(replace(weights, value=-weights.value))
-    child = np.flatnonzero(parent >= 0)
-    beside = np.bincount(np.r_[child, parent[child]], minlength=weights.models)
-    joined = (parent[weights.child] == weights.parent) | (parent[weights.parent] == weights.child)
-    more = [np.log1p((beside[end] - joined).clip(0, MOST_BESIDE)) for end in (weights.parent, weights.child)]
-    orders = growth_orders(weights.models, child, parent[child], np.ones(len(child)))
-    elder = (orders[weights.parent] - orders[weights.child]).clip(-ELDEST, ELDEST)
-    turned = np.logaddexp(0, -odds) - np.logaddexp(0, -odds - coefficients.elder * elder)
-    return replace(weights, value=weights.value + coefficients.hub * (more[0] + more[1]) + turned)
+    above, child = np.r_[near.first, near.second], np.r_[near.second, near.first]
+    order = np.lexsort((child, above))
+    beside = np.full(len(order), -np.inf)  # every parent is there
+    return Offers(len(numbers), above[order], child[order], weight[order], beside, arrow[order], order)
 
 
 def hub(folder: Path, models: int, moves: np.ndarray) -> tuple[list[list[object]], bool]:
@@ -180,10 +166,10 @@ def hub(folder: Path, models: int, moves: np.ndarray) -> tuple[list[list[object]
         took["candidates"] += time.process_time() - started
         started = time.process_time()
         numbers = np.array([int(one) for one in group.ids])
-        forest = most_probable_forest(with_priors(*offers(truth, numbers, group.near, draw)))
+        tree = likeliest_tree(with_priors(offers(truth, numbers, group.near, draw), EXACT))
         took["trees"] += time.process_time() - started
-        child = np.flatnonzero(forest.parent >= 0)
-        found, above = numbers[forest.parent[child]], parent[numbers[child]]
+        child = np.flatnonzero(tree.parent >= 0)
+        found, above = numbers[tree.parent[child]], parent[numbers[child]]
         right += int((found == above).sum())
         joined += int(((found == above) | (parent[found] == numbers[child])).sum())
         one, other = numbers[group.near.first], numbers[group.near.second]

@@ -25,6 +25,8 @@ from mother.collection.find import search, with_claims
 from mother.collection.workspace import recover_sources
 from mother.errors import InputError
 from mother.evidence.sketch import sketch_models
+from mother.graph.arborescence import edge_marginals
+from mother.heritage.calibration import elder_prior, hub_prior, read_coefficients, soft_arrow
 from mother.heritage.trees import _prefer_casts
 from mother.index import build as building
 from mother.index.blocks import HALO, cut
@@ -39,7 +41,7 @@ from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
 from mother.index.store import Index, create_index, open_index, signatures
 from mother.index.traced import trace_schema
-from mother.index.trees import Offers, best_edges, prefer_casts
+from mother.index.trees import Offers, best_edges, prefer_casts, with_priors
 from mother.io.open import open_checkpoint
 
 ENTRIES, SAMPLES = 4096, 512
@@ -407,6 +409,26 @@ def test_casts_are_preferred_as_among_all_pairs(rng: np.random.Generator) -> Non
     _prefer_casts(expected, [(1, 0)], stored)
     assert np.array_equal(found.as_parent, expected[parent, child])
     assert (expected[:2, 2:4] != weights[:2, 2:4]).any() and (expected[2:] == weights[2:]).all()
+
+
+def test_priors_are_those_among_all_pairs(rng: np.random.Generator) -> None:
+    """Of offers of all arrows, of which one has no turn: what it would weigh is next to nothing."""
+    n, known = 6, read_coefficients()
+    weights, odds = rng.normal(size=(n, n)), rng.normal(size=(n, n)) * 2
+    weights[4, 1], odds = -200, odds - odds.T
+    np.fill_diagonal(weights, -np.inf)
+    beside = weights - 1
+    both = np.logaddexp(weights, beside)
+    marginals = edge_marginals(both)[0]
+    by_parent = marginals * np.exp(weights - np.where(np.isneginf(both), 0, both))
+    elder = np.log(soft_arrow(odds + known.elder * elder_prior(marginals))) - np.log(soft_arrow(odds))
+    expected = weights + known.hub * hub_prior(by_parent) + elder
+    there = np.isfinite(weights) & (weights > -100)
+    parent, child = np.nonzero(there)
+    some = (one[there] for one in (weights, beside, odds))
+    found = with_priors(Offers(n, parent, child, *some, np.arange(len(parent))), n)
+    assert len(parent) == n * (n - 1) - 1 and found.as_parent == pytest.approx(expected[there])
+    assert np.abs(expected[there] - weights[there]).max() > 0.1
 
 
 def test_without_sketches_distances_alone_tell_who_is_next_to_whom(family: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import expit
 
 from mother.evidence.edges import DECISIVE, DIRECTION, STRUCTURE, Evidence
@@ -140,24 +140,52 @@ def priors_of(
 
 
 def hub_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "models models"]:
-    """Sum over the two ends of log(1 + other models that are expected next to it): it says nothing of the arrow.
-
-    No more than MOST_BESIDE count: whoever adds many models next to one must not draw others there.
-    """
-    beside = marginals + marginals.T
-    others = np.log(1 + (beside.sum(axis=1)[:, None] - beside).clip(0, MOST_BESIDE))
-    return others + others.T
+    """The prior for hubs of all pairs, as [i, j], see `hub_priors`: it says nothing of the arrow."""
+    first, second, beside = _all_pairs(marginals)
+    found = np.zeros_like(marginals)
+    found[first, second] = found[second, first] = hub_priors(len(found), first, second, beside)
+    return found
 
 
 def elder_prior(marginals: Float[np.ndarray, "models models"]) -> Float[np.ndarray, "models models"]:
-    """Log odds that i came before j, as [i, j], if models come one by one and each is made from any that is there.
+    """Log odds that i came before j, as [i, j], see `elder_priors`."""
+    first, second, beside = _all_pairs(marginals)
+    found = np.zeros_like(marginals)
+    found[first, second] = elder_priors(len(found), first, second, beside)
+    return found - found.T
+
+
+def _all_pairs(
+    marginals: Float[np.ndarray, "models models"],
+) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
+    """Every two models once, and how probably they are next to each other."""
+    first, second = np.triu_indices(len(marginals), 1)
+    return first, second, marginals[first, second] + marginals[second, first]
+
+
+def hub_priors(
+    models: int, first: Int[np.ndarray, "pairs"], second: Int[np.ndarray, "pairs"], share: Float[np.ndarray, "pairs"]
+) -> Float[np.ndarray, "pairs"]:
+    """Sum over the two of a pair of log(1 + other models that are expected next to it).
+
+    `share` is the probability that one of the two is made from the other; each pair is there once at most. No more than
+    MOST_BESIDE count: whoever adds many models next to one must not draw others there.
+    """
+    beside = np.bincount(first, share, models) + np.bincount(second, share, models)
+    one, other = (np.log1p((beside[end] - share).clip(0, MOST_BESIDE)) for end in (first, second))
+    return one + other
+
+
+def elder_priors(
+    models: int, first: Int[np.ndarray, "pairs"], second: Int[np.ndarray, "pairs"], share: Float[np.ndarray, "pairs"]
+) -> Float[np.ndarray, "pairs"]:
+    """Log odds that the first of a pair came first, if models come one by one and each is made from any that is there.
 
     Then a tree has grown from each of its models with a probability that is proportional to the orders in which it can
     have: see `growth_orders`. No more than ELDEST: who has most descendants is seldom sure to have come first.
     """
-    first, second = np.triu_indices(len(marginals), 1)
-    orders = growth_orders(len(marginals), first, second, (marginals + marginals.T)[first, second])
-    return (orders[:, None] - orders[None, :]).clip(-ELDEST, ELDEST)
+    orders = growth_orders(models, first, second, share)
+    return (orders[first] - orders[second]).clip(-ELDEST, ELDEST)
 
 
 Prior = Float[np.ndarray, "models models"] | float

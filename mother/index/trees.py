@@ -7,6 +7,7 @@ middle that another block knows, the prior for hubs, casts, and models that are 
 import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from jaxtyping import Bool, Float, Int
 from mother.evidence.edges import STRUCTURE
 from mother.graph.acyclic import descents, find_circle
 from mother.graph.certainty import KNOWN
-from mother.graph.growth import growth_orders
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
-from mother.heritage.calibration import ELDEST, MOST_BESIDE, read_coefficients, soft_arrow
+from mother.heritage.calibration import elder_priors, hub_priors, read_coefficients, soft_arrow
 from mother.heritage.casts import is_trained_in
 from mother.heritage.trees import by_cast, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
@@ -69,6 +69,18 @@ class Offers:
         one, other = (self.child, self.parent) if turned else (self.parent, self.child)
         return one * self.models + other
 
+    @cached_property
+    def turned(self) -> tuple[Bool[np.ndarray, "offers"], Int[np.ndarray, "offers"]]:
+        """Of each edge whether it is there turned round, too, and where. Edges are in the order of their keys."""
+        key, back = self.key(), self.key(turned=True)
+        places = np.searchsorted(key, back).clip(0, max(0, len(key) - 1))
+        return (key[places] == back if len(key) else np.zeros(0, bool)), places
+
+    def back(self, value: Float[np.ndarray, "offers"], none: float = 0.0) -> Float[np.ndarray, "offers"]:
+        """Of each edge the value of the same one turned round; `none` where that is not there."""
+        there, places = self.turned
+        return np.where(there, value[places], none)
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -105,21 +117,8 @@ def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
     shift = slope * (most[kept] - largest[child[kept]])
     values = weight[kept] + shift, beside[kept] + shift, told[kept], row[kept]
     found = Offers(len(place), parent[kept], child[kept], *values)
-    middle = _of_either(found, middle)
+    middle = np.maximum(middle, found.back(middle, -np.inf))
     return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
-
-
-def _of_either(offers: Offers, value: Float[np.ndarray, "offers"]) -> Float[np.ndarray, "offers"]:
-    """The larger of the values of an edge and of the same one turned round."""
-    there, places = _turned(offers)
-    return np.where(there, np.maximum(value, value[places]), value)
-
-
-def _turned(offers: Offers) -> tuple[Bool[np.ndarray, "offers"], Int[np.ndarray, "offers"]]:
-    """Of each edge whether it is there turned round, and where. Edges are in the order of their keys."""
-    key, back = offers.key(), offers.key(turned=True)
-    places = np.searchsorted(key, back).clip(0, max(0, len(key) - 1))
-    return (key[places] == back if len(key) else np.zeros(0, bool)), places
 
 
 def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float]]:
@@ -139,29 +138,17 @@ def with_priors(offers: Offers, largest: int) -> Offers:
     """The same with the priors of hubs and of elders, see mother/heritage/calibration.py."""
     both, coefficients = offers.both(), read_coefficients()
     edge = edge_shares(both, most_probable_forest(both, 0), largest).edge
-    share = edge * offers.by_parent()
-    degree = np.bincount(offers.parent, share, offers.models) + np.bincount(offers.child, share, offers.models)
-    joined = _joined(offers, share)
-    others = [np.log1p((degree[end] - joined).clip(0, MOST_BESIDE)) for end in (offers.parent, offers.child)]
-    orders = growth_orders(offers.models, *_pairs(offers, _joined(offers, edge)))
-    elder = (orders[offers.parent] - orders[offers.child]).clip(-ELDEST, ELDEST)
+    there, places = offers.turned
+    once = (offers.parent < offers.child) | ~there
+    number = np.cumsum(once) - 1
+    pair = np.where(once, number, number[places])  # of each edge; a pair reads as the edge that counts it
+    shares = (share + offers.back(share) for share in (edge * offers.by_parent(), edge))
+    made, joined = (share[once] for share in shares)
+    ends = offers.models, offers.parent[once], offers.child[once]
+    hub, elder = hub_priors(*ends, made)[pair], np.where(once, 1, -1) * elder_priors(*ends, joined)[pair]
     older = np.log(soft_arrow(offers.arrow + coefficients.elder * elder)) - np.log(soft_arrow(offers.arrow))
-    told = np.where(np.isnan(offers.arrow), 0, older) + coefficients.hub * (others[0] + others[1])
+    told = np.where(np.isnan(offers.arrow), 0, older) + coefficients.hub * hub
     return replace(offers, as_parent=offers.as_parent + told)
-
-
-def _joined(offers: Offers, share: Float[np.ndarray, "offers"]) -> Float[np.ndarray, "offers"]:
-    """The shares of each edge and of the same one turned round, together."""
-    there, places = _turned(offers)
-    return share + np.where(there, share[places], 0)
-
-
-def _pairs(
-    offers: Offers, value: Float[np.ndarray, "offers"]
-) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
-    """Each pair once, with the value of one of its edges."""
-    once = (offers.parent < offers.child) | ~_turned(offers)[0]
-    return offers.parent[once], offers.child[once], value[once]
 
 
 def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offers:
@@ -207,8 +194,7 @@ def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
         parent = forest.parent
     of_parent = offers.by_parent()
     share = shares.edge * of_parent
-    there, places = _turned(offers)
-    back = np.where(there, share[places], 0)
+    back = offers.back(share)
     offer = np.full(offers.models, -1)
     mine = np.flatnonzero(offers.parent == parent[offers.child])
     offer[offers.child[mine]] = mine
