@@ -1,6 +1,6 @@
 """An index of many models: do candidates hold the parent, how long does it take, how does it grow?
 
-    python -m benchmarks.index [--models 100000]
+    python -m benchmarks.index [--models 100000] [--real 500 1500 5000]
 
 1. All grown splits: is the true parent among the candidates by signatures?
 2. A simulated hub (benchmarks/hub.py): candidates, families and trees, and the search of one model. Evidence is
@@ -8,7 +8,7 @@
    as triples.py computes it, with the noise of a sketch; log odds of arrows are normal with a standard deviation of
    ARROW_SPREAD around ARROW for true edges, around 0 for other pairs. Coefficients are those of calibration.json.
    Times are of the processor, in one process with one thread: other programs do not count.
-3. Tiny models on disk, end to end (with --real 500 1500 5000).
+3. Tiny models on disk, end to end: so many times as many models must take no more than LINEAR times as long for each.
 """
 
 import argparse
@@ -48,6 +48,7 @@ SAMPLES = 4096
 ARROW, ARROW_SPREAD = 4.0, 2.0  # 97.7 % of single arrows are right, as in the zoo of small families
 FAMILIES = 200
 SEARCHED = 20
+LINEAR = 1.2
 
 
 def splits(folder: Path) -> tuple[list[list[object]], np.ndarray, bool]:
@@ -213,8 +214,8 @@ def searches(index: Index, number: int, folder: Path) -> list[float]:
     return seconds
 
 
-def tiny(folder: Path, models: int) -> list[object]:
-    """Tiny models on disk: seconds for a thousand of reading and of the graph, and the share of edges that is right."""
+def tiny(folder: Path, models: int) -> tuple[list[object], float]:
+    """Tiny models on disk: a row of a table, and seconds for each."""
     from safetensors.torch import save_file
 
     draw = torch.Generator().manual_seed(0)
@@ -238,15 +239,16 @@ def tiny(folder: Path, models: int) -> list[object]:
     edges = [(int(edge.parent), int(edge.child)) for edge in found.edges if not edge.attributes.get("hidden")]
     right = sum(family.parent[child] == parent for parent, child in edges)
     joined = right + sum(family.parent[parent] == child for parent, child in edges)
-    each = [f"{1000 * read / models:.1f}", f"{1000 * traced / models:.1f}"]
-    return [models, *each, f"{joined / (models - 1):.3f}", f"{right / (models - 1):.3f}", f"{memory():.2f}"]
+    each = [f"{1000 * seconds / models:.1f}" for seconds in (read, traced, read + traced)]
+    shares = [f"{joined / (models - 1):.3f}", f"{right / (models - 1):.3f}"]
+    return [models, *each, *shares, f"{memory():.2f}"], (read + traced) / models
 
 
 def main() -> bool:
     """All parts; whether thresholds were kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=100_000)
-    parser.add_argument("--real", type=int, nargs="*", default=[])
+    parser.add_argument("--real", type=int, nargs="*", default=[500, 1500, 5000])
     args = parser.parse_args()
     torch.set_num_threads(1)
     kept = True
@@ -258,10 +260,13 @@ def main() -> bool:
             rows, fast = hub(Path(scratch) / "hub", args.models, moves)
             print("\n" + format_table(["simulated hub", "measured", "at least / at most"], rows), flush=True)
             kept = whole and fast
-        rows = [tiny(Path(scratch) / f"tiny{models}", models) for models in args.real]
-        if rows:
-            head = ["tiny models", "ms each to read", "ms each to trace", "edges without arrows", "edges", "GB"]
-            print("\n" + format_table(head, rows))
+        took = [tiny(Path(scratch) / f"tiny{models}", models) for models in sorted(args.real)]
+        if took:
+            head = ["tiny models", "ms each to read", "to trace", "both", "edges without arrows", "edges", "GB"]
+            print("\n" + format_table(head, [row for row, _ in took]))
+            most = max(took[-1][1] / each for _, each in took)
+            print(f"the most models take {most:.2f} times as long for each as fewer (at most {LINEAR})")
+            kept &= most <= LINEAR
     return kept
 
 
