@@ -33,6 +33,7 @@ from mother.index.blocks import HALO, cut
 from mother.index.build import build
 from mother.index.candidates import COARSE, K, Near, faiss_search, near_misses, near_models, sharing_pairs, with_hubs
 from mother.index.engine import Engine
+from mother.index.exact import choose_merges
 from mother.index.graph import Found as Graph
 from mother.index.graph import Sizes, index_graph
 from mother.index.groups import find_copies, group_names, load_group, relate
@@ -366,6 +367,49 @@ def test_graph_by_blocks_is_that_of_the_whole(index: Index, tmp_path: Path) -> N
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "blocks").iterdir()}  # nothing traced anew
     assert neighbours(again) == neighbours(whole)
     assert {facts["how"] for facts in again.nodes.values() if "how" in facts} == {"local"}
+
+
+def test_blocks_know_of_each_other_which_models_are_merges(tmp_path: Path) -> None:
+    """Two merges of the same two models lie on one line, and a block may hold one of them."""
+    draw = torch.Generator().manual_seed(5)
+    names = [f"encoder.layer.{block}.attention.attention.query.weight" for block in range(4)]
+
+    def step(size: float) -> dict[str, torch.Tensor]:
+        return {name: size * torch.randn(64, 64, generator=draw) for name in names}
+
+    def plus(one: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: one[name] + more[name] for name in names}
+
+    models = {"base": step(1.0)}
+    models |= {name: plus(models["base"], step(0.1)) for name in ("one", "two")}
+    for name, share in (("by_half", 0.5), ("by_quarter", 0.25), ("by_third", 0.7)):
+        models[name] = {at: share * models["one"][at] + (1 - share) * models["two"][at] for at in names}
+    models["child"] = plus(models["by_half"], step(0.05))
+    for name, weights in models.items():
+        save_model(tmp_path / "models" / name, weights)
+    index = built(tmp_path / "it", *(tmp_path / "models").glob("*/"))
+    whole = index_graph(index, tmp_path / "work", Engine())
+    parents = {(edge.parent, edge.child) for edge in whole.edges if edge.attributes["kind"] == "merge"}
+    assert parents == {(one, f"by_{share}") for one in ("one", "two") for share in ("half", "quarter", "third")}
+    for core in (1, 2, 3):
+        by_blocks = index_graph(index, tmp_path / "work", Engine(), sizes=Sizes(whole=0, core=core))
+        assert neighbours(by_blocks) == neighbours(whole)
+
+
+def test_a_merge_is_the_likeliest_combination_that_closes_no_circle() -> None:
+    exact, place = {3: {0: {"kind": "cast"}}}, {f"m{at}": at for at in range(9)}
+
+    def of(one: int, other: int, base: int | None = None) -> dict[int, dict]:
+        facts = {"method": "linear"} if base is None else {"method": "sparse", "base": f"m{base}"}
+        return {one: facts, other: facts}
+
+    merges = {1: {0.0: of(3, 2)}, 2: {0.0: of(0, 1), 1.0: of(0, 3)}, 4: {0.0: of(0, 2, 7), 1.0: of(0, 6, 7)}}
+    merges |= {5: {0.0: of(0, 6, 1)}, 6: {0.0: of(0, 8, 7), 1.0: of(0, 2)}}
+    choose_merges(exact, merges, place)
+    assert {child: set(parents) for child, parents in exact.items()} == {3: {0}, 1: {2, 3}, 2: {0, 3}, 6: {0, 2}}
+    del exact[6], merges[6]
+    choose_merges(exact, merges, place)
+    assert set(exact.pop(4)) == {0, 6} and 5 not in exact
 
 
 @pytest.mark.slow

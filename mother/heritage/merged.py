@@ -1,6 +1,6 @@
 """Models that were merged from others: linear and spherical combinations, layers of two models, parts of updates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -20,6 +20,7 @@ from mother.heritage.relation import Relation
 SAMPLED_LAYERS = 3  # budget: matrices that the search for parts of task vectors reads
 CHECKED_LAYERS = 16  # budget: matrices of which the entries of a combination are looked at
 NEEDED = 0.1  # share of entries that nothing explains without one of the parents: else a frozen matrix has two
+SPARSE = "sparse"  # the method of a merge of parts of updates
 PARTS = 3  # budget: parents of a merge of parts, at most
 
 
@@ -37,17 +38,17 @@ def find_merges(
     for child, near in enumerate(second_pass.neighbours):
         if child in relations or len(near) < 2:
             continue
-        for relation in _merges_of(sketches, first_pass, second_pass, child):
+        for relation in merges_of(sketches, first_pass, second_pass, child):
             if not closes_circle(relations | found, child, relation.parents):
                 found[child] = relation
                 break
     return found
 
 
-def _merges_of(
+def merges_of(
     sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass, child: int
 ) -> Iterator[Relation]:
-    """What a model may have been merged from, the most likely first."""
+    """What a model may have been merged from, but for parts of updates: the most likely first."""
     near = second_pass.neighbours[child]
     yield from _by_blocks(first_pass, child, near)
     size, bits = float(first_pass.size[child]), mantissa(first_pass.facts[child])
@@ -127,32 +128,42 @@ def sparse_merges(
     Only models that share scattered entries with a neighbour, their base, are looked at again, and only some matrices.
     """
     found: dict[int, Relation] = {}
-    arrays = second_pass.arrays
-    for child, near in enumerate(second_pass.neighbours):
-        if child in relations:
-            continue
-        best: tuple[float, Relation] | None = None
-        bits = mantissa(first_pass.facts[child])
-        for base in near:
-            p = second_pass.number(base, child)
-            if p is None or base in relations:
-                continue
-            changed = arrays["energy"][:, p] > 0
-            # In the type of the merge: it may be coarser than that of its parents.
-            equal = arrays[EQUAL[EQUAL_BITS.index(bits)]][:, p] / arrays["entries"][:, p].clip(min=1)
-            if not scattered_equality(equal, changed):
-                continue
-            others = [m for m in near if m != base and m not in relations]
-            rows = [row for row in np.argsort(-arrays["energy"][:, p])[:SAMPLED_LAYERS] if changed[row]]
-            share, relation = _parts_of(
-                sketches, first_pass, (child, base, others), [second_pass.layers[r] for r in rows]
-            )
-            if relation is not None and (best is None or share > best[0]):
-                if not closes_circle(relations | found, child, relation.parents):
-                    best = share, relation
-        if best is not None:
-            found[child] = best[1]
+    for child in range(len(second_pass.neighbours)):
+        if child not in relations:
+            known = relations | found
+            relation = sparse_merge(sketches, first_pass, second_pass, child, relations, known)
+            if relation is not None:
+                found[child] = relation
     return found
+
+
+def sparse_merge(
+    sketches: Sequence[Sketch],
+    first_pass: FirstPass,
+    second_pass: SecondPass,
+    child: int,
+    made: Collection[int],
+    known: dict[int, Relation],
+) -> Relation | None:
+    """What one model was so merged from, if it was: nothing in `made`, and no circle with `known`."""
+    best: tuple[float, Relation] | None = None
+    arrays, near, bits = second_pass.arrays, second_pass.neighbours[child], mantissa(first_pass.facts[child])
+    for base in near:
+        p = second_pass.number(base, child)
+        if p is None or base in made:
+            continue
+        changed = arrays["energy"][:, p] > 0
+        # In the type of the merge: it may be coarser than that of its parents.
+        equal = arrays[EQUAL[EQUAL_BITS.index(bits)]][:, p] / arrays["entries"][:, p].clip(min=1)
+        if not scattered_equality(equal, changed):
+            continue
+        others = [m for m in near if m != base and m not in made]
+        rows = [row for row in np.argsort(-arrays["energy"][:, p])[:SAMPLED_LAYERS] if changed[row]]
+        share, relation = _parts_of(sketches, first_pass, (child, base, others), [second_pass.layers[r] for r in rows])
+        if relation is not None and (best is None or share > best[0]):
+            if not closes_circle(known, child, relation.parents):
+                best = share, relation
+    return None if best is None else best[1]
 
 
 def _parts_of(
@@ -178,7 +189,7 @@ def _parts_of(
             if share > best[0] and share > NEEDED + max(
                 explained_share(read[base], [*parts[:at], *parts[at + 1 :]], read[child], bits) for at in range(count)
             ):
-                attributes = {"weights": [round(ratios[m], 4) for m in some], "method": "sparse"}
+                attributes = {"weights": [round(ratios[m], 4) for m in some], "method": SPARSE}
                 attributes["base"] = first_pass.models[base]
                 best = share, Relation("merge", some, attributes)
         if best[1] is not None:

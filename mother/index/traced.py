@@ -19,7 +19,9 @@ from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.heritage import typed_graph
 from mother.heritage.calibration import Weights, blocked, own_weights, read_coefficients
+from mother.heritage.merged import SPARSE, merges_of, sparse_merge
 from mother.heritage.quantized import is_quantized
+from mother.heritage.relation import Relation
 from mother.heritage.trace import measure, row_scaled_ranks, trace_sketches
 from mother.heritage.trees import Cluster, Heritage, gather_all, none_of_another
 from mother.index.store import arrow, open_index
@@ -27,8 +29,10 @@ from mother.io.files import write_atomically
 from mother.io.snapshots import Snapshot
 
 # What a row of a trace is.
-OFFER, EDGE, NODE, ALIAS, STORED, LEFT_OUT = "offer", "edge", "node", "alias", "stored", "left out"
+OFFER, EDGE, MERGE, NODE = "offer", "edge", "merge", "node"
+ALIAS, STORED, LEFT_OUT = "alias", "stored", "left out"
 GONE = "its sketch is damaged or gone. Build the index again."
+OPTIONS = 8  # budget: combinations of parts of updates that a merge may be
 LIKELY = 2  # budget: offers of each model of a core whose update is searched for the form of DoRA
 
 
@@ -40,6 +44,9 @@ def trace_schema() -> Any:
     arrow            log odds of its direction; nan where something exact decides
     most             log of how many entries the model has in common with the one that it shares most with, there
     own              whether the child is of the core of its block: what others say of it is for want of more
+
+    Of a merge there is a row for each parent of each combination that it may be: which of these it is depends on what
+    made its parents, and another block may know that. Its `weight` is the number of likelier ones.
     """
     pa, _ = arrow()
     numbers = ("weight", "beside", "between", "arrow", "most")
@@ -102,11 +109,17 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     members = [place for place in range(len(models)) if place not in copies]
     square = comparable_square(first, turned=True)
     evidence, forced = gather_all(heritage, square, members, core)
-    weights = own_weights(evidence, read_coefficients(), forced)
+    merges = _merge_options(sketches, heritage, core)
+    # Which parents a merge has is told of all blocks together, see mother/index/trees.py.
+    alone = {child: parent for child, parent in forced.items() if members[child] not in merges}
+    weights = own_weights(evidence, read_coefficients(), alone)
     quantized = [at for at, member in enumerate(members) if is_quantized(first.facts[member])]
     none_of_another(weights.parent, quantized, forced)
     inside = [at for at, member in enumerate(members) if member in core]
-    some = list(_offered(evidence, weights, forced, set(inside)))
+    place = {member: at for at, member in enumerate(members)}
+    firsts = [(place[one.parents[0]], place[child]) for child, options in merges.items() for one in options]
+    known = [*((parent, child) for child, parent in alone.items()), *firsts]
+    some = list(_offered(evidence, weights, known, set(inside)))
     likely = [
         (members[i], members[j])
         for j in inside
@@ -128,28 +141,64 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
         }
         facts = typed_graph.pair_facts(heritage, members[i], members[j])
         rows.append(_row(OFFER, models[members[i]], models[members[j]], facts, **values))
-    return rows + list(_relation_rows(heritage, core))
+    return rows + list(_relation_rows(heritage, core, merges))
 
 
 def _offered(
-    evidence: Evidence, weights: Weights, forced: dict[int, int], inside: set[int]
+    evidence: Evidence, weights: Weights, known: Iterable[tuple[int, int]], inside: set[int]
 ) -> Iterator[tuple[int, int]]:
-    """Which edges to and from models of a core are possible, as places among the members."""
+    """Which edges to and from models of a core are possible, as places among the members; `known` are exact."""
     looked = evidence.candidate.copy()
-    for child, parent in forced.items():
+    for parent, child in known:
         looked[parent, child] = True
     for i, j in np.argwhere(looked & np.isfinite(weights.best)).tolist():
         if i in inside or j in inside:
             yield i, j
 
 
-def _relation_rows(heritage: Heritage, core: set[int]) -> Iterator[dict]:
-    """What made models of the core by exact operations."""
-    models = heritage.first_pass.models
+def _merge_options(sketches: Sequence[Sketch], heritage: Heritage, core: set[int]) -> dict[int, list[Relation]]:
+    """Of each merge of a core all that it may have been merged from, the most likely first."""
+    found = {}
     for child, relation in heritage.relations.items():
-        if child in core:
-            for parent in relation.parents:
-                yield _row(EDGE, models[parent], models[child], typed_graph.relation_facts(heritage, parent, child))
+        if child in core and relation.kind == "merge":
+            found[child] = list(merges_of(sketches, heritage.first_pass, heritage.second_pass, child))
+            if relation.attributes["method"] == SPARSE:
+                found[child] += _sparse_options(sketches, heritage, child)
+    return found
+
+
+def _sparse_options(sketches: Sequence[Sketch], heritage: Heritage, child: int) -> list[Relation]:
+    """What parts of updates may make a model, by which of the models that these are of turn out to be merges."""
+    first, second = heritage.first_pass, heritage.second_pass
+    place = {model: at for at, model in enumerate(first.models)}
+    made = {one for one, relation in heritage.relations.items() if relation.attributes.get("method") != SPARSE}
+    found: list[Relation] = []
+    left: list[set[int]] = [set()]  # of models to do without, fewest first
+    for without in left:
+        if len(found) == OPTIONS:
+            break
+        one = sparse_merge(sketches, first, second, child, made | without, {})
+        if one is not None and one not in found:
+            found.append(one)
+            left += [without | {other} for other in (*one.parents, place[one.attributes["base"]])]
+    return found
+
+
+def _relation_rows(heritage: Heritage, core: set[int], merges: dict[int, list[Relation]]) -> Iterator[dict]:
+    """What made models of the core by exact operations."""
+    for child, relation in heritage.relations.items():
+        if child in core and child not in merges:
+            yield from _parent_rows(heritage, EDGE, child, relation)
+    for child, options in merges.items():
+        for rank, option in enumerate(options):
+            yield from _parent_rows(heritage, MERGE, child, option, weight=float(rank))
+
+
+def _parent_rows(heritage: Heritage, what: str, child: int, relation: Relation, **values: float) -> Iterator[dict]:
+    """A row for each parent that a relation names."""
+    models, told = heritage.first_pass.models, replace(heritage, relations={child: relation})
+    for parent in relation.parents:
+        yield _row(what, models[parent], models[child], typed_graph.relation_facts(told, parent, child), **values)
 
 
 def pair_facts(heritage: Heritage, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:

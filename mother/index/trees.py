@@ -18,16 +18,15 @@ from mother.graph.acyclic import descents, find_circle
 from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
-from mother.heritage.calibration import elder_priors, hub_priors, read_coefficients, soft_arrow
+from mother.heritage.calibration import EXACT_WEIGHT, elder_priors, hub_priors, read_coefficients, soft_arrow
 from mother.heritage.casts import is_trained_in
 from mother.heritage.trees import by_cast, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
-from mother.index.traced import EDGE, OFFER, STORED
+from mother.index.exact import Exact, read_exact
+from mother.index.traced import OFFER
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Exact = dict[int, dict[int, dict[str, Any]]]  # child -> parent -> what is exact
 
 
 @dataclass(frozen=True)
@@ -121,19 +120,6 @@ def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
     return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
 
 
-def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float]]:
-    """What is exact, and the mantissa bits in which models are stored."""
-    exact: Exact = defaultdict(dict)
-    stored = {}
-    wanted = np.flatnonzero([one in (EDGE, STORED) for one in table["what"].to_pylist()])
-    for row in table.take(wanted).to_pylist():
-        if row["what"] == STORED and row["child"] in place:
-            stored[place[row["child"]]] = row["weight"]
-        elif row["what"] == EDGE and row["child"] in place and row["parent"] in place:
-            exact[place[row["child"]]][place[row["parent"]]] = json.loads(row["facts"])
-    return exact, stored
-
-
 def with_priors(offers: Offers, largest: int) -> Offers:
     """The same with the priors of hubs and of elders, see mother/heritage/calibration.py."""
     both, coefficients = offers.both(), read_coefficients()
@@ -169,17 +155,18 @@ def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offe
 def without_ancestors(offers: Offers, exact: Exact) -> Offers:
     """The same without edges from what exact relations put below a model; into a model of such a one its own alone.
 
-    Blocks may tell relations that close a circle: those on it are taken out of `exact`.
+    That of a merge has the weight of what is exact; of the others the blocks gave it.
     """
-    while circle := find_circle([(parent, child) for child, parents in exact.items() for parent in parents]):
-        del exact[circle[-1][1]]
     known = [(parent, child) for child, parents in exact.items() for parent in parents]
     above = [descendant * offers.models + ancestor for ancestor, descendant in descents(known)]
     told = np.isin(offers.child, list(exact))
-    own = np.isin(offers.key(), [next(iter(parents)) * offers.models + child for child, parents in exact.items()])
+    firsts = {child: next(iter(parents)) for child, parents in exact.items()}
+    own = np.isin(offers.key(), [parent * offers.models + child for child, parent in firsts.items()])
+    merges = [child for child, parent in firsts.items() if exact[child][parent]["kind"] == "merge"]
     beside = np.where(told, -np.inf, offers.beside)
     some = ~np.isin(offers.key(), above) & (own | ~told) & np.isfinite(np.maximum(offers.as_parent, beside))
-    return replace(offers, beside=beside).chosen(some)
+    value = offers.as_parent + EXACT_WEIGHT * (own & np.isin(offers.child, merges))
+    return replace(offers, as_parent=value, beside=beside).chosen(some)
 
 
 def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:

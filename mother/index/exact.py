@@ -1,0 +1,68 @@
+"""What made models by exact operations, put together from what all blocks of a family tell."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mother.graph.acyclic import find_circle
+from mother.heritage.merged import SPARSE
+from mother.index.traced import EDGE, MERGE, STORED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Parents = dict[int, dict[str, Any]]  # parent -> what is said of the edge
+Exact = dict[int, Parents]  # by child
+
+
+def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float]]:
+    """What is exact, and the mantissa bits in which models are stored."""
+    exact: Exact = defaultdict(dict)
+    merges: dict[int, dict[float, Parents]] = defaultdict(lambda: defaultdict(dict))
+    stored = {}
+    wanted = np.flatnonzero([one in (EDGE, MERGE, STORED) for one in table["what"].to_pylist()])
+    for row in table.take(wanted).to_pylist():
+        child, parent = place.get(row["child"]), place.get(row["parent"])
+        if row["what"] == STORED and child is not None:
+            stored[child] = row["weight"]
+        elif child is not None and parent is not None:
+            parents = exact[child] if row["what"] == EDGE else merges[child][row["weight"]]
+            parents[parent] = json.loads(row["facts"])
+    # Blocks may tell relations that close a circle.
+    while circle := find_circle([(parent, child) for child, parents in exact.items() for parent in parents]):
+        del exact[circle[-1][1]]
+    choose_merges(exact, {place[one]: merges[place[one]] for one in sorted(place) if place[one] in merges}, place)
+    return exact, stored
+
+
+def choose_merges(exact: Exact, merges: Mapping[int, Mapping[float, Parents]], place: Mapping[str, int]) -> None:
+    """Add to `exact` of each merge the likeliest combination that closes no circle with what made the others.
+
+    One model after the other, as mother/heritage/merged.py goes among all models: first combinations, then parts of
+    updates, of and since models that no exact operation made.
+    """
+    for sparse in (False, True):
+        made = set(exact)
+        for child, options in merges.items():
+            for _, parents in sorted(options.items(), key=lambda option: option[0]):
+                facts = next(iter(parents.values()))
+                if child in exact or (facts["method"] == SPARSE) != sparse:
+                    continue
+                if sparse and made & {*parents, place.get(facts["base"])}:
+                    continue
+                if child not in _with_ancestors(exact, parents):
+                    exact[child] = parents
+
+
+def _with_ancestors(exact: Exact, models: Iterable[int]) -> set[int]:
+    """Models, and all that exact relations put above them."""
+    found, left = set(), list(models)
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left += exact.get(one, ())
+    return found
