@@ -125,6 +125,23 @@ def test_what_is_there_is_not_read_again_and_what_changed_is(family: Path, tmp_p
     assert build(index, [replace(more[0], location=models[0].location)], Engine()).there == 1  # its place counts
 
 
+def test_a_sketch_that_is_gone_or_damaged_is_said_and_taken_again(family: Path, tmp_path: Path) -> None:
+    index = built(tmp_path / "it", family)
+    keys = {row["id"]: row["key"] for row in index.rows(["id", "key"])}
+    gone, damaged = (index.sketches / f"{keys[one]}.safetensors" for one in ("m0", "m4"))
+    gone.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (index.sketches / ".half.safetensors.1.2.tmp").write_text("of a run that was killed")
+    code, out, _ = run_here("index.py", ["graph", "--in", index.folder, "--to", tmp_path / "graph"], main)
+    assert code == 0 and "left out: 2 models" in out and "Build the index again" in out
+    words = ["build", family, "--to", index.folder, "--samples", SAMPLES, "--sketch", ENTRIES]
+    code, out, _ = run_here("index.py", words, main)
+    assert code == 0 and "2 models read, 5 were there already" in out
+    assert gone.exists() and not list(index.sketches.glob("*.tmp"))
+    code, out, _ = run_here("index.py", ["graph", "--in", index.folder, "--to", tmp_path / "graph"], main)
+    assert code == 0 and "left out" not in out and "6 models in 2 trees, 4 edges" in out
+
+
 def test_a_model_that_cannot_be_read_is_said_once_and_tried_again(tmp_path: Path) -> None:
     save_family(tmp_path / "models")
     weights = tmp_path / "models/m1/model.safetensors"
@@ -554,7 +571,9 @@ def test_search_finds_casts_and_packed_uploads_of_what_is_there(tmp_path: Path) 
 
 def test_commands(family: Path, tmp_path: Path) -> None:
     names = tmp_path / "names"
-    names.write_text(f"# all of them\n{family}\n")
+    names.write_text(f"\ufeff# all of them\n  # of one folder\n{family}\n", encoding="utf-8")
+    empty = tmp_path / "empty"
+    empty.write_text("# nobody\n")
     there, result = tmp_path / "index", tmp_path / "graph"
     code, out, _ = run_here("mother", ["index", "build", "--hub-list", names, "--to", there], mother)
     assert code == 0 and "7 models read, 0 were there already" in out
@@ -573,6 +592,7 @@ def test_commands(family: Path, tmp_path: Path) -> None:
     assert (result / "families/1/report.html").exists() and (result / "families/1/model_graph.json").exists()
     for words, said in (
         (["build"], "name models"),
+        (["build", "--hub-list", empty, "--to", there], "names no model"),
         (["search", family, "--in", there], "is 7 models"),
         (["graph", "--in", there, "--to", result, "--family", "nobody"], "no model"),
         (["search", family / "m1", "--in", tmp_path / "none"], "holds no index"),

@@ -15,10 +15,13 @@ def _names(args: Build) -> list[str]:
     names = list(args.models)
     if args.hub_list is not None:
         try:
-            lines = args.hub_list.read_text(encoding="utf-8").splitlines()
+            lines = [line.strip() for line in args.hub_list.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--hub-list {args.hub_list} cannot be read: {error}. Give a file of names.") from None
-        names += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        some = [line for line in lines if line and not line.startswith("#")]
+        if not some:
+            raise InputError(f"--hub-list {args.hub_list} names no model. Give one owner/name a line.")
+        names += some
     if not names:
         raise InputError("name models: paths, owner/name, or --hub-list.")
     return names
@@ -94,10 +97,12 @@ def search(args: Search) -> None:
 
 def graph(args: Graph) -> None:
     """Everything in an index."""
+    from mother.cli.tables import report_left_out
     from mother.index.engine import Engine
     from mother.index.families import recover_family
     from mother.index.graph import index_graph
     from mother.index.store import open_index
+    from mother.index.traced import GONE
     from mother.index.write import write_graph
     from mother.report.write import write_outputs
 
@@ -116,6 +121,8 @@ def graph(args: Graph) -> None:
             if not args.quiet:
                 print(f"the family of {escaped(model)}: {folder / 'report.html'}")
     if not args.quiet:
+        named = {one: f"{escaped(one)}: {why}" for one, why in found.left_out.items() if why == GONE}
+        report_left_out(found.left_out | named)
         trees = len({facts["tree"] for facts in found.nodes.values()})
         print(f"{len(found.nodes)} models in {trees} trees, {len(found.edges)} edges: {args.to}/edges.parquet")
 

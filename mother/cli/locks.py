@@ -11,6 +11,7 @@ from mother.io.files import TEMPORARY
 LOCK = ".lock"
 # Where results are written in a folder. Nothing else in it is looked at: it may hold other folders of results.
 PLACES = ("map", "map/figures", "figures", "models", "measurements", "measurements/*", "measurements/*/models")
+PLACES += ("sketches", "shards", "traced")  # of an index, and of its graph
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from mother.collection.find import Source
 from mother.errors import CheckpointError
 from mother.evidence.keys import sketch_key
-from mother.evidence.sketch import Sketch, sketch_models
+from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
 from mother.index.engine import Engine
 from mother.index.others import shapes_text
 from mother.index.signature import group_of, signature_of
@@ -81,7 +81,7 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
     chosen = [Source.from_json(one) for one in sources]
     by_id = {one.id: one for one in chosen}
     opened, left_out = open_all(one.opened_by() for one in chosen)
-    missing = [one for one in opened if not _is_there(one, index.entries, before.get(one.model))]
+    missing = [one for one in opened if not _is_there(one, index, before.get(one.model))]
     with nullcontext(folder) if index.keep else TemporaryDirectory() as room:
         taken = sketch_models(missing, Path(room) / "sketches", index.entries)
         rows = []
@@ -98,11 +98,13 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
     return {"read": len(rows), "there": len(opened) - len(missing), "left_out": left_out}
 
 
-def _is_there(checkpoint: Checkpoint, entries: int, key: str | None) -> bool:
+def _is_there(checkpoint: Checkpoint, index: Index, key: str | None) -> bool:
     try:
-        return key is not None and sketch_key(checkpoint, entries) == key
+        if key is None or sketch_key(checkpoint, index.entries) != key:
+            return False
     except CheckpointError:  # it has gone meanwhile: reading it says so
         return False
+    return not index.keep or kept_sketch(index.sketches / f"{key}.safetensors", key) is not None
 
 
 def _place(source: Source) -> dict[str, Any]:
