@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mother.errors import CheckpointError
+from mother.io.checkpoint import Checkpoint
 from mother.io.open import open_checkpoint
 
 
@@ -41,6 +42,46 @@ def test_kernels_are_turned_as_torch_holds_them(tmp_path: Path) -> None:
     assert torch.equal(read["layers.0.fc.weight"], torch.from_numpy(dense.T.copy()))
     assert torch.equal(read["conv.weight"], torch.from_numpy(conv.transpose(3, 2, 0, 1).copy()))
     assert read["layers.0.fc.bias"].eq(1).all()
+
+
+def test_dense_layers_over_heads(tmp_path: Path) -> None:
+    """Attention of Flax: (inputs, heads, entries) makes queries, (heads, entries, outputs) what comes of values."""
+    rng, heads, size, width = np.random.default_rng(0), 4, 6, 24
+    kernels = {name: rng.standard_normal((width, heads, size)).astype(np.float32) for name in ("query", "key", "value")}
+    kernels["out"] = rng.standard_normal((heads, size, width)).astype(np.float32)
+    conv = rng.standard_normal((heads, size, width)).astype(np.float32)  # (steps, inputs, outputs)
+    layers = {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    tree = {"attention": layers, "out": {"kernel": conv}, "head": {"key": {"kernel": conv}}}
+    (tmp_path / "flax_model.msgpack").write_bytes(packed({"params": tree}))
+    checkpoint = open_checkpoint("m", tmp_path)
+    read = {name.removesuffix(".weight"): value.numpy() for name, value in _all(checkpoint).items()}
+    x = rng.standard_normal(width)
+    for name in ("query", "key", "value"):
+        wanted = np.einsum("i,ihd->hd", x, kernels[name]).reshape(-1)
+        assert np.allclose(read[f"attention.{name}"] @ x, wanted, atol=1e-5)
+    values = rng.standard_normal((heads, size))
+    assert np.allclose(read["attention.out"] @ values.reshape(-1), np.einsum("hd,hdo->o", values, kernels["out"]))
+    for name in ("out", "head.key"):  # no queries beside them: convolutions
+        assert np.array_equal(read[name], conv.transpose(2, 1, 0))
+
+
+def _all(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return checkpoint.read_tensors(list(checkpoint.tensors))
+
+
+@pytest.mark.parametrize("content", [packed({"step": 7}), packed({}), b"\x07", packed({"params": {"a": "b" * 9000}})])
+def test_a_file_without_arrays_says_so(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.msgpack").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"holds no arrays.*model\.msgpack.*Fetch or save"):
+        open_checkpoint("m", tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_bytes_are_refused_by_name(seed: int, tmp_path: Path) -> None:
+    (tmp_path / "model.msgpack").write_bytes(np.random.default_rng(seed).bytes(1 + 100 * seed))
+    with pytest.raises(CheckpointError, match=r"model\.msgpack\)\. (Fetch|Save) ") as error:
+        open_checkpoint("victim", tmp_path)
+    assert "holds no arrays" in str(error.value)
 
 
 def test_what_an_optimizer_keeps_is_left_aside(tmp_path: Path) -> None:
