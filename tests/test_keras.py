@@ -1,6 +1,8 @@
 """Keras files: numbered and named variables as Keras and h5py write them, turned as torch holds them, by ranges."""
 
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +180,12 @@ def test_a_compressed_archive_says_so(tmp_path: Path) -> None:
 
 
 HOSTILE = {
-    "nothing": (b"", "no sound Keras file"),
+    "nothing": (b"", "neither an HDF5 file nor an archive"),
+    "random bytes": (np.random.default_rng(1).bytes(5000), "neither an HDF5 file nor an archive"),
     "magic alone": (b"\x89HDF\r\n\x1a\n", "no sound Keras file"),
     "random bytes behind it": (b"\x89HDF\r\n\x1a\n" + np.random.default_rng(0).bytes(5000), "no sound Keras file"),
-    "an archive without weights": (b"PK\x05\x06" + bytes(18), "no sound Keras file"),
+    "an empty archive": (b"PK\x05\x06" + bytes(18), "neither an HDF5 file nor an archive"),
+    "the beginning of an archive": (b"PK\x03\x04" + bytes(26) + b"metadata.json", "no sound Keras file"),
 }
 
 
@@ -192,6 +196,51 @@ def test_hostile_files_say_why(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=words) as error:
         open_checkpoint("victim", tmp_path / "model.keras")
     assert "model.keras" in str(error.value) and "Fetch or save" in str(error.value)
+
+
+def test_an_archive_without_weights_says_so(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("metadata.json", "{}")
+    with pytest.raises(CheckpointError, match=r"no item named 'model.weights.h5'.*model\.keras.*Fetch or save"):
+        open_checkpoint("m", tmp_path)
+
+
+def deep(opened: h5py.File) -> None:
+    group: Any = opened
+    for _ in range(3000):
+        group = group.create_group("g")
+
+
+def twice(opened: h5py.File) -> None:
+    opened["layer/a.b/kernel"] = opened["layer/a/b.kernel"] = np.ones((2, 2), np.float32)
+
+
+def control(opened: h5py.File) -> None:
+    opened["\x1b[2J/kernel"] = np.ones((2, 2), np.float32)
+
+
+def huge(opened: h5py.File) -> None:
+    opened.create_dataset("a/kernel", shape=(1 << 30, 1 << 30), dtype="f4", chunks=(1, 1 << 10))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(deep, "too deep"), (twice, "have one name"), (control, "is not usable"), (huge, "is not usable")],
+)
+def test_hostile_groups_say_why(make: Callable[[h5py.File], None], words: str, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "model.h5", "w", libver="latest") as opened:
+        make(opened)
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=f"{words}.*model\\.h5.*Fetch or save") as error:
+        open_checkpoint("victim", tmp_path)
+    assert time.process_time() - started < 2 and str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+def test_a_circle_of_groups_ends(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "model.h5", "w") as opened:
+        opened["a/kernel"] = np.ones((2, 3), np.float32)
+        opened["a/up"] = opened["/"]
+    assert read(tmp_path)["a.weight"].shape == (3, 2)
 
 
 def test_a_file_without_arrays_says_so(tmp_path: Path) -> None:

@@ -31,8 +31,10 @@ class _Walk:
         """What comes next: enough for any name or number. Raises ValueError where nothing does."""
         if not self.start <= self.at <= self.start + len(self.content) - AHEAD // 2:
             self.start, self.content = self.at, self.read(self.at, min(max(self.at, self.at + AHEAD), self.size))
-        if self.at >= self.size or self.values >= MOST:
-            raise ValueError(f"the file is truncated at byte {self.size}, or holds more than {MOST} values")
+        if self.at >= self.size:
+            raise ValueError(f"the file is truncated at byte {self.size}")
+        if self.values >= MOST:
+            raise ValueError(f"it has more than {MOST} values")
         return self.content[self.at - self.start :]
 
     def next(self, kind: str = "unpack") -> Any:
@@ -74,6 +76,8 @@ class _Walk:
         else:
             end = self.enter()
             if first not in BYTES and first < 0xD9 and self.next() == ARRAY:
+                if name in found:
+                    raise ValueError(f"two of its arrays are called {name}")
                 found[name] = self.array(end)
             self.at = end
 
@@ -83,16 +87,23 @@ class _Walk:
         if parts != 3 or not isinstance(shape, list) or not is_shape(shape) or self.ahead()[0] not in BYTES:
             raise ValueError(f"the array before byte {self.at} has the shape {shown(shape)}")
         stored = self.enter() - self.at
-        if dtype not in TYPES or 8 * stored != math.prod(shape) * BITS[TYPES[dtype]] or self.at + stored != end:
+        if (
+            not isinstance(dtype, str)
+            or dtype not in TYPES
+            or 8 * stored != math.prod(shape) * BITS[TYPES[dtype]]
+            or self.at + stored != end
+        ):
             raise ValueError(f"an array of shape {shape} and type {shown(dtype)} cannot have {stored} bytes")
         return [TYPES[dtype], shape, self.at, end]
 
 
 def read_table(file: File) -> dict[str, list[Any]]:
     """Name -> type, shape, start and end of every array. Raises ValueError."""
-    found: dict[str, list[Any]] = {}
+    walk, found = _Walk(file), dict[str, list[Any]]()
     try:
-        _Walk(file).tree("", 0, found)
+        walk.tree("", 0, found)
+        if walk.at < file.size:
+            raise ValueError(f"it ends at byte {walk.at} of {file.size}")
     except ValueError as error:
         raise error if found else ValueError(f"it holds no arrays: {error}") from None
     return found

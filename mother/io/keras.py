@@ -27,7 +27,7 @@ TYPES = {
     "|u1": "U8",
 }
 WEIGHTS = ("kernel", "gamma", "embeddings", "weight")  # what torch calls a weight
-MOST, BLOCK = 200_000, 1 << 13  # objects that are looked at; bytes that are read at once
+MOST, MOST_PATH, BLOCK = 200_000, 1000, 1 << 13  # objects that are looked at, characters of a path, bytes read at once
 
 
 def read_table(file: File) -> list[list]:
@@ -38,6 +38,8 @@ def read_table(file: File) -> list[list]:
 
     def look(path: str, one: h5py.HLObject) -> bool | None:
         seen["all"] += 1
+        if len(path) > MOST_PATH:  # C code goes down from one to the next
+            raise ValueError("its groups are too deep")
         if isinstance(one, h5py.Dataset) and one.shape is not None:
             at, dtype = one.id.get_offset(), TYPES.get(one.dtype.str, one.dtype.str)
             length = math.prod(one.shape) * BITS.get(dtype, 0) // 8
@@ -48,6 +50,8 @@ def read_table(file: File) -> list[list]:
         return True if seen["all"] > MOST else None
 
     try:
+        if not _recognises(file.head(64)):
+            raise ValueError("this is neither an HDF5 file nor an archive of Keras")
         if not file.head(len(MAGIC)).startswith(MAGIC):
             with zipfile.ZipFile(Window(read, size)) as archive:
                 first, size = data_start(read, archive.getinfo(INSIDE), size), archive.getinfo(INSIDE).file_size
@@ -75,7 +79,10 @@ def _named(path: str, rows: dict[str, list]) -> tuple[str, bool]:
 
 
 def _listing(place: Place, file: File, state: str | None) -> Listing:
-    rows = {path: row for path, *row in file.remembered(lambda: read_table(file))}
+    table = file.remembered(lambda: read_table(file))
+    rows = {path: row for path, *row in table}
+    if len(rows) < len(table):
+        raise ValueError("two of its arrays have one name")
     aside = {path.split(".")[0] for path in rows if path.startswith("optimizer")}
     named = {path: _named(path, rows) for path in rows if path.split(".")[0] not in aside}
     often = Counter(name for name, _ in named.values())

@@ -150,9 +150,9 @@ def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
     cast = {name: info for name, (_, info) in raw.tensors.items() if info.dtype in FLOAT8 and name not in used}
     found |= {name: cast_to_float8(name, info) for name, info in cast.items()}
     used |= cast.keys()
-    found = {name: one for name, one in found.items() if name.rpartition(".")[2] != MARK}
     if not found:
         return raw
+    found = {name: one for name, one in found.items() if name.rpartition(".")[2] != MARK}
     tensors = {name: there for name, there in raw.tensors.items() if name not in used}
     for name, one in found.items():
         parts = [raw.tensors[part] for part in one.parts.values()]
