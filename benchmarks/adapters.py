@@ -134,6 +134,7 @@ def show(cases: Sequence[Case], chances: Sequence[np.ndarray]) -> bool:
         **{f"rank {rank}": [case.lone.rank == rank for case in cases] for rank in (1, 4, 16)},
         **{f"{what} weights": [case.lone.targets == what for case in cases] for what in ("attention", "all")},
         **{f"seed {seed}": [case.lone.seed == seed for case in cases] for seed in range(3)},
+        "first five": [case.architecture in LINEAR for case in cases],
         "all": [True] * len(cases),
     }
     for name, some in parts.items():

@@ -34,12 +34,11 @@ def read_table(file: File) -> list[list]:
     """Path, type, shape, start and end of every array. Raises ValueError."""
     import h5py
 
-    read, first, size, rows, seen = bytes_of(file), 0, file.size, [], Counter()
+    read, first, size, rows, seen = bytes_of(file), 0, file.size, [], iter(range(MOST))
 
-    def look(path: str, one: h5py.HLObject) -> bool | None:
-        seen["all"] += 1
-        if len(path) > MOST_PATH:  # C code goes down from one to the next
-            raise ValueError("its groups are too deep")
+    def look(path: str, one: h5py.HLObject) -> None:
+        if len(path) > MOST_PATH or next(seen, None) is None:  # C code goes down from one to the next
+            raise ValueError(f"its groups are too deep, or hold more than {MOST} objects")
         if isinstance(one, h5py.Dataset) and one.shape is not None:
             at, dtype = one.id.get_offset(), TYPES.get(one.dtype.str, one.dtype.str)
             length = math.prod(one.shape) * BITS.get(dtype, 0) // 8
@@ -47,7 +46,6 @@ def read_table(file: File) -> list[list]:
             at = first + at if at is not None and length else 0
             path = re.sub("^model_weights/|/vars(?=/)|:0$", "", str(path)).replace("_._", ".").replace("/", ".")
             rows.append([path, dtype if whole else "several pieces", list(one.shape), at, at + length * whole])
-        return True if seen["all"] > MOST else None
 
     try:
         if not _recognises(file.head(64)):
