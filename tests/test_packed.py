@@ -102,7 +102,7 @@ def packing() -> Any:
     )
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_compressed_tensors_integers(bits: int, symmetric: bool, tmp_path: Path) -> None:
     library, generator = packing(), torch.Generator().manual_seed(bits)
@@ -171,7 +171,7 @@ def words(values: np.ndarray, bits: int) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
 def test_gptq(bits: int, form: str, tmp_path: Path) -> None:
     rng, group = np.random.default_rng(bits), 32
