@@ -154,6 +154,13 @@ def test_two_layers_of_one_name_keep_their_paths(tmp_path: Path) -> None:
     assert read(tmp_path).keys() == {"one.dense.kernel", "two.dense.kernel"}
 
 
+def test_data_beside_a_model_is_not_in_its_way(tmp_path: Path) -> None:
+    numbered(tmp_path / "model.keras", some())
+    with h5py.File(tmp_path / "train.h5", "w") as opened:
+        opened["images"] = np.ones((2, 2), np.float32)
+    assert "encoder.layer.1.intermediate.dense.weight" in read(tmp_path)
+
+
 def test_arrays_in_pieces_or_outside_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(64))
     with h5py.File(tmp_path / "model.h5", "w") as opened:

@@ -15,17 +15,7 @@ from mother.io.reader import BITS, Listing, Reader, bytes_of
 from mother.io.turned import Stored, listed
 
 MAGIC, INSIDE = b"\x89HDF\r\n\x1a\n", "model.weights.h5"
-TYPES = {
-    "<f8": "F64",
-    "<f4": "F32",
-    "<f2": "F16",
-    "|V2": "BF16",
-    "<i8": "I64",
-    "<i4": "I32",
-    "<u4": "U32",
-    "|i1": "I8",
-    "|u1": "U8",
-}
+TYPES = dict(zip("<f8 <f4 <f2 |V2 <i8 <i4 <u4 |i1 |u1".split(), "F64 F32 F16 BF16 I64 I32 U32 I8 U8".split()))
 WEIGHTS = ("kernel", "gamma", "embeddings", "weight")  # what torch calls a weight
 MOST, MOST_PATH, BLOCK = 200_000, 1000, 1 << 13  # objects that are looked at, characters of a path, bytes read at once
 
