@@ -16,6 +16,8 @@ from test_gguf import write as write_gguf
 from test_keras import named, numbered
 
 from dataset import packing
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
 from mother.io.checkpoint import Checkpoint
 from mother.io.open import open_checkpoint
 from mother.io.packed import PackedCheckpoint
@@ -148,3 +150,28 @@ def test_from_the_hub_as_from_disk_and_by_ranges(name: str, hub: HubServer) -> N
     else:
         least = needed(local, wanted)
     assert least <= sent <= 1.05 * least
+
+
+def test_the_same_weights_in_other_formats_are_copies(tmp_path: Path) -> None:
+    """A family of two in safetensors, Keras and Flax: two nodes with aliases, and one edge."""
+    rng = np.random.default_rng(0)
+    root = [rng.standard_normal((64, 128)).astype(np.float32) for _ in range(LAYERS)]
+    tuned = [kernel + np.float32(0.05) * rng.standard_normal(kernel.shape).astype(np.float32) for kernel in root]
+    for name in ("root-keras", "root-flax", "tuned-tf"):
+        (tmp_path / name).mkdir()
+    for name, kernels in (("root", root), ("tuned", tuned)):
+        stem = "encoder.layer.{}.intermediate.dense.weight"
+        whole = {stem.format(k): torch.from_numpy(kernel.T.copy()) for k, kernel in enumerate(kernels)}
+        save_model(tmp_path / name, whole)
+    numbered(tmp_path / "root-keras" / "model.keras", root)
+    named(tmp_path / "tuned-tf" / "tf_model.h5", tuned)
+    layers = {str(k): {"intermediate": {"dense": {"kernel": kernel}}} for k, kernel in enumerate(root)}
+    (tmp_path / "root-flax" / "flax_model.msgpack").write_bytes(flax_bytes({"params": {"encoder": {"layer": layers}}}))
+    opened = [open_checkpoint(folder.name, folder) for folder in sorted(tmp_path.iterdir())]
+    graph = build_graph("test", trace(opened, torch.device("cpu")))
+    assert {frozenset({name, *facts.get("aliases", ())}) for name, facts in graph.nodes.items()} == {
+        frozenset({"root", "root-keras", "root-flax"}),
+        frozenset({"tuned", "tuned-tf"}),
+    }
+    (edge,) = graph.edges
+    assert edge.attributes["kind"] == "fine-tune"
