@@ -26,6 +26,9 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import h5py
+import msgpack
+import numpy as np
 import torch
 import tyro
 from safetensors.torch import save, save_file
@@ -177,6 +180,9 @@ TRY: dict[str, Callable[[Path, bytes], None]] = {
     "legacy": _try_weights("old.pth.tar"),
     "gguf": _try_weights("model.gguf"),
     "onnx": _try_onnx,
+    "flax": _try_weights("flax_model.msgpack"),
+    "hdf5": _try_weights("tf_model.h5"),
+    "keras": _try_weights("model.keras"),
     "index": _try_beside("model.safetensors.index.json", "shard.safetensors", WEIGHTS),
     "config": _try_beside("config.json", "model.safetensors", WEIGHTS),
     "adapter": _try_beside("adapter_config.json", "adapter_model.safetensors", ADAPTER),
@@ -240,6 +246,7 @@ def _packed() -> dict[str, torch.Tensor]:
         "ct": {"weight_packed": words, "weight_scale": torch.ones(4, 2), "weight_shape": torch.tensor([4, 64])},
         "mlx": {"weight": words[:, :4].view(torch.uint32), "scales": torch.ones(4, 1), "biases": torch.ones(4, 1)},
         "fp8": {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)},
+        "comfy": {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "scale_weight": torch.ones(())},
         "nf4": {
             "weight": torch.zeros(64, 1).byte(),
             "weight.absmax": torch.ones(2),
@@ -269,6 +276,34 @@ def small_onnx() -> bytes:
     )
     graph = part(1, node) + tensor(b"onnx::MatMul_3", part(9, bytes(64))) + tensor(b"block.0.down.weight", away)
     return part(1, 8) + part(2, b"pytorch") + part(7, graph + tensor(b"block.1.up.weight", part(4, bytes(64))))
+
+
+def _flax() -> bytes:
+    """A small state of Flax with what an optimizer keeps, and an extension of another kind."""
+    array = msgpack.ExtType(1, msgpack.packb(((4, 3), "float32", bytes(48))))
+    tree = {"params": {"layers": {"0": {"kernel": array, "bias": None}}}, "opt": [array, 7, "x" * 300]}
+    return msgpack.packb(tree | {"time": msgpack.Timestamp(1)})
+
+
+def _hdf5(path: str) -> bytes:
+    """A small file with arrays at places that a format names, in one piece, in several, and elsewhere."""
+    buffer = BytesIO()
+    with h5py.File(buffer, "w") as opened:
+        for name in ("kernel", "bias"):
+            opened[path.format(name if "dense" in path else int(name == "bias"))] = np.ones((3, 4), dtype=np.float32)
+        opened["optimizer/vars/0"] = np.ones((2, 2))
+        opened.create_dataset("pieces/kernel", data=np.ones((64, 4)), chunks=(8, 4), compression="gzip")
+        opened["away"], opened.attrs["backend"] = h5py.ExternalLink("other.h5", "/x"), "torch"
+    return buffer.getvalue()
+
+
+def _keras() -> bytes:
+    """A small archive of Keras."""
+    buffer = BytesIO()
+    with ZipFile(buffer, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("model.weights.h5", _hdf5("layers/linear/vars/{}"))
+    return buffer.getvalue()
 
 
 CARD = """---
@@ -319,6 +354,7 @@ def valid() -> dict[str, bytes]:
     found |= {"safetensors": save(WEIGHTS, {"format": "pt"}), "archive": buffer.getvalue(), "pickle": pickled}
     found |= {"legacy": old.getvalue(), "gguf": _gguf(), "onnx": small_onnx()}
     found["packed"] = save(_packed())
+    found |= {"flax": _flax(), "hdf5": _hdf5("dense/dense/{}:0"), "keras": _keras()}
     return found | {"card": CARD.encode(), "sketch": (_sketch() / "sketch.json").read_bytes()}
 
 
@@ -387,7 +423,10 @@ def broken(kind: str, content: bytes, moments: random.Random) -> bytes:
         length = int.from_bytes(content[:8], "little")
         head, content, data = content[:8], content[8 : 8 + length], content[8 + length :]
     for _ in range(moments.randint(1, 5)):
-        if kind not in ("card", "archive", "pickle", "legacy", "gguf", "onnx") and moments.random() < 0.6:
+        if (
+            kind not in ("card", "archive", "pickle", "legacy", "gguf", "onnx", "flax", "hdf5", "keras")
+            and moments.random() < 0.6
+        ):
             try:
                 content = json.dumps(_break_value(json.loads(content), moments)).encode()
                 continue

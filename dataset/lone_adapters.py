@@ -1,7 +1,8 @@
 """Families with adapters that PEFT trained, to ask each adapter for its base: roots, relatives, ranks and targets.
 
 Of each architecture two roots that have nothing in common, ten models of the first root's family, and LoRA adapters of
-several of these, by rank and by which weights they change.
+several of these, by rank and by which weights they change. Draw 0 is what the method was made on, draw 1 is fresh:
+other trees, weights, tasks, bases and two more architectures.
 """
 
 import shutil
@@ -27,14 +28,16 @@ LINEAR = {  # by architecture: what PEFT is told to adapt of attention, and besi
     "vit": (["q_proj", "k_proj", "v_proj", "o_proj"], ["fc1", "fc2"]),
     "resnet": (["conv2"], ["conv1"]),
 }
+FRESH = LINEAR | {"t5": (["q", "k", "v", "o"], ["wi", "wo"]), "unet": (["conv2"], ["conv1"])}
+DRAWS = (LINEAR, FRESH)
 SEEDS = 3
 RELATIVES = 10  # of a family, the root among them
 RATES = (1e-3, 2e-3, 3e-3)
 
 
-def plan_family(architecture: str) -> dict[str, tuple[str | None, int, float]]:
+def plan_family(architecture: str, draw: int = 0) -> dict[str, tuple[str | None, int, float]]:
     """A drawn tree: model -> (parent, number of its task, rate). No two architectures have one tree."""
-    rng = np.random.default_rng(sorted(LINEAR).index(architecture))
+    rng = np.random.default_rng(1000 * draw + sorted(DRAWS[draw]).index(architecture))
     found: dict[str, tuple[str | None, int, float]] = {"root": (None, 0, 3e-3)}
     while len(found) < RELATIVES:
         parent = str(rng.choice(list(found)))
@@ -80,12 +83,12 @@ def _once(out: Path, grow: Any) -> Path:
     return out
 
 
-def grow_models(architecture: str, folder: Path) -> dict[str, Path]:
+def grow_models(architecture: str, folder: Path, draw: int = 0) -> dict[str, Path]:
     """The family of "root", and "other", which is unrelated to it: by name, where each is."""
     found: dict[str, Path] = {}
-    for number, (name, (parent, task, rate)) in enumerate(plan_family(architecture).items()):
+    for number, (name, (parent, task, rate)) in enumerate(plan_family(architecture, draw).items()):
         steps = TUNE if parent else ROOT * (2 if architecture == "bert" else 1)
-        recipe = recipe_of(architecture, task, rate, steps, 1000 + number)
+        recipe = recipe_of(architecture, task, rate, steps, 1000 * (1 + draw) + number)
         above = found[parent] if parent else None
         found[name] = _once(folder / name, lambda part: train(recipe, above, part))
     return found
@@ -121,19 +124,17 @@ def adapt(
 
 
 def grow_adapters(
-    architecture: str, models: dict[str, Path], folder: Path, ranks: tuple[int, ...] = (1, 4, 16)
+    architecture: str, models: dict[str, Path], folder: Path, draw: int = 0, ranks: tuple[int, ...] = (1, 4, 16)
 ) -> list[Lone]:
     """Adapters of each rank on attention alone and on all linear layers, with three seeds; the bases are drawn."""
-    attention, others = LINEAR[architecture]
-    rng = np.random.default_rng(100 + sorted(LINEAR).index(architecture))
+    attention, others = DRAWS[draw][architecture]
+    rng = np.random.default_rng(1000 * draw + 100 + sorted(DRAWS[draw]).index(architecture))
     family = [name for name in models if name != "other"]
     found = []
     for rank in ranks:
         for targets, names in (("attention", attention), ("all", attention + others)):
             for seed, base in enumerate(rng.choice(family, SEEDS, replace=False).tolist()):
-                name = f"{targets}-r{rank}-s{seed}"
-                out = _once(
-                    folder / name, lambda part: adapt(architecture, models[base], names, rank, 77 * rank + seed, part)
-                )
+                name, number = f"{targets}-r{rank}-s{seed}", 10_000 * draw + 77 * rank + seed
+                out = _once(folder / name, lambda part: adapt(architecture, models[base], names, rank, number, part))
                 found.append(Lone(name, out, base, rank, targets, seed))
     return found

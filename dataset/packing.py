@@ -129,6 +129,12 @@ def fp8(weight: torch.Tensor) -> Tensors:
     return {"weight": (weight.float() / scale).to(torch.float8_e4m3fn), "weight_scale": scale}
 
 
+def comfy_fp8(weight: torch.Tensor) -> Tensors:
+    """FP8 (e4m3) with one scale, as ComfyUI stores it."""
+    scale = weight.float().abs().amax() / torch.finfo(torch.float8_e4m3fn).max
+    return {"weight": (weight.float() / scale).to(torch.float8_e4m3fn), "scale_weight": scale}
+
+
 def write_gguf(weights: Tensors, family: str, kind: str, heads: tuple[int, int], file: Path) -> None:
     """A model as the converter of llama.cpp writes it, by the package's own writer; matrices of one type.
 

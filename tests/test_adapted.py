@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dataset.lone_adapters import LINEAR, adapt, recipe_of
 from dataset.zoo import train
@@ -17,9 +18,14 @@ from mother.collection.find import Source, search, with_claims
 from mother.collection.verdicts import AGREES, CONTRADICTED, NOT_CONFIRMED
 from mother.collection.whose import Answer, Candidate
 from mother.collection.workspace import Recovered, recover_sources
+from mother.graph.collection import open_models
+from mother.graph.manifest import Manifest, Node
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.graph.text import graph_text
 from mother.graph.typed_scores import typed_edges
+from mother.io.open import open_checkpoint
+from mother.runs.by_map import recover_by_map
+from mother.runs.results import Run
 
 ALL = {name: attention + others for name, (attention, others) in LINEAR.items()}
 
@@ -66,6 +72,28 @@ def test_a_true_base_is_confirmed(grown: Path, tmp_path: Path) -> None:
     assert "adapter (rank 4)" in graph_text(recovered.graph)
     assert verdict(recovered, "adapter")[0] == AGREES
     assert ("child", "adapter", "lora") in typed_edges(recovered.graph)
+
+
+@pytest.mark.slow
+def test_the_scripts_call_an_adapter_so_and_a_merged_one_lora(grown: Path, tmp_path: Path) -> None:
+    merged = open_checkpoint("merged", grown / "adapter", grown / "child")
+    (tmp_path / "merged").mkdir()
+    save_file(merged.read_tensors(list(merged.tensors)), tmp_path / "merged" / "model.safetensors")
+    nodes = tuple(Node(name, str(grown / name)) for name in ("root", "child", "sibling"))
+    nodes += (Node("adapter", str(grown / "adapter"), "child", kind="adapter", rank=4, base=str(grown / "child")),)
+    both = {
+        "with": nodes,
+        "without": (*nodes[:3], Node("merged", str(tmp_path / "merged"), "child", kind="lora", rank=4)),
+    }
+    for name, some in both.items():
+        manifest = Manifest(name, some, Path("/"))
+        opened, unreadable = open_models(manifest)
+        flags = {"error": 1e-3, "read": "manifest"}
+        found = recover_by_map(Run(manifest, opened, unreadable, tmp_path / name, flags, device=torch.device("cpu")))
+        (edge,) = (edge for edge in found.graph.edges if edge.child == some[-1].id)
+        assert edge.attributes["kind"] == some[-1].kind and edge.attributes["rank"] == 4 and edge.parent == "child"
+        assert found.scores["kinds"] == found.scores["ranks"] == 1.0
+        assert f"({some[-1].kind}" in graph_text(found.graph)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def packing() -> Any:
     )
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_compressed_tensors_integers(bits: int, symmetric: bool, tmp_path: Path) -> None:
     library, generator = packing(), torch.Generator().manual_seed(bits)
@@ -171,7 +171,7 @@ def words(values: np.ndarray, bits: int) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
 def test_gptq(bits: int, form: str, tmp_path: Path) -> None:
     rng, group = np.random.default_rng(bits), 32
@@ -255,6 +255,35 @@ def test_fp8(dtype: torch.dtype, tmp_path: Path) -> None:
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [140, 100]}}
     (folder / "config.json").write_text(json.dumps(config))
     assert open_checkpoint("m", folder).fingerprint() != before
+
+
+@pytest.mark.parametrize("where", ["", "model.diffusion_model."])
+def test_fp8_of_comfyui(where: str, tmp_path: Path) -> None:
+    """Bytes by hand: a sign, four bits of exponent with the bias 7, three of mantissa; all times `scale_weight`."""
+    codes = [[0x38, 0x40, 0xB8, 0x30], [0x3C, 0x00, 0x7E, 0x01]]
+    values = torch.tensor([[1, 2, -1, 0.5], [1.5, 0, 448, 2.0**-9]])
+    stored = {
+        "weight": torch.tensor(codes, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        "scale_weight": torch.tensor(0.25),
+        "scale_input": torch.tensor([1.0]),
+        "comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8),
+    }
+    whole = {f"{where}{NAME}.{end}": value for end, value in stored.items()}
+    whole[f"{where}scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    save_file(whole | {f"{where}norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint("m", tmp_path / "model.safetensors")
+    assert checkpoint.tensors.keys() == {f"{where}{NAME}.weight", f"{where}norm.weight"}
+    assert torch.equal(checkpoint.read_tensor(f"{where}{NAME}.weight"), 0.25 * values)
+    assert [str(one) for one in checkpoint.storage.values()] == ["fp8 8 bit"]
+
+
+def test_fp4_of_comfyui_is_named(tmp_path: Path) -> None:
+    packed = {"weight": torch.zeros(4, 8, dtype=torch.uint8), "comfy_quant": torch.zeros(3, dtype=torch.uint8)}
+    with pytest.raises(CheckpointError, match="packed as FP4 of ComfyUI, which is not read.*Give the model"):
+        open_checkpoint("m", save(tmp_path, packed | {"weight_scale": torch.zeros(4, 1).to(torch.float8_e4m3fn)}))
+    (tmp_path / "model.safetensors").unlink()
+    alone = {"comfy_quant": packed["weight"], "scale_weight": torch.ones(3)}  # of a weight that is gone
+    assert f"{NAME}.scale_weight" in open_checkpoint("m", save(tmp_path, alone)).tensors
 
 
 def test_int8_with_scales(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ PACKED = {
     "nf4": (packing.nf4, "{}"),
     "bnb int8 8 bit, a scale each row": (packing.int8, "{}"),
     "fp8 8 bit, a scale each row": (packing.fp8, "{}"),
+    "fp8 8 bit": (packing.comfy_fp8, "{}"),
 }
 
 
@@ -110,6 +111,16 @@ def test_every_format_in_one_family(tmp_path: Path) -> None:
             assert edge.attributes["codes"] == 1.0 and "or" not in edge.attributes
     assert found == truth
     assert "(quantize, bits 4, format gguf Q4_0, parent and child: certain" in graph_text(graph)
+
+
+def test_fp8_of_comfyui_hangs_below_what_was_quantized(tmp_path: Path) -> None:
+    root = base()
+    models = {"root": save_model(tmp_path / "root", root), "near": save_model(tmp_path / "near", tuned(root, 3, 0.02))}
+    models["comfy"] = packed(packing.comfy_fp8, tuned(root, 3, 0.02), tmp_path / "comfy")
+    edge = edge_of(graph_of(models), "comfy")
+    said = {key: edge.attributes[key] for key in ("kind", "format", "bits")}
+    assert edge.parent == "near" and said == {"kind": "quantize", "format": "fp8 8 bit", "bits": 8}
+    assert edge.attributes["codes"] == 1.0
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1"])

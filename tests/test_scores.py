@@ -77,9 +77,10 @@ def test_ward_with_few_models() -> None:
         ward_clusters(np.array([[0.0, np.nan], [np.nan, 0.0]]), 1)
 
 
+@pytest.mark.parametrize("said", ["adapter", "lora"])
 @pytest.mark.parametrize(("kind", "right"), [("adapter", 1.0), ("lora", 1.0), ("fine-tune", 0.0)])
-def test_adapters_are_what_manifests_call_lora(kind: str, right: float) -> None:
-    nodes = (Node("base", "base", tree=1), Node("child", "child", "base", tree=1, rank=4, kind="lora", base="base"))
+def test_adapters_and_loras_are_scored_as_one_kind(kind: str, right: float, said: str) -> None:
+    nodes = (Node("base", "base", tree=1), Node("child", "child", "base", tree=1, rank=4, kind=said, base="base"))
     graph = ModelGraph(
         "g", {name: {"tree": "0"} for name in ("base", "child")}, (Edge("base", "child", {"kind": kind, "rank": 4}),)
     )

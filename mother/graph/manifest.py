@@ -25,7 +25,7 @@ from typing import Any
 
 MANIFEST_FORMAT = "mother-manifest/1"
 READ = ("all", "attention")
-NODE_KINDS = ("fine-tune", "lora", "cast", "prune", "quantize", "merge", "copy")
+NODE_KINDS = ("fine-tune", "lora", "adapter", "cast", "prune", "quantize", "merge", "copy")
 NAME = r"\w[\w. -]{0,63}"
 NAME_REMEDY = "Use at most 64 letters, digits, '_', '-', '.' and spaces."
 

@@ -153,8 +153,11 @@ def _true_edges(manifest: Manifest, nodes: dict[str, Node], place: dict[str, str
 
 
 def scored_kind(edge: Edge) -> str:
-    """The kind of an edge in the words of manifests, which have one for adapters and for models one was merged into."""
-    kind = str(edge.attributes.get("kind"))
+    """The kind of an edge as it is scored: adapters and models that one was merged into are one kind."""
+    return _scored(str(edge.attributes.get("kind")))
+
+
+def _scored(kind: str) -> str:
     return "lora" if kind == "adapter" else kind
 
 
@@ -172,7 +175,7 @@ def _right_kinds(
             kinds.append(place[node.parent] == place[model])
             continue
         edge = incoming.get(place[model])
-        kind = node.kind or ("fine-tune" if node.rank is None else "lora")
+        kind = _scored(node.kind or ("fine-tune" if node.rank is None else "lora"))
         kinds.append(edge is not None and scored_kind(edge) == kind)
         if kind == "lora" and node.rank is not None and edge is not None:
             if place[node.parent] in (edge.parent, edge.child) and scored_kind(edge) == "lora":

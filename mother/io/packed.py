@@ -11,7 +11,7 @@ import numpy as np
 from mother.errors import CheckpointError, shown
 from mother.io.checkpoint import Checkpoint, check_sizes, filled
 from mother.io.layers import name_layers
-from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, Infos, Packed, Settings, cast_to_float8, experts, packed
+from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, MARK, Infos, Packed, Settings, cast_to_float8, experts, packed
 from mother.io.places import File, Place
 from mother.io.reader import TensorInfo
 from mother.io.runtime import memory
@@ -96,6 +96,9 @@ def _modules(tensors: Mapping[str, tuple[File, TensorInfo]]) -> dict[str, dict[s
 def _refuse_unread(raw: Checkpoint, place: Place, modules: Mapping[str, Infos], settings: Settings) -> None:
     """Raise CheckpointError for a layout that is not read, by its name."""
     unread = {UNREAD[end] for infos in modules.values() for end in infos.keys() & UNREAD.keys()}
+    # Its scales of 4 bits are in the order of the GPU's units.
+    comfy = [one["weight"] for one in modules.values() if {"comfy_quant", "weight"} <= one.keys()]
+    unread |= {"FP4 of ComfyUI" for weight in comfy if weight.dtype == "U8"}
     method = settings.get("quant_method")
     if isinstance(method, str) and method.lower() in UNREAD_METHODS:
         unread.add(method.lower())
@@ -149,6 +152,7 @@ def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
     used |= cast.keys()
     if not found:
         return raw
+    found = {name: one for name, one in found.items() if name.rpartition(".")[2] != MARK}
     tensors = {name: there for name, there in raw.tensors.items() if name not in used}
     for name, one in found.items():
         parts = [raw.tensors[part] for part in one.parts.values()]

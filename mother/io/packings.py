@@ -19,12 +19,17 @@ ENDS = (
     "weight weight_packed weight_scale weight_scale_inv weight_scale_2 weight_shape weight_zero_point weight_g_idx "
     "weight_global_scale input_scale input_global_scale qweight qzeros scales g_idx biases SCB weight_format "
     "weight.absmax weight.quant_map weight.nested_absmax weight.nested_quant_map "
-    "weight.quant_state.bitsandbytes__nf4 weight.quant_state.bitsandbytes__fp4 q_weight W_q"
+    "weight.quant_state.bitsandbytes__nf4 weight.quant_state.bitsandbytes__fp4 q_weight W_q "
+    "scale_weight scale_input comfy_quant"
 ).split()
 STATES = tuple(end for end in ENDS if "quant_state" in end)
 LOOKED_INTO = (*STATES, "weight_shape")  # small tensors that say what the large ones are
-NOT_NEEDED = (*LOOKED_INTO, "input_scale", "input_global_scale", "weight_format")  # once the weight is known
-SCALES = ("weight_scale_inv", "weight_scale", "SCB")
+NOT_NEEDED = (
+    *LOOKED_INTO,
+    *"input_scale input_global_scale weight_format scale_input comfy_quant".split(),
+)  # once the weight is known
+SCALES = ("weight_scale_inv", "weight_scale", "scale_weight", "SCB")  # the third of ComfyUI
+MARK = "scaled_fp8"  # a tensor without meaning, by which ComfyUI knows that there are scales: comfy/utils.py
 MOST_BLOCK = 1 << 16  # entries that share a scale; bitsandbytes has 4,096 at most
 FLOAT8 = {"F8_E4M3": "e4m3", "F8_E5M2": "e5m2"}
 Infos = Mapping[str, TensorInfo]
@@ -188,7 +193,7 @@ def packed(stem: str, infos: Infos, small: Mapping[str, Any], settings: Settings
         found = _fp4(stem, infos)
     elif weight is not None and weight.dtype == "U32" and {"scales", "biases"} <= infos.keys():
         found = _mlx(stem, infos, settings)
-    elif weight is not None and weight.dtype in (*FLOAT8, "I8") and infos.keys() & {*SCALES}:
+    elif "weight" in infos and weight.dtype in (*FLOAT8, "I8") and infos.keys() & {*SCALES}:
         found = _scaled(stem, infos, settings)
     else:
         return None

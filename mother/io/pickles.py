@@ -34,13 +34,11 @@ MOST_SPAN = 8  # bytes of a storage that are read for one byte of a tensor that 
 MAX_DIRECTORY = 1 << 24  # bytes of the archive's directory; torch writes about seventy for a tensor
 
 
-class _Window(io.RawIOBase):
+class Window(io.RawIOBase):
     """A file-like view of a file that is read by ranges; keeps what it has read, in blocks."""
 
-    BLOCK = 1 << 16
-
-    def __init__(self, read: Read, size: int):
-        self.fetch, self.size, self.position = read, size, 0
+    def __init__(self, read: Read, size: int, block: int = 1 << 16):
+        self.fetch, self.size, self.position, self.block = read, size, 0, block
         self.blocks: dict[int, bytes] = {}
         self.most = MAX_DIRECTORY  # bytes of one look
 
@@ -57,28 +55,33 @@ class _Window(io.RawIOBase):
         self.position = max(0, offset + (0, self.position, self.size)[whence])
         return self.position
 
+    def readinto(self, buffer: Any) -> int:
+        part = self.read(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
     def read(self, count: int = -1) -> bytes:
         end = self.size if count is None or count < 0 else min(self.size, self.position + count)
         start = min(self.position, end)
         if end - start > self.most:
             raise ValueError(f"the archive's directory or pickle has {end - start} bytes")
-        first, last = start // self.BLOCK, -(-end // self.BLOCK)
+        first, last = start // self.block, -(-end // self.block)
         missing = [block for block in range(first, last) if block not in self.blocks]
         if missing:
-            low, high = missing[0] * self.BLOCK, min(self.size, (missing[-1] + 1) * self.BLOCK)
+            low, high = missing[0] * self.block, min(self.size, (missing[-1] + 1) * self.block)
             content = self.fetch(low, high)
             for block in range(missing[0], missing[-1] + 1):
-                at = block * self.BLOCK - low
-                self.blocks[block] = content[at : at + self.BLOCK]
+                at = block * self.block - low
+                self.blocks[block] = content[at : at + self.block]
         joined = b"".join(self.blocks[block] for block in range(first, last))
         self.position = end
-        return joined[start - first * self.BLOCK : end - first * self.BLOCK]
+        return joined[start - first * self.block : end - first * self.block]
 
 
-def _data_start(read: Read, member: zipfile.ZipInfo, size: int) -> int:
+def data_start(read: Read, member: zipfile.ZipInfo, size: int) -> int:
     """Where the bytes of an uncompressed member begin: its local header says how long its own name and extra are."""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise ValueError(f"member {member.filename} is compressed or encrypted, as torch never writes it")
+        raise ValueError(f"member {member.filename} is compressed or encrypted, as no library writes weights")
     if not 0 <= member.header_offset <= size - 30:
         raise ValueError("the archive is damaged: a member lies outside the file")
     header = read(member.header_offset, member.header_offset + 30)
@@ -88,7 +91,7 @@ def _data_start(read: Read, member: zipfile.ZipInfo, size: int) -> int:
     return member.header_offset + 30 + name + extra
 
 
-def _check_directory(window: _Window, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+def _check_directory(window: Window, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The members of an archive; raises ValueError where torch would find other ones.
 
     Python looks for the directory just before the end of the file, torch where the end says. Of two members of one name
@@ -119,7 +122,7 @@ def _check_directory(window: _Window, archive: zipfile.ZipFile) -> list[zipfile.
     return members
 
 
-def _read_pickle(window: _Window) -> tuple[bytes, str, dict[str, zipfile.ZipInfo]]:
+def _read_pickle(window: Window) -> tuple[bytes, str, dict[str, zipfile.ZipInfo]]:
     """The pickle of an archive, the folder that it lies in, and all members by their names. Raises ValueError."""
     with zipfile.ZipFile(window) as archive:
         members = {member.filename: member for member in _check_directory(window, archive)}
@@ -178,7 +181,7 @@ def chosen(table: list[list[Any]], state: str | None) -> tuple[dict[str, TensorI
 
 def _read_archive(read: Read, size: int) -> tuple[Any, Locate]:
     """What the pickle of a zip archive builds, and where its storages are; raises ValueError."""
-    window = _Window(read, size)
+    window = Window(read, size)
     if window.read(4) != b"PK\x03\x04":
         raise ValueError("this is no zip archive, as torch has written since 1.6, and none of its older files")
     try:
@@ -190,7 +193,7 @@ def _read_archive(read: Read, size: int) -> tuple[Any, Locate]:
         member = members.get(f"{stem}data/{key}")
         if member is None:
             raise KeyError(key)
-        return _data_start(read, member, size), member.file_size
+        return data_start(read, member, size), member.file_size
 
     return unpickled(lambda: TensorUnpickler(content).load()), locate
 

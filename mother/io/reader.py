@@ -12,7 +12,7 @@ import numpy as np
 from mother.io.places import File, Place
 
 MAX_DIMENSIONS = 64
-MAX_ENTRIES = 1 << 62  # of a tensor; also of its dimensions that are not 0: torch multiplies those, too
+MAX_ENTRIES = 1 << 59  # of a tensor, also of its dimensions that are not 0: numpy multiplies those and 8 bytes, too
 MAX_NAME = 300  # characters of a tensor's name; the longest in use have about a hundred
 HEAD = 1 << 16  # bytes by which a file is recognised: as many as come with one request
 
@@ -79,7 +79,7 @@ class Reader:
 
 
 def is_shape(shape: Sequence[object]) -> bool:
-    """Whether these may be the dimensions of a tensor: few, and with a product that fits 62 bits."""
+    """Whether these may be the dimensions of a tensor: few, and with a product that can be counted in bytes."""
     entries = 1
     for size in shape if len(shape) <= MAX_DIMENSIONS else [None]:
         if not is_count(size) or (entries := entries * max(size, 1)) > MAX_ENTRIES:

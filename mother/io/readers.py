@@ -2,11 +2,11 @@
 
 from pathlib import PurePath
 
-from mother.io import flax, gguf, onnx, pickles, safetensors
+from mother.io import flax, gguf, keras, onnx, pickles, safetensors
 from mother.io.places import File
 from mother.io.reader import HEAD, Reader
 
-READERS: tuple[Reader, ...] = (safetensors.READER, pickles.READER, gguf.READER, onnx.READER, flax.READER)
+READERS: tuple[Reader, ...] = tuple(one.READER for one in (safetensors, pickles, gguf, onnx, flax, keras))
 SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
 

@@ -32,6 +32,8 @@ VARIANT_INDEX = re.compile(
     r"((diffusion_pytorch_)?model\.safetensors|(diffusion_)?pytorch_model\.bin)\.index\.[^.]+\.json"
 )
 
+ANY_DATA = (".h5", ".hdf5")  # which may hold a model, or data beside one
+
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
@@ -130,6 +132,7 @@ def the_only_one(place: Place) -> str | None:
     found = [name for name in names if VARIANT_INDEX.fullmatch(name)]
     found = found or [name for name in names if name.endswith(".safetensors")]
     found = found or [name for name in names if name.lower().endswith(SUFFIXES) and not is_later_shard(name)]
+    found = [name for name in found if not name.lower().endswith(ANY_DATA)] or found
     if len(found) > 1:
         kind = "indices of variants" if is_index(found[0]) else "weight files and no index"
         raise CheckpointError(place.model, place, f"has {len(found)} {kind}", "Name one of them.")

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mother.graph.scores import adjusted_rand, models_above, present_parents, sc
 from mother.heritage.trace import first_pass_snapshot, trace
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import build_graph
-from mother.io.checkpoint import Checkpoint
+from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
 from mother.runs.results import Run, write_result
 
 
@@ -59,7 +60,7 @@ def recover_by_map(run: Run) -> ScoredGraph:
     if not heritage.first_pass.models:
         reason = next(iter(heritage.left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
-    graph = build_graph(manifest.name, heritage)
+    graph = called_adapters(build_graph(manifest.name, heritage), opened)
     graph.left_out.update(run.unreadable)
     seconds = time.perf_counter() - started + heritage.reused
     scores = score_graph(graph, manifest) | {"seconds": round(seconds, 2)}
@@ -71,6 +72,18 @@ def recover_by_map(run: Run) -> ScoredGraph:
     content = {"model_graph": manifest.name, "method": "map", **scores, "left_out": graph.left_out}
     write_result(folder / "accuracy.json", run.facts, content, files)  # last: where it is, all other files are
     return ScoredGraph(graph, scores, heritage, seconds)
+
+
+def called_adapters(graph: ModelGraph, opened: Sequence[Checkpoint]) -> ModelGraph:
+    """The graph in which an update of low rank that is stored as an adapter has the kind "adapter"."""
+    stored = {checkpoint.model for checkpoint in opened if isinstance(checkpoint, AdaptedCheckpoint)}
+    edges = tuple(
+        replace(edge, attributes=edge.attributes | {"kind": "adapter"})
+        if edge.child in stored and edge.attributes.get("kind") == "lora"
+        else edge
+        for edge in graph.edges
+    )
+    return replace(graph, edges=edges)
 
 
 def cluster_by_map(run: Run) -> None:
