@@ -40,7 +40,6 @@
   // Views
   const views = [["summary", "Summary"], ["tree", "Tree"], ["edges", "Edges"], ["distances", "Distances"], ["audit", "Audit"], ["files", "Files"], ["left", "Left out"]];
   const narrow = window.matchMedia("(max-width: 700px)");
-  let fitted = false;
   const show = (name) => {
     for (const [view] of views) {
       byId(`view-${view}`).hidden = view !== name;
@@ -48,7 +47,7 @@
       byId(`tab-${view}`).tabIndex = view === name ? 0 : -1;
     }
     if (name === "distances") drawHeat();
-    if (name === "tree") { if (!drawn) redraw(); if (!fitted) fit(); if (narrow.matches) buildList(); }
+    if (name === "tree") { if (!drawn) begin(); if (narrow.matches) buildList(); }
   };
   for (const [view, title] of views) {
     const tab = make("button", title, { id: `tab-${view}`, type: "button", role: "tab", "aria-controls": `view-${view}` });
@@ -70,29 +69,7 @@
   };
 
   // The tree: a window of svg on the drawing
-  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${Drawing.colourOf(edge)})` };
-  data.families.forEach((family, k) => { if (family.order.length > Drawing.LARGE) state.shut.add(k); });
-  let open = 0;
-  data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
-  if (data.alone.length > Drawing.LARGE) state.shut.add("alone");
-  // Above 150 models each family opens with as many generations as have up to its share of SHOWN models; the largest
-  // one is shown at any size.
-  if (nodes.size > 150 && data.families.length) {
-    state.shut.delete(0);
-    const share = Math.max(12, Drawing.SHOWN / (data.families.length - state.shut.size + Number(state.shut.has("alone"))));
-    for (const [k, { order }] of data.families.entries()) {
-      if (state.shut.has(k)) continue;
-      const depth = new Map(), size = [];
-      for (const id of order) {
-        const main = nodes.get(id).into[0];
-        depth.set(id, main ? depth.get(main.parent) + 1 : 0);
-        size[depth.get(id)] = (size[depth.get(id)] || 0) + 1;
-      }
-      let last = 0;
-      for (let sum = size[0]; last + 1 < size.length && sum + size[last + 1] <= share; last += 1) sum += size[last + 1];
-      for (const id of order) if (depth.get(id) === last && nodes.get(id).below.length) state.closed.add(id);
-    }
-  }
+  const state = { shut: new Set(), closed: new Set(), width: 0, window: { width: 1368, height: 650 }, off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${Drawing.colourOf(edge)})` };
   const svg = svgOf("svg", { class: "whole", role: "tree", "aria-label": "Model tree" });
   const canvas = svgOf("g", {});
   svg.append(canvas);
@@ -114,13 +91,24 @@
     apply();
   });
   for (const end of ["pointerup", "pointerleave", "pointercancel"]) svg.addEventListener(end, () => { drag = null; });
-  function fit() {
+  // The shape of the window; that of a screen's where there is none yet.
+  function look() {
     const box = svg.getBoundingClientRect();
-    if (!box.width || !drawn) return;
-    fitted = true;
-    const k = Math.max(0.02, Math.min(1.2, box.width / (drawn.right + 30), box.height / (drawn.bottom + 20)));
-    view = { k, x: Math.max(8, (box.width - k * drawn.right) / 2), y: 8 };
+    if (box.width) state.window = { width: box.width - (nodes.size > 150 ? 190 : 0), height: box.height };  // beside the small map
+    state.width = 0;
+  }
+  function fit(least = 0.02) {
+    const k = Math.max(least, Packing.scaleOf(drawn, state.window));
+    view = { k, x: Math.max(8, (state.window.width - k * drawn.right) / 2), y: 8 };
     apply();
+  }
+  function whole() { look(); redraw(); fit(); }
+  // It opens with what can be read.
+  function begin() {
+    look();
+    Packing.open(data, nodes, state, Drawing.arrange);
+    redraw();
+    fit(Packing.READABLE);
   }
   function center(id, zoom = true) {
     const box = svg.getBoundingClientRect(), at = drawn && drawn.at.get(id);
@@ -163,8 +151,13 @@
   }
   function toggle(id) {
     if (!nodes.get(id).below.length) return;
+    const was = drawn.at.get(id);
     if (!state.closed.delete(id)) state.closed.add(id);
     redraw();
+    // What is opened stays where it is seen, wherever its family goes.
+    const now = drawn.at.get(id);
+    view = { ...view, x: view.x + view.k * (was[0] - now[0]), y: view.y + view.k * (was[1] - now[1]) };
+    apply();
   }
   function keys(event, id, order) {
     const node = nodes.get(id), at = order.indexOf(id);
@@ -433,9 +426,9 @@
     center(matches[next % matches.length]);
     next += 1;
   });
-  byId("expand").addEventListener("click", () => { state.closed.clear(); state.shut.clear(); redraw(); });
-  byId("collapse").addEventListener("click", () => { for (const node of nodes.values()) if (node.below.length) state.closed.add(node.id); redraw(); fit(); });
-  byId("fit").addEventListener("click", fit);
+  byId("expand").addEventListener("click", () => { state.closed.clear(); state.shut.clear(); whole(); });
+  byId("collapse").addEventListener("click", () => { for (const node of nodes.values()) if (node.below.length) state.closed.add(node.id); whole(); });
+  byId("fit").addEventListener("click", whole);
   byId("zoom-in").addEventListener("click", () => zoomBy(1.4));
   byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.4));
   byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
