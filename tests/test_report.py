@@ -20,6 +20,7 @@ from benchmarks.page import collection
 from mother.collection.audit import audit_of
 from mother.collection.find import search, with_claims
 from mother.collection.workspace import recover_sources
+from mother.graph.certainty import percent
 from mother.graph.model_graph import read_model_graph
 from mother.report import html
 from mother.report.html import to_html
@@ -502,6 +503,20 @@ def test_keys_and_roles(report: Path, browser: Browser) -> None:
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#view-audit")
     assert not watched.wrong
+
+
+@pytest.mark.slow
+def test_the_page_says_a_probability_as_python_does(browser: Browser, tmp_path: Path) -> None:
+    data = collection(30, family=30)
+    values = [0.0049, 0.005, 0.2451, 0.2549, 0.7462, 0.7449, 0.845, 0.9467, 0.9549, 0.9949, 0.995, 1.0]
+    for edge, value in zip(data["edges"], values):
+        edge["adjacency"] = edge["arrow"] = value
+    (tmp_path / "report.html").write_text(to_html(data), encoding="utf-8")
+    page = Watched(browser, tmp_path / "report.html").page
+    for edge, value in zip(data["edges"], values):
+        page.evaluate(f"location.hash = 'edge={edge['parent']}..{edge['child']}'")
+        page.wait_for_function(f"document.querySelector('#details h2')?.textContent.includes('{edge['child']}')")
+        assert page.locator("#details .bar span:last-child").all_inner_texts() == [percent(value)] * 2
 
 
 @pytest.mark.slow

@@ -17,7 +17,14 @@
   const label = (node) => (node.hidden ? "a model that is not here" : [node.id, ...(node.aliases || [])].join(" = "));
   const number = (value, digits = 2) => (value === null || value === undefined ? "\u2013" : Number(value).toFixed(digits));
   const signed = (value, digits = 2) => (value === null || value === undefined ? "\u2013" : (value > 0 ? "+" : "") + Number(value).toFixed(digits));
-  const percent = (value) => (value === undefined || value === null ? "\u2013" : value >= 0.995 ? "more than 99 %" : value < 0.005 ? "less than 1 %" : `${Math.round(100 * value)} %`);
+  // As `percent` in mother/graph/certainty.py: rounded, but never into the range of another word.
+  const percent = (value) => {
+    if (value === undefined || value === null) return "\u2013";
+    if (value >= 0.995) return "more than 99 %";
+    if (value < 0.005) return "less than 1 %";
+    const rounded = Math.round(100 * value);
+    return `${rounded - Number(Drawing.WORDS.some((least) => rounded / 100 >= least && value < least))} %`;
+  };
   const make = (name, text, attributes = {}) => {
     const element = document.createElement(name);
     if (text !== undefined && text !== null) element.textContent = text;

@@ -6,7 +6,7 @@ const Drawing = (function () {
   const DASHES = { lora: "9 3", cast: "2 3", prune: "6 3 2 3", quantize: "4 3", merge: "12 3 2 3", hidden: "1 4" };
   // The colours of verdicts; all else is coloured by the palette, in the order of its names.
   const VERDICTS = { agrees: "#009e73", contradicted: "#d55e00", "not confirmed": "#e6b800", "parent not in the collection": "#56b4e9", "declares nothing": "#999999", "not audited": "#999999" };
-  const KNOWN = 0.75;
+  const KNOWN = 0.75, WORDS = [0.25, KNOWN, 0.95];  // where an arrow counts as known; where a word of certainty begins
   const svgOf = (name, attributes, text) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const key in attributes) element.setAttribute(key, attributes[key]);
@@ -260,5 +260,5 @@ const Drawing = (function () {
       family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
     }
   }
-  return { draw, arrange, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN };
+  return { draw, arrange, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, WORDS };
 })();
