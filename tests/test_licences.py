@@ -9,7 +9,7 @@ from test_heritage import base, moved
 
 from mother.cli.commands import main
 from mother.collection.claims import place_of, read_said
-from mother.collection.licence_table import CHANGED, LICENCES, NONCOMMERCIAL, same, uses
+from mother.collection.licence_table import CHANGED, EUROPE, LATEST, LICENCES, NONCOMMERCIAL, same, uses
 from mother.collection.licences import UNKNOWN, licence_changes, licence_facts
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.static import licences_html
@@ -47,6 +47,14 @@ def test_two_lists_of_uses_and_two_share_alikes_are_not_one() -> None:
     found = changes(root="cc-by-sa-4.0", middle="gpl-3.0", leaf="cc-by-nc-sa-4.0", twin="gpl-3.0", side="cc-by-sa-4.0")
     assert found["middle", "root"]["asks"] == [same("CC BY-SA 4.0")]
     assert same("CC BY-SA 4.0") in found["leaf", "root"]["asks"]
+
+
+def test_terms_that_one_text_has_and_its_like_has_not() -> None:
+    assert LATEST in LICENCES["creativeml-openrail-m"].asks and LATEST not in LICENCES["openrail++"].asks
+    assert {name for name, one in LICENCES.items() if EUROPE in one.asks} == {"llama3.2", "llama4"}
+    improve = {name for name, one in LICENCES.items() if any("to improve other" in words for words in one.asks)}
+    assert improve == {"llama2", "llama3"}  # the later ones dropped section 1.b.v
+    assert "later version" in same("CC BY-SA 4.0") and "later version" not in same("GPL 2")
 
 
 def test_what_is_not_in_the_table_is_not_known() -> None:
