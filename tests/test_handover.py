@@ -57,6 +57,8 @@ def test_cyclonedx_keeps_to_its_schema(graph: ModelGraph) -> None:
     (parent,) = models["b"]["pedigree"]["ancestors"]
     assert parent["name"] == "a" and parent["evidence"]["identity"][0]["confidence"] == pytest.approx(0.9702)
     assert {one["name"] for one in models["b"]["pedigree"]["descendants"]} == {"mix", "lost"}
+    said = [one["evidence"]["identity"][0]["methods"][0]["value"] for one in models["mix"]["pedigree"]["ancestors"]]
+    assert len(set(said)) == 1 and said[0].startswith("mix was made from a and b by merging.")
     assert models["b"]["pedigree"]["variants"][0]["name"] == "copy of b" and "notes" in models["x"]["pedigree"]
     assert to_cyclonedx(graph, FILES, "2020-01-01", "1", {"a": "apache-2.0"}) == text
 

@@ -25,6 +25,13 @@ def changes(**licences: str) -> dict[tuple[str, str], dict]:
     return {(one["model"], one["ancestor"]): one for one in licence_changes(GRAPH, licences)}
 
 
+def test_nothing_is_said_of_models_that_are_not_here() -> None:
+    nodes = {**NODES, "middle": {"tree": "0", "hidden": True}}
+    found = licence_changes(ModelGraph("g", nodes, EDGES), {"root": "gemma", "leaf": "mit"})
+    assert {one["model"] for one in found} == {"leaf", "twin", "side"}
+    assert next(one for one in found if one["model"] == "leaf")["ancestor"] == "root"
+
+
 def test_a_stricter_ancestor_is_named_with_what_it_asks() -> None:
     found = changes(root="cc-by-nc-4.0", middle="mit", leaf="mit", twin="cc-by-nc-4.0")
     assert set(found) == {("middle", "root"), ("leaf", "root"), ("twin", "middle"), ("side", "root")}

@@ -311,6 +311,10 @@ def test_what_it_opens_with_can_be_read(
     assert pixels >= 9 and names == seen and names >= 20
     if names < models:
         assert watched.page.locator("g.node.closed .chip").first.text_content().startswith("+")
+    watched.page.set_viewport_size({"width": size[0] + 300, "height": size[1] + 200})
+    watched.page.wait_for_timeout(200)
+    larger, names, seen = watched.page.evaluate(SEEN)
+    assert larger > pixels and names == seen  # it stays fitted until somebody moves it
     before = watched.page.locator("g.node").first.bounding_box()
     watched.page.locator("g.node").first.dispatch_event("dblclick")  # it closes, or opens, and stays where it is
     after = watched.page.locator("g.node").first.bounding_box()

@@ -8,7 +8,7 @@ from mother.collection.spdx import licence_names, licence_url, spdx_id
 from mother.errors import escaped
 from mother.graph.certainty import both
 from mother.graph.model_graph import ModelGraph
-from mother.report.words import operation, sentence
+from mother.report.words import operation, sentences
 
 METADATA = "ro-crate-metadata.json"
 CONTEXT, PROFILE = "https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/crate/1.1"
@@ -68,13 +68,14 @@ def _models(graph: ModelGraph, number: Mapping[str, str], files: Files, licences
 def _edges(graph: ModelGraph, number: Mapping[str, str], tool: str) -> list[Entity]:
     """Edges as actions that made a child of its parent, each with its probabilities."""
     found: list[Entity] = []
+    said = sentences(graph)
     for at, edge in enumerate(graph.edges):
         facts, here = edge.attributes, f"#edge-{at}"
         action: Entity = {"@id": here, "@type": "CreateAction", "instrument": {"@id": tool}}
         action |= {"object": _to(number[edge.parent]), "result": _to(number[edge.child])}
         if facts.get("kind"):
             action["name"] = f"{operation(facts)}, {both(facts)}"
-            action["description"] = sentence(facts, escaped(edge.parent), escaped(edge.child))
+            action["description"] = said[edge.parent, edge.child]
         names = [name for name in ("kind", "adjacency", "arrow", "coefficient") if facts.get(name) is not None]
         action |= {"additionalProperty": _to(*(f"{here}-{name}" for name in names))} if names else {}
         found += [action, *(_property(f"{here}-{name}", name, facts[name]) for name in names)]

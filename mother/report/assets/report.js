@@ -81,9 +81,10 @@
   const canvas = svgOf("g", {});
   svg.append(canvas);
   byId("tree").append(svg);
-  let drawn = null, chosen = null, matches = [], view = { x: 0, y: 0, k: 1 };
+  let drawn = null, moved = false, chosen = null, matches = [], view = { x: 0, y: 0, k: 1 };
   const apply = () => { canvas.setAttribute("transform", `translate(${view.x},${view.y}) scale(${view.k})`); moveMap(); };
   const zoomBy = (factor, x, y) => {
+    moved = true;
     const box = svg.getBoundingClientRect(), k = Math.min(4, Math.max(0.02, view.k * factor));
     const px = x === undefined ? box.width / 2 : x - box.left, py = y === undefined ? box.height / 2 : y - box.top;
     view = { k, x: px - (px - view.x) * k / view.k, y: py - (py - view.y) * k / view.k };
@@ -91,7 +92,7 @@
   };
   svg.addEventListener("wheel", (event) => { event.preventDefault(); zoomBy(Math.exp(-event.deltaY / 400), event.clientX, event.clientY); }, { passive: false });
   let drag = null;
-  svg.addEventListener("pointerdown", (event) => { drag = { x: event.clientX - view.x, y: event.clientY - view.y, id: event.pointerId }; });
+  svg.addEventListener("pointerdown", (event) => { moved = true; drag = { x: event.clientX - view.x, y: event.clientY - view.y, id: event.pointerId }; });
   svg.addEventListener("pointermove", (event) => {
     if (!drag || drag.id !== event.pointerId) return;
     view = { ...view, x: event.clientX - drag.x, y: event.clientY - drag.y };
@@ -109,16 +110,19 @@
     view = { k, x: Math.max(8, (state.window.width - k * drawn.right) / 2), y: 8 };
     apply();
   }
-  function whole() { look(); redraw(); fit(); }
+  function whole() { look(); redraw(); fit(); moved = false; }
   // It opens with what can be read.
   function begin() {
     look();
     Packing.open(data, nodes, state, Drawing.arrange);
     redraw();
     fit(Packing.READABLE);
+    // Until somebody moves it, it stays fitted where a longer legend or another window leaves it less room.
+    new ResizeObserver(() => { if (!moved) { look(); redraw(); fit(Packing.READABLE); } }).observe(svg);
   }
   function center(id, zoom = true) {
     const box = svg.getBoundingClientRect(), at = drawn && drawn.at.get(id);
+    moved = true;
     if (!at || !box.width) return;
     if (zoom && view.k < 0.5) view.k = 0.9;
     const x = at[0] * view.k + view.x, y = at[1] * view.k + view.y;
@@ -159,6 +163,7 @@
   function toggle(id) {
     if (!nodes.get(id).below.length) return;
     const was = drawn.at.get(id);
+    moved = true;
     if (!state.closed.delete(id)) state.closed.add(id);
     redraw();
     // What is opened stays where it is seen, wherever its family goes.
@@ -355,7 +360,7 @@
     fact("rounding, log likelihood ratio", "rounding", (value) => signed(value, 1));
     fact("equal entries", "equal", (value) => `${number(100 * value, 1)} %`);
     fact("matrices that differ", "layers_changed", (value) => `${value} of ${seen.layers_compared}`);
-    for (const [key, value] of Object.entries(edge.attributes || {})) facts.push([key.replace(/_/g, " "), typeof value === "object" ? JSON.stringify(value) : String(value)]);
+    for (const [key, value] of Object.entries(edge.attributes || {})) facts.push([key.replace(/_/g, " "), Array.isArray(value) ? value.join(" or ") : typeof value === "object" ? JSON.stringify(value) : String(value)]);
     if (facts.length) box.append(make("h3", "Figures"), table(["figure", "value"], facts, [1]));
     if (seen.layers && seen.layers.length) {
       const newness = seen.layers[0][3] !== null;
