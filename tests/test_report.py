@@ -392,6 +392,14 @@ def test_uncertainty_is_seen(browser: Browser, tmp_path: Path) -> None:
     assert not watched.wrong
 
 
+@pytest.mark.parametrize(("adjacency", "arrow", "marks"), [(0.9, 0.9, 0), (0.6, 0.9, 1), (0.9, 0.6, 1)])
+def test_uncertainty_is_seen_in_print(adjacency: float, arrow: float, marks: int) -> None:
+    data = collection(2, family=2)
+    (edge,) = data["edges"]
+    edge |= {"adjacency": adjacency, "arrow": arrow}
+    assert to_html(data).count(">?</text>") == marks
+
+
 @pytest.mark.slow
 def test_permalinks(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report, hash="#edge=tuned..lora")

@@ -177,10 +177,11 @@ class _Picture:
         if known:
             corners = f"M{tip - 8:.1f},{y - 4:.1f}L{tip:.1f},{y:.1f}L{tip - 8:.1f},{y + 4:.1f}Z"
             found += f'<path d="{corners}" fill="{colour}"/>'
-        elif child not in self.doubted:
+        doubt = min(entry.get("arrow", 1.0), entry.get("adjacency", 1.0)) < KNOWN
+        if doubt and child not in self.doubted:
             self.doubted.add(child)
-            self.taken.append((tip - 12, y - 17, tip - 3, y - 1))
-            found += f'<text x="{tip - 12:.1f}" y="{y - 4:.1f}" fill="{colour}" font-weight="700">?</text>'
+            self.taken.append((tip - 16, y - 19, tip - 7, y - 3))
+            found += f'<text x="{tip - 16:.1f}" y="{y - 6:.1f}" fill="{colour}" font-weight="700">?</text>'
         if entry.get("coefficient") is not None:
             self._share(share_text(entry["coefficient"]), points, ends)
         return f'<g opacity="{0.35 + 0.65 * float(entry.get("adjacency", 1.0)):.2f}">{found}</g>'

@@ -34,9 +34,9 @@ const Packing = (function () {
     }
   }
 
-  // What is closed where each family opens up to so many models, generation by generation.
+  // What is closed where each family opens up to so many models, generation by generation: all others that have children.
   function closedBy(families, nodes, share) {
-    const closed = new Set();
+    const closed = new Set([...nodes.values()].filter((node) => node.below.length).map((node) => node.id));
     for (const { order } of families) {
       const below = new Map();
       for (const id of order) { const [main] = nodes.get(id).into; if (main) below.set(main.parent, [...(below.get(main.parent) || []), id]); }
@@ -46,8 +46,10 @@ const Packing = (function () {
         const next = [];
         for (const id of shown) {
           const children = below.get(id) || [];
-          if (count + children.length <= share) { count += children.length; next.push(...children); }
-          else if (nodes.get(id).below.length) closed.add(id);
+          if (count + children.length > share) continue;
+          closed.delete(id);
+          count += children.length;
+          next.push(...children);
         }
         shown = next;
       }
