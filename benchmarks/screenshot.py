@@ -62,8 +62,10 @@ def with_cards(manifest: Path, folder: Path) -> None:
             (folder / node.id / "README.md").write_text(f"---\n{front}---\n", encoding="utf-8")
 
 
-def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int, int], search: str = "") -> None:
-    """One picture of the tree, or of the list on a phone."""
+def take(
+    browser: Browser, report: Path, name: str, scheme: str, size: tuple[int, int], search: str = "", whole: bool = False
+) -> None:
+    """One picture of the tree, all of it or what it opens with, or of the list on a phone."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page.goto(report.as_uri())
     page.click("#tab-tree")
@@ -74,6 +76,8 @@ def take(browser: Browser, report: Path, name: str, scheme: str, size: tuple[int
         page.evaluate("document.activeElement.blur()")
     if size[0] > 700:
         page.select_option("#colour", "verdict" if "contradicted" in page.inner_text("#legend") else "kind")
+    if whole:
+        page.click("#fit")
     page.screenshot(path=IMAGES / f"{name}.png")
     _small(IMAGES / f"{name}.png")
     page.close()
@@ -115,11 +119,11 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         draw_family(Path(folder) / "mini_wild")
         wild = Path(folder) / "mini_wild" / "report.html"
-        take(browser, wild, "report", "light", (1360, 820), SHOWN)
-        take(browser, wild, "report_dark", "dark", (1360, 820), SHOWN)
+        take(browser, wild, "report", "light", (1600, 900), SHOWN, whole=True)
+        take(browser, wild, "report_dark", "dark", (1600, 900), SHOWN, whole=True)
         take(browser, wild, "report_phone", "light", (390, 780))
-        take(browser, many, "report_thousand", "light", (1360, 820), "00777")
-        take(browser, many, "report_thousand_dark", "dark", (1360, 820), "00777")
+        take(browser, many, "report_thousand", "light", (1600, 900), "00777", whole=True)
+        take(browser, many, "report_thousand_dark", "dark", (1600, 900), "00777", whole=True)
         take(browser, many, "report_thousand_phone", "dark", (390, 780))
         take_print(browser, wild, "report_print")
         take_print(browser, many, "report_thousand_print")

@@ -158,6 +158,10 @@ def test_one_wording_for_one_probability(family: Told) -> None:
         for word, figure in re.findall(said, text):
             assert (word, figure) in {(certainty.certainty(p), certainty.percent(p)) for p in known}
     assert certainty.KNOWN == typed_graph.KNOWN
+    for p in (k / 2000 for k in range(2001)):  # no figure stands beside a word in whose range it is not
+        figure = certainty.percent(p)
+        if "than" not in figure:
+            assert certainty.certainty(int(figure.removesuffix(" %")) / 100) == certainty.certainty(p), (p, figure)
     assert [certainty.percent(p) for p in (1, 0.995, 0.994, 0.5, 0.004)] == [
         "more than 99 %",
         "more than 99 %",

@@ -57,6 +57,8 @@ def test_cyclonedx_keeps_to_its_schema(graph: ModelGraph) -> None:
     (parent,) = models["b"]["pedigree"]["ancestors"]
     assert parent["name"] == "a" and parent["evidence"]["identity"][0]["confidence"] == pytest.approx(0.9702)
     assert {one["name"] for one in models["b"]["pedigree"]["descendants"]} == {"mix", "lost"}
+    said = [one["evidence"]["identity"][0]["methods"][0]["value"] for one in models["mix"]["pedigree"]["ancestors"]]
+    assert len(set(said)) == 1 and said[0].startswith("mix was made from a and b by merging.")
     assert models["b"]["pedigree"]["variants"][0]["name"] == "copy of b" and "notes" in models["x"]["pedigree"]
     assert to_cyclonedx(graph, FILES, "2020-01-01", "1", {"a": "apache-2.0"}) == text
 
@@ -144,12 +146,17 @@ def test_patches_apply_and_the_hubs_client_reads_the_card(graph: ModelGraph, car
 
 def test_a_crate_is_read_by_its_library(graph: ModelGraph, tmp_path: Path) -> None:
     library = pytest.importorskip("rocrate.rocrate")
-    found = {"findings": "found", "date": "2020-01-01", "licences": {"declared": {"a": "apache-2.0"}}}
+    declared = {"a": "apache-2.0", "b": "llama2", "q": "mit and gemma", "mix": "house rules"}
+    found = {"findings": "found", "date": "2020-01-01", "licences": {"declared": declared}}
     (tmp_path / METADATA).write_text(to_crate(graph, FILES, found, "1", ["model_graph.json"]), encoding="utf-8")
     graph.write(tmp_path / "model_graph.json")
     crate = library.ROCrate(tmp_path)
     models = {one["name"]: one for one in crate.contextual_entities if one.get("additionalType")}
-    assert crate.root_dataset["datePublished"][:10] == "2020-01-01" and models["a"]["license"] == "apache-2.0"
+    assert crate.root_dataset["datePublished"][:10] == "2020-01-01"
+    spdx = "https://spdx.org/licenses/"
+    assert (models["a"]["license"].id, models["a"]["license"]["name"]) == (f"{spdx}Apache-2.0", "Apache-2.0")
+    assert models["b"]["license"].id == LICENCES["llama2"].source and models["mix"]["license"] == "house rules"
+    assert [one.id for one in models["q"]["license"]] == [f"{spdx}MIT", LICENCES["gemma"].source]
     assert [one.id for one in crate.data_entities] == ["model_graph.json"]
     assert {one["name"] for one in models["mix"]["isBasedOn"]} == {"a", "b"} and escaped(ODD) in models
     made = [one for one in crate.get_by_type("CreateAction") if models["mix"] in one["result"]]

@@ -12,6 +12,8 @@ from conftest import save_model, vit_weights
 from hub_server import Fault, HubServer, use
 from test_checkpoints import assert_same, read_all, shard
 
+from mother.collection.find import search, with_claims
+from mother.collection.workspace import recover_sources
 from mother.errors import CheckpointError
 from mother.io import hub as client
 from mother.io import remote as remote_file
@@ -305,3 +307,15 @@ def test_requests_and_bytes_are_counted_as_the_server_counts_them(hub: HubServer
     assert found.requests == len(hub.requests) > 2
     assert found.bytes >= sum(request.bytes_sent for request in hub.requests if request.file) > 0
     assert traffic.taken() == traffic.Traffic() and str(found).startswith(f"{found.requests} requests, ")
+
+
+def test_requests_for_cards_are_counted_and_made_once(hub: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / REPO
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    traffic.taken()
+    hub.requests.clear()
+    sources = with_claims(search([f"hf://{REPO}"])).sources
+    assert [source.licence for source in sources] == ["mit"]
+    recovered = recover_sources(sources, tmp_path / "out", CPU)
+    cards = [request for request in hub.requests if request.file.endswith("README.md") and request.method == "GET"]
+    assert len(cards) == 1 and recovered.traffic.requests >= len(hub.requests) > len(cards)

@@ -9,7 +9,7 @@ from test_heritage import base, moved
 
 from mother.cli.commands import main
 from mother.collection.claims import place_of, read_said
-from mother.collection.licence_table import CHANGED, LICENCES, NONCOMMERCIAL, same, uses
+from mother.collection.licence_table import CHANGED, EUROPE, LATEST, LICENCES, NONCOMMERCIAL, same, uses
 from mother.collection.licences import UNKNOWN, licence_changes, licence_facts
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.report.static import licences_html
@@ -23,6 +23,13 @@ GRAPH = ModelGraph("g", NODES, EDGES)
 
 def changes(**licences: str) -> dict[tuple[str, str], dict]:
     return {(one["model"], one["ancestor"]): one for one in licence_changes(GRAPH, licences)}
+
+
+def test_nothing_is_said_of_models_that_are_not_here() -> None:
+    nodes = {**NODES, "middle": {"tree": "0", "hidden": True}}
+    found = licence_changes(ModelGraph("g", nodes, EDGES), {"root": "gemma", "leaf": "mit"})
+    assert {one["model"] for one in found} == {"leaf", "twin", "side"}
+    assert next(one for one in found if one["model"] == "leaf")["ancestor"] == "root"
 
 
 def test_a_stricter_ancestor_is_named_with_what_it_asks() -> None:
@@ -47,6 +54,14 @@ def test_two_lists_of_uses_and_two_share_alikes_are_not_one() -> None:
     found = changes(root="cc-by-sa-4.0", middle="gpl-3.0", leaf="cc-by-nc-sa-4.0", twin="gpl-3.0", side="cc-by-sa-4.0")
     assert found["middle", "root"]["asks"] == [same("CC BY-SA 4.0")]
     assert same("CC BY-SA 4.0") in found["leaf", "root"]["asks"]
+
+
+def test_terms_that_one_text_has_and_its_like_has_not() -> None:
+    assert LATEST in LICENCES["creativeml-openrail-m"].asks and LATEST not in LICENCES["openrail++"].asks
+    assert {name for name, one in LICENCES.items() if EUROPE in one.asks} == {"llama3.2", "llama4"}
+    improve = {name for name, one in LICENCES.items() if any("to improve other" in words for words in one.asks)}
+    assert improve == {"llama2", "llama3"}  # the later ones dropped section 1.b.v
+    assert "later version" in same("CC BY-SA 4.0") and "later version" not in same("GPL 2")
 
 
 def test_what_is_not_in_the_table_is_not_known() -> None:

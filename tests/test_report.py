@@ -20,6 +20,7 @@ from benchmarks.page import collection
 from mother.collection.audit import audit_of
 from mother.collection.find import search, with_claims
 from mother.collection.workspace import recover_sources
+from mother.graph.certainty import percent
 from mother.graph.model_graph import read_model_graph
 from mother.report import html
 from mother.report.html import to_html
@@ -180,6 +181,25 @@ def test_print(report: Path, browser: Browser) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("models", "family"), [(102, 25), (250, 250), (1000, 1000)])
+def test_a_printed_family_can_be_read(models: int, family: int, tmp_path: Path, browser: Browser) -> None:
+    data = collection(models, family)
+    (tmp_path / "report.html").write_text(to_html(data), encoding="utf-8")
+    page = Watched(browser, tmp_path / "report.html", size=(703, 1009)).page  # A4 without its margins
+    page.emulate_media(media="print")
+    points = page.evaluate(
+        "[...document.querySelectorAll('figure svg')].map((one) => 12 * one.getScreenCTM().a * 72 / 96)"
+    )
+    assert min(points) >= 6 and (len(points) > models // 100 if family > 100 else len(points) == 5)
+    heights = "[...document.querySelectorAll('figure')].map((one) => one.getBoundingClientRect().height)"
+    assert max(page.evaluate(heights)) < 1009  # each on one page
+    names = page.evaluate("[...document.querySelectorAll('figure svg text')].map((one) => one.textContent)")
+    assert {re.sub(r" \(parts? .*\)$", "", name) for name in names} >= {node["label"] for node in data["nodes"]}
+    sheets = len(re.findall(rb"/Type\s*/Page\b", page.pdf(prefer_css_page_size=True)))
+    assert sheets >= len(points) // 2
+
+
+@pytest.mark.slow
 def test_search_lights_the_way_to_the_root_and_fades_the_rest(report: Path, browser: Browser) -> None:
     watched = Watched(browser, report)
     page = watched.page
@@ -267,6 +287,53 @@ def test_no_name_is_struck_through(models: int | None, report: Path, browser: Br
         assert box["y"] <= inside["y"] and inside["y"] + inside["height"] <= box["y"] + box["height"]  # it opens fitted
 
 
+SEEN = """() => {
+    const window = document.querySelector('#tree svg.whole').getBoundingClientRect();
+    const names = [...document.querySelectorAll('g.node > text:not(.chip)')].map((one) => ({
+        pixels: parseFloat(getComputedStyle(one).fontSize) * one.getScreenCTM().a, box: one.getBoundingClientRect() }));
+    return [Math.min(...names.map((one) => one.pixels)), names.length, names.filter(({ box }) => box.left >= window.left
+        && box.right <= window.right && box.top >= window.top && box.bottom <= window.bottom).length];
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1400, 850), (1024, 700)])
+@pytest.mark.parametrize(
+    ("models", "family"), [(102, 10), (102, 25), (102, 102), (1000, 50), (1000, 250), (1000, 1000)]
+)
+def test_what_it_opens_with_can_be_read(
+    models: int, family: int, size: tuple[int, int], tmp_path: Path, browser: Browser
+) -> None:
+    (tmp_path / "report.html").write_text(to_html(collection(models, family)), encoding="utf-8")
+    watched = Watched(browser, tmp_path / "report.html", size=size)
+    watched.tree()
+    pixels, names, seen = watched.page.evaluate(SEEN)
+    assert pixels >= 9 and names == seen and names >= 20
+    if names < models:
+        assert watched.page.locator("g.node.closed .chip").first.text_content().startswith("+")
+    watched.page.set_viewport_size({"width": size[0] + 300, "height": size[1] + 200})
+    watched.page.wait_for_timeout(200)
+    larger, names, seen = watched.page.evaluate(SEEN)
+    assert larger > pixels and names == seen  # it stays fitted until somebody moves it
+    before = watched.page.locator("g.node").first.bounding_box()
+    watched.page.locator("g.node").first.dispatch_event("dblclick")  # it closes, or opens, and stays where it is
+    after = watched.page.locator("g.node").first.bounding_box()
+    middle = before["y"] + before["height"] / 2 - after["y"] - after["height"] / 2
+    assert abs(before["x"] - after["x"]) < 3 and abs(middle) < 3
+    watched.page.click("#expand")
+    assert watched.page.locator("g.node").count() == models and watched.page.evaluate(TEXTS) == 0 and not watched.wrong
+
+
+@pytest.mark.slow
+def test_on_a_phone_the_list_can_be_read(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(to_html(collection(1000, 250)), encoding="utf-8")
+    watched = Watched(browser, tmp_path / "report.html", size=(390, 780))
+    watched.tree()
+    texts = "[...document.querySelectorAll('#list button, #list small')]"
+    sizes = f"{texts}.map((one) => parseFloat(getComputedStyle(one).fontSize))"
+    assert watched.page.locator("#list button").count() == 1000 and min(watched.page.evaluate(sizes)) >= 11
+
+
 TEXTS = """() => {
     document.querySelector('#tree svg.whole > g').removeAttribute('transform');
     const boxes = [...document.querySelectorAll('text.share, text.doubt, g.node > text')].map((one) => {
@@ -323,6 +390,14 @@ def test_uncertainty_is_seen(browser: Browser, tmp_path: Path) -> None:
     page.select_option("#colour", "format")
     assert "safetensors" in page.inner_text("#legend")
     assert not watched.wrong
+
+
+@pytest.mark.parametrize(("adjacency", "arrow", "marks"), [(0.9, 0.9, 0), (0.6, 0.9, 1), (0.9, 0.6, 1)])
+def test_uncertainty_is_seen_in_print(adjacency: float, arrow: float, marks: int) -> None:
+    data = collection(2, family=2)
+    (edge,) = data["edges"]
+    edge |= {"adjacency": adjacency, "arrow": arrow}
+    assert to_html(data).count(">?</text>") == marks
 
 
 @pytest.mark.slow
@@ -440,6 +515,20 @@ def test_keys_and_roles(report: Path, browser: Browser) -> None:
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#view-audit")
     assert not watched.wrong
+
+
+@pytest.mark.slow
+def test_the_page_says_a_probability_as_python_does(browser: Browser, tmp_path: Path) -> None:
+    data = collection(30, family=30)
+    values = [0.0049, 0.005, 0.2451, 0.2549, 0.7462, 0.7449, 0.845, 0.9467, 0.9549, 0.9949, 0.995, 1.0]
+    for edge, value in zip(data["edges"], values):
+        edge["adjacency"] = edge["arrow"] = value
+    (tmp_path / "report.html").write_text(to_html(data), encoding="utf-8")
+    page = Watched(browser, tmp_path / "report.html").page
+    for edge, value in zip(data["edges"], values):
+        page.evaluate(f"location.hash = 'edge={edge['parent']}..{edge['child']}'")
+        page.wait_for_function(f"document.querySelector('#details h2')?.textContent.includes('{edge['child']}')")
+        assert page.locator("#details .bar span:last-child").all_inner_texts() == [percent(value)] * 2
 
 
 @pytest.mark.slow

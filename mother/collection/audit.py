@@ -13,7 +13,7 @@ from mother.collection.exclusion import LEAST_SHARE, TUNED_SHARE, Exclusion
 from mother.collection.names import Names
 from mother.collection.verdicts import ABSENT, AGREES, CONTRADICTED, NOT_CONFIRMED, Audit, Verdict
 from mother.collection.workspace import Recovered
-from mother.graph.certainty import both, sure
+from mother.graph.certainty import KNOWN, both, sure
 from mother.graph.model_graph import ModelGraph, standing_for
 
 SURE_EDGE = 0.5  # by eye: probability of each edge of a way that agrees, as that of an arrow that counts as known
@@ -73,7 +73,8 @@ def _judge_way(graph: nx.DiGraph, way: list[str], claim: Claim) -> tuple[str, st
     between = f"through {', '.join(way[1:-1])}: " if len(way) > 2 else ""
     for edge in zip(way, way[1:]):
         if graph.edges[edge].get("direction") == "unknown":
-            words = f"{between}{' and '.join(edge)} are parent and child, but which is which is not sure"
+            be = "are" if graph.edges[edge].get("adjacency", 1.0) >= KNOWN else "may be"
+            words = f"{between}{' and '.join(edge)} {be} parent and child, but which is which is not sure"
             return NOT_CONFIRMED, f"{words} ({_line(graph, *edge)}); {MORE}"
     for edge in zip(way, way[1:]):
         if graph.edges[edge].get("adjacency", 1.0) < SURE_EDGE:

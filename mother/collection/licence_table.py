@@ -1,18 +1,21 @@
 """What licences ask for, each statement with the section of the text that says so. Facts, no advice.
 
-What every licence of the table asks for is left out: that its notices, its text and the names of its authors be kept.
+What nearly all ask for is left out: that its notices, its text and the names of its authors be kept.
 Terms that hold for one text only name it, so that two lists of forbidden uses do not pass for one.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 NONCOMMERCIAL = "forbids commercial use"
 NO_CHANGES = "forbids to share what is made from it"
 CHANGED = "asks to say what was changed"
 SOURCE = "asks to give the source code along"
-NETWORK = "asks to offer the source code to those who use what is made from it over a network"
-PROMOTE = "forbids to promote what is made from it with its authors' names"
+NETWORK = "asks to offer the source code of what is made from it to those who use that over a network"
+PROMOTE = "forbids to promote what is made from it with its authors' names, unless they permit it"
+LATEST = "asks for reasonable efforts to use its latest version"
+EUROPE = "gives those who live or have their main office in the European Union no rights in its multimodal models"
 SCALE = "asks those who had more than 700 million monthly users when it came out to ask for a licence"
 
 
@@ -25,8 +28,9 @@ class Licence:
 
 
 def same(name: str) -> str:
-    """Share-alike: of one licence."""
-    return f"asks that what is made from it be under {name}, or a licence that is named there"
+    """Share-alike: of one licence; Creative Commons' name others that do, too."""
+    or_like = ", a later version or a licence that Creative Commons lists as compatible" if name[:2] == "CC" else ""
+    return f"asks that what is made from it be under {name}{or_like}"
 
 
 def uses(name: str) -> str:
@@ -52,9 +56,9 @@ def _cc(elements: str) -> Licence:
     return Licence(asks, f"https://creativecommons.org/licenses/{elements}/4.0/legalcode")
 
 
-def _rail(name: str, source: str) -> Licence:
-    """A licence of the OpenRAIL-M texts, which number their paragraphs alike."""
-    return Licence({uses(name): "5, Attachment A", bind(name): "4(a)", CHANGED: "4(c)"}, source)
+def _rail(name: str, source: str, more: Mapping[str, str] = MappingProxyType({})) -> Licence:
+    """A licence of the OpenRAIL-M texts, which number their paragraphs alike, and what it asks for beside that."""
+    return Licence({uses(name): "5, Attachment A", bind(name): "4(a) and 5", CHANGED: "4(c)", **more}, source)
 
 
 def _llama(version: str, source: str) -> Licence:
@@ -64,8 +68,11 @@ def _llama(version: str, source: str) -> Licence:
         asks[f"forbids to improve other language models than Llama {version} with it or its outputs"] = "1.b.v"
     if version != "2":
         name = "Llama 3" if version == "3" else "Llama"
-        asks[f'asks that the name of what is made from it begin with "{name}"'] = "1.b.i"
+        outputs = "" if version == "3" else " or trained on its outputs"
+        asks[f'asks that the name of a model that is made from it{outputs} begin with "{name}"'] = "1.b.i"
         asks[f'asks to display "Built with {"Meta " if version == "3" else ""}{name}"'] = "1.b.i"
+    if version in ("3.2", "4"):
+        asks[EUROPE] = "1.b.iv, Acceptable Use Policy"
     return Licence(asks, source)
 
 
@@ -92,7 +99,9 @@ LICENCES = {
         {same("AGPL 3"): "5(c)", SOURCE: "6", NETWORK: "13", CHANGED: "5(a)"},
         "https://www.gnu.org/licenses/agpl-3.0.html",
     ),
-    "creativeml-openrail-m": _rail("CreativeML Open RAIL-M", f"{SPACES}/CompVis/stable-diffusion-license"),
+    "creativeml-openrail-m": _rail(
+        "CreativeML Open RAIL-M", f"{SPACES}/CompVis/stable-diffusion-license", {LATEST: "7"}
+    ),
     "bigscience-openrail-m": _rail("BigScience Open RAIL-M", f"{SPACES}/bigscience/license"),
     "openrail++": _rail(
         "CreativeML Open RAIL++-M",

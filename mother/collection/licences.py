@@ -41,6 +41,8 @@ def licence_changes(graph: ModelGraph, licences: Mapping[str, str]) -> list[dict
         up.setdefault(edge.child, []).append((edge.parent, sure_by))
     found = []
     for node, facts in graph.nodes.items():
+        if facts.get("hidden"):  # nobody can say what it declares
+            continue
         above = _above(up, node)
         for model in (node, *facts.get("aliases", ())):
             own, told, first = licences.get(model), set(), True

@@ -28,6 +28,14 @@ def spdx_id(declared: str) -> str | None:
     return IDS.get(declared.lower())
 
 
+def licence_url(declared: str) -> str | None:
+    """The address that stands for a licence: SPDX's, else that of its text; None where neither is known here."""
+    known = spdx_id(declared)
+    if known is not None:
+        return f"https://spdx.org/licenses/{known}"
+    return LICENCES[declared].source if declared in LICENCES else None
+
+
 def licence_names(declared: str) -> list[str]:
     """The licences that a card declares, apart where it lists several ("mit and gemma") and all of them are known."""
     parts = declared.split(" and ")

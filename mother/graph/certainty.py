@@ -20,10 +20,13 @@ def certainty(probability: float | int) -> str:
 
 
 def percent(probability: float | int) -> str:
-    """A probability in the one way in which readers see it."""
+    """A probability in the one way in which readers see it: rounded, but never into the range of another word."""
     if probability >= 0.995:
         return "more than 99 %"
-    return f"{100 * probability:.0f} %" if probability >= 0.005 else "less than 1 %"
+    if probability < 0.005:
+        return "less than 1 %"
+    rounded = int(100 * probability + 0.5)
+    return f"{rounded - (certainty(rounded / 100) != certainty(probability))} %"
 
 
 def ranges() -> list[tuple[str, str]]:

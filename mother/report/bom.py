@@ -9,7 +9,7 @@ from mother.collection.spdx import licence_names, spdx_id
 from mother.errors import escaped
 from mother.graph.certainty import both
 from mother.graph.model_graph import Edge, ModelGraph
-from mother.report.words import operation, sentence
+from mother.report.words import operation, sentences
 
 SPACE = uuid.UUID("7b0c26e5-1c7a-5e0b-9a53-0d6f3c1f5a2e")  # ours, so that the same graph has the same serial number
 ANALYSIS = "binary-analysis"  # of CycloneDX's techniques the one that looks at the bytes
@@ -22,11 +22,10 @@ def _there(graph: ModelGraph) -> list[str]:
     return [model for model, facts in graph.nodes.items() if not facts.get("hidden")]
 
 
-def _relative(name: str, edge: Edge) -> dict[str, Any]:
+def _relative(name: str, edge: Edge, said: str) -> dict[str, Any]:
     """A parent or child in a pedigree: how sure its place is, by what, and in which words."""
     facts = edge.attributes
     sure = round(float(facts.get("adjacency", 1.0)) * float(facts.get("arrow", 1.0)), 4)
-    said = sentence(facts, escaped(edge.parent), escaped(edge.child))
     method = {"technique": ANALYSIS, "confidence": sure, "value": said}
     identity = {"field": "name", "confidence": sure, "concludedValue": escaped(name), "methods": [method]}
     kept = {key: facts[key] for key in ("kind", "adjacency", "arrow", "direction", "coefficient") if key in facts}
@@ -46,11 +45,13 @@ def _licences(declared: str) -> list[dict[str, Any]]:
     return [{"license": one | {"acknowledgement": "declared"}} for one in said]
 
 
-def _component(graph: ModelGraph, model: str, files: Files, licences: Mapping[str, str]) -> dict[str, Any]:
+def _component(
+    graph: ModelGraph, model: str, files: Files, licences: Mapping[str, str], said: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
     known = [edge for edge in graph.edges if edge.attributes.get("kind")]
     pedigree: dict[str, Any] = {
-        "ancestors": [_relative(edge.parent, edge) for edge in known if edge.child == model],
-        "descendants": [_relative(edge.child, edge) for edge in known if edge.parent == model],
+        "ancestors": [_relative(edge.parent, edge, said[edge.parent, model]) for edge in known if edge.child == model],
+        "descendants": [_relative(edge.child, edge, said[model, edge.child]) for edge in known if edge.parent == model],
     }
     copies = graph.nodes[model].get("aliases", ())
     if copies:
@@ -87,7 +88,8 @@ def to_cyclonedx(
     `date` is that of the result, as YYYY-MM-DD. The confidence of a parent is the probability of edge and arrow.
     Licences are those that cards declare, by SPDX's identifier where there is one.
     """
-    components = [_component(graph, model, files, licences or {}) for model in _there(graph)]
+    said = sentences(graph)
+    components = [_component(graph, model, files, licences or {}, said) for model in _there(graph)]
     tool = {"type": "application", "name": "MoTHer", "version": version}
     content = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

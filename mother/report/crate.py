@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mother.collection.spdx import licence_names, licence_url, spdx_id
 from mother.errors import escaped
 from mother.graph.certainty import both
 from mother.graph.model_graph import ModelGraph
-from mother.report.words import operation, sentence
+from mother.report.words import operation, sentences
 
 METADATA = "ro-crate-metadata.json"
 CONTEXT, PROFILE = "https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/crate/1.1"
@@ -25,9 +26,24 @@ def _property(at: str, name: str, value: object) -> Entity:
     return {"@id": at, "@type": "PropertyValue", "name": name, "value": value}
 
 
+def _licences(declared: Mapping[str, str]) -> dict[str, Entity]:
+    """The licences that cards declare and that have an address, by their names."""
+    names = {name for one in declared.values() for name in licence_names(one)}
+    known = {name: licence_url(name) for name in sorted(names)}
+    return {
+        name: {"@id": url, "@type": "CreativeWork", "name": spdx_id(name) or escaped(name), "url": url}
+        for name, url in known.items()
+        if url is not None
+    }
+
+
 def _models(graph: ModelGraph, number: Mapping[str, str], files: Files, licences: Mapping[str, str]) -> list[Entity]:
-    """Models, each with its parents and its files; those are not in the crate, but known by their SHA-256."""
-    found: list[Entity] = []
+    """Models, each with its parents and its files; those are not in the crate, but known by their SHA-256.
+
+    A licence is a link to what stands for it where there is such a thing, else its name.
+    """
+    links = _licences(licences)
+    found: list[Entity] = list({one["@id"]: one for one in links.values()}.values())
     parents: dict[str, list[str]] = {}
     for edge in graph.edges:
         parents.setdefault(edge.child, []).append(number[edge.parent])
@@ -37,7 +53,9 @@ def _models(graph: ModelGraph, number: Mapping[str, str], files: Files, licences
         entity["name"] = "not here" if facts.get("hidden") else escaped(model)
         entity |= {"alternateName": [escaped(one) for one in facts["aliases"]]} if facts.get("aliases") else {}
         entity |= {"isBasedOn": _to(*parents[model])} if model in parents else {}
-        entity |= {"license": escaped(licences[model])} if model in licences else {}
+        names = licence_names(licences[model]) if model in licences else []
+        said = [{"@id": links[one]["@id"]} if one in links else escaped(one) for one in names]
+        entity |= {"license": said if len(said) > 1 else said[0]} if said else {}
         known = [one for one in files.get(model, ()) if one.get("sha256")]
         entity |= {"identifier": _to(*(f"{at}-{k}" for k in range(len(known))))} if known else {}
         found.append(entity)
@@ -50,13 +68,14 @@ def _models(graph: ModelGraph, number: Mapping[str, str], files: Files, licences
 def _edges(graph: ModelGraph, number: Mapping[str, str], tool: str) -> list[Entity]:
     """Edges as actions that made a child of its parent, each with its probabilities."""
     found: list[Entity] = []
+    said = sentences(graph)
     for at, edge in enumerate(graph.edges):
         facts, here = edge.attributes, f"#edge-{at}"
         action: Entity = {"@id": here, "@type": "CreateAction", "instrument": {"@id": tool}}
         action |= {"object": _to(number[edge.parent]), "result": _to(number[edge.child])}
         if facts.get("kind"):
             action["name"] = f"{operation(facts)}, {both(facts)}"
-            action["description"] = sentence(facts, escaped(edge.parent), escaped(edge.child))
+            action["description"] = said[edge.parent, edge.child]
         names = [name for name in ("kind", "adjacency", "arrow", "coefficient") if facts.get(name) is not None]
         action |= {"additionalProperty": _to(*(f"{here}-{name}" for name in names))} if names else {}
         found += [action, *(_property(f"{here}-{name}", name, facts[name]) for name in names)]

@@ -53,6 +53,11 @@ def _figures(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _fact(key: str, value: Any) -> str:
+    said = " or ".join(map(str, value)) if isinstance(value, list) else value
+    return f"{key.replace('_', ' ')} {said}"
+
+
 def explain_text(found: dict[str, Any]) -> str:
     """What `explain` gave, on one screen."""
     lines = [found["summary"]]
@@ -60,7 +65,7 @@ def explain_text(found: dict[str, Any]) -> str:
         lines.append(f"That they are parent and child is {sure(found['adjacency'])}.")
     facts = {key: value for key, value in found.get("edge", {}).items() if key not in APART}
     if facts:
-        lines.append("Edge: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()) + ".")
+        lines.append(f"Edge: {', '.join(_fact(key, value) for key, value in facts.items())}.")
     lines += [*_why(found), *_figures(found)]
     if found.get("wrong_if"):
         lines += ["", "For this to be wrong:", *(f"- {words}" for words in found["wrong_if"])]

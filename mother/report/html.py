@@ -168,7 +168,7 @@ def to_html(data: dict[str, Any]) -> str:
     parts = {
         "TITLE": text(data["title"]),
         "CSS": (assets / "report.css").read_text(encoding="utf-8"),
-        "JS": (assets / "tree.js").read_text(encoding="utf-8") + (assets / "report.js").read_text(encoding="utf-8"),
+        "JS": "".join((assets / f"{name}.js").read_text(encoding="utf-8") for name in ("packing", "tree", "report")),
         "SUMMARY": summary_html(found),
         "PICTURE": legend + picture_html(_families(data), data["alone"], data["edges"], names, copies),
         "EDGES": edges_html(data["edges"], {node["id"] for node in data["nodes"] if node.get("hidden")}),

@@ -9,12 +9,15 @@ from mother.errors import escaped
 from mother.graph.certainty import KNOWN, percent
 from mother.graph.exports import DASHES, base_kind, colour_of, share_text
 from mother.graph.layered import Family, free_place, width_of
+from mother.report.parts import Part, parts_of
 
 ROW, LETTER, CHANNEL, GAP = 22.0, 12.0, 76.0, 16.0  # pixels
 # Behind letters on a line, so that it does not strike them.
 HALO = 'paint-order="stroke" stroke="#fff" stroke-width="6"'
 LEGEND = "fainter: less probable; no head, or ?: less than 75 % sure; a figure on a merge: share of that parent"
-MOST_DRAWN = 300  # models of a family that the picture shows; of a larger one it gives the number
+MOST_DRAWN = 1000  # models of a family that the pictures show; of a larger one the number is given
+PAGE = 700.0, 900.0  # pixels of a printed page, for a picture
+SMALLEST = 8.0  # pixels of printed letters: 6 points
 
 
 def text(value: object) -> str:
@@ -98,15 +101,11 @@ def files_html(found: Mapping[str, Any]) -> str:
     return table(("model", "file", "bytes", "SHA-256"), rows, "files", (2,))
 
 
-def _named(model: str, labels: Mapping[str, str], copies: Mapping[str, int]) -> str:
-    return labels[model] + (f" ×{1 + copies[model]}" if copies.get(model) else "")
-
-
 def column_starts(family: Family, labels: Mapping[str, str]) -> list[float]:
     """Where each column begins, and the end of the last one, in pixels."""
     widths = [0.0] * family.columns
     for model, (column, _) in family.place.items():
-        widths[column] = max(widths[column], GAP + LETTER * width_of(labels[model]) + 34)
+        widths[column] = max(widths[column], GAP + LETTER * width_of(labels[model]) + 12)
     starts = [8.0]
     for width in widths:
         starts.append(starts[-1] + width + CHANNEL)
@@ -144,9 +143,9 @@ def _along(points: Sequence[tuple[float, float]], ends: Sequence[float]) -> Iter
 class _Picture:
     """A family with where its columns begin, and the texts that stand in it so far."""
 
-    def __init__(self, family: Family, labels: Mapping[str, str], copies: Mapping[str, int]):
-        self.family, self.names = family, {model: _named(model, labels, copies) for model in family.place}
-        self.starts, self.doubted = column_starts(family, labels), set[str]()
+    def __init__(self, family: Family, names: Mapping[str, str]):
+        self.family, self.names = family, names
+        self.starts, self.doubted = column_starts(family, names), set[str]()
         self.taken = [self._box(model) for model in family.place]
         self.shares: list[str] = []  # over all lines
 
@@ -178,10 +177,11 @@ class _Picture:
         if known:
             corners = f"M{tip - 8:.1f},{y - 4:.1f}L{tip:.1f},{y:.1f}L{tip - 8:.1f},{y + 4:.1f}Z"
             found += f'<path d="{corners}" fill="{colour}"/>'
-        elif child not in self.doubted:
+        doubt = min(entry.get("arrow", 1.0), entry.get("adjacency", 1.0)) < KNOWN
+        if doubt and child not in self.doubted:
             self.doubted.add(child)
-            self.taken.append((tip - 12, y - 17, tip - 3, y - 1))
-            found += f'<text x="{tip - 12:.1f}" y="{y - 4:.1f}" fill="{colour}" font-weight="700">?</text>'
+            self.taken.append((tip - 16, y - 19, tip - 7, y - 3))
+            found += f'<text x="{tip - 16:.1f}" y="{y - 6:.1f}" fill="{colour}" font-weight="700">?</text>'
         if entry.get("coefficient") is not None:
             self._share(share_text(entry["coefficient"]), points, ends)
         return f'<g opacity="{0.35 + 0.65 * float(entry.get("adjacency", 1.0)):.2f}">{found}</g>'
@@ -194,11 +194,21 @@ class _Picture:
             self.shares.append(f'<text {HALO} text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{share}</text>')
 
 
-def family_svg(family: Family, edges: Sequence[Mapping[str, Any]], labels: Mapping[str, str], copies: Mapping) -> str:
-    """One family as a picture, without a script or a style from outside."""
-    picture = _Picture(family, labels, copies)
-    width, height = picture.starts[-1] - CHANNEL + 8, (family.rows + 1) * ROW
-    parts = [picture.edge(entry) for entry in edges]
+def _size(family: Family, names: Mapping[str, str]) -> tuple[float, float]:
+    return column_starts(family, names)[-1] - CHANNEL + 8, (family.rows + 1) * ROW
+
+
+def _fits(family: Family, names: Mapping[str, str]) -> tuple[bool, bool]:
+    """Whether a picture that is made as small as a page keeps letters that can be read: by its width, by its height."""
+    width, height = (have * SMALLEST / LETTER <= room for have, room in zip(_size(family, names), PAGE))
+    return width, height
+
+
+def family_svg(part: Part, edges: Sequence[Mapping[str, Any]]) -> str:
+    """A part of a family as a picture, without a script or a style from outside."""
+    family, picture = part.drawing, _Picture(part.drawing, part.names)
+    width, height = _size(family, part.names)
+    parts = [picture.edge(entry) for entry in edges if (entry["parent"], entry["child"]) in part.edges]
     parts += picture.shares
     for model in family.place:
         x, y = picture.at(model)
@@ -234,17 +244,22 @@ def picture_html(
     inside: dict[int, list[Mapping[str, Any]]] = {}
     for entry in edges:
         inside.setdefault(where[entry["child"]], []).append(entry)
+    names = {model: label + (f" ×{1 + copies[model]}" if copies.get(model) else "") for model, label in labels.items()}
     parts = []
     for number, family in enumerate(found):
         title = f"Family of {text(labels[family.name])}: {len(family.members)} models"
-        drawn = len(family.members) <= MOST_DRAWN
-        body = family_svg(family, inside[number], labels, copies) if drawn else "<p>Too large for a picture here.</p>"
-        parts.append(f"<figure><figcaption>{title}</figcaption>{body}</figure>")
+        if len(family.members) > MOST_DRAWN:
+            parts.append(f"<figure><figcaption>{title}</figcaption><p>Too large for a picture here.</p></figure>")
+            continue
+        ends = [(entry["parent"], entry["child"]) for entry in inside[number]]
+        drawn = parts_of(family, ends, {model: names[model] for model in family.place}, _fits)
+        for at, part in enumerate(drawn, 1):
+            which = f", part {at} of {len(drawn)}" if len(drawn) > 1 else ""
+            body = family_svg(part, inside[number])
+            parts.append(f"<figure><figcaption>{title}{which}</figcaption>{body}</figure>")
     if alone:
-        names = ", ".join(
-            text(labels[model] + (f" ×{1 + copies[model]}" if copies.get(model) else "")) for model in alone
-        )
-        parts.append(f"<h3>Without relatives: {len(alone)}</h3><p>{names}</p>")
+        listed = ", ".join(text(names[model]) for model in alone)
+        parts.append(f"<h3>Without relatives: {len(alone)}</h3><p>{listed}</p>")
     return "".join(parts)
 
 

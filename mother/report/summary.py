@@ -14,7 +14,7 @@ from mother.graph.model_graph import ModelGraph
 from mother.graph.text import head_line
 from mother.io.runtime import code_digest, version, versions
 from mother.report.kept import Evidence
-from mother.report.words import GLOSSARY, LIMITS, sentence
+from mother.report.words import GLOSSARY, LIMITS, sentences
 
 UNSURE = 5  # edges that are shown as the least certain
 
@@ -37,13 +37,14 @@ def least_certain(graph: ModelGraph, most: int = UNSURE) -> list[dict[str, Any]]
     def doubt(edge: Any) -> float:
         return min(edge.attributes.get("adjacency", 1.0), edge.attributes.get("arrow", 1.0))
 
+    said = sentences(graph)
     ranked = sorted(known, key=lambda edge: (doubt(edge), edge.parent, edge.child))[:most]
     return [
         {
             "parent": edge.parent,
             "child": edge.child,
             "probability": doubt(edge),
-            "words": sentence(edge.attributes, edge.parent, edge.child),
+            "words": said[edge.parent, edge.child],
         }
         for edge in ranked
         if doubt(edge) < 1

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mother.errors import escaped
 from mother.graph.certainty import KNOWN, percent, sure
+from mother.graph.model_graph import ModelGraph
 
 GLOSSARY = {
     "edge": "that two models are parent and child, in whichever order; its probability asks for no order",
@@ -52,7 +54,7 @@ def sentence(edge: Mapping[str, Any], parent: str, child: str, parents: Sequence
         return f"{child} and its siblings share what {parent} must have had, which is not in this collection."
     how, edge_is, arrow = operation(edge), edge.get("adjacency", 1.0), edge.get("arrow", 1.0)
     if edge.get("kind") in EXACT:
-        tail = f"It follows from equal numbers, which makes it {sure(edge_is)}."
+        tail = f"It can be read off the numbers, which makes it {sure(edge_is)}."
         if edge.get("or"):
             tail = f"It is {sure(edge_is)} that it was this one, and not {' or '.join(map(str, edge['or']))}."
         source = " and ".join(parents) if edge.get("kind") == "merge" and parents else parent
@@ -65,6 +67,19 @@ def sentence(edge: Mapping[str, Any], parent: str, child: str, parents: Sequence
         f"{child} was made from {parent} by {how}" if edge_is >= KNOWN else f"{child} may come from {parent} by {how}"
     )
     return f"{start}. Parent and child: {sure(edge_is)}. {parent} first: {sure(arrow)}."
+
+
+def sentences(graph: ModelGraph) -> dict[tuple[str, str], str]:
+    """What each edge says, by its ends, of a merge with all its parents; without letters that cannot be shown."""
+    parents: dict[str, list[str]] = {}
+    for edge in graph.edges:
+        parents.setdefault(edge.child, []).append(escaped(edge.parent))
+    return {
+        (edge.parent, edge.child): sentence(
+            edge.attributes, escaped(edge.parent), escaped(edge.child), sorted(parents[edge.child])
+        )
+        for edge in graph.edges
+    }
 
 
 EXACT = {

@@ -17,7 +17,14 @@
   const label = (node) => (node.hidden ? "a model that is not here" : [node.id, ...(node.aliases || [])].join(" = "));
   const number = (value, digits = 2) => (value === null || value === undefined ? "\u2013" : Number(value).toFixed(digits));
   const signed = (value, digits = 2) => (value === null || value === undefined ? "\u2013" : (value > 0 ? "+" : "") + Number(value).toFixed(digits));
-  const percent = (value) => (value === undefined || value === null ? "\u2013" : value >= 0.995 ? "more than 99 %" : value < 0.005 ? "less than 1 %" : `${Math.round(100 * value)} %`);
+  // As `percent` in mother/graph/certainty.py: rounded, but never into the range of another word.
+  const percent = (value) => {
+    if (value === undefined || value === null) return "\u2013";
+    if (value >= 0.995) return "more than 99 %";
+    if (value < 0.005) return "less than 1 %";
+    const rounded = Math.round(100 * value);
+    return `${rounded - Number(Drawing.WORDS.some((least) => rounded / 100 >= least && value < least))} %`;
+  };
   const make = (name, text, attributes = {}) => {
     const element = document.createElement(name);
     if (text !== undefined && text !== null) element.textContent = text;
@@ -40,7 +47,6 @@
   // Views
   const views = [["summary", "Summary"], ["tree", "Tree"], ["edges", "Edges"], ["distances", "Distances"], ["audit", "Audit"], ["files", "Files"], ["left", "Left out"]];
   const narrow = window.matchMedia("(max-width: 700px)");
-  let fitted = false;
   const show = (name) => {
     for (const [view] of views) {
       byId(`view-${view}`).hidden = view !== name;
@@ -48,7 +54,7 @@
       byId(`tab-${view}`).tabIndex = view === name ? 0 : -1;
     }
     if (name === "distances") drawHeat();
-    if (name === "tree") { if (!drawn) redraw(); if (!fitted) fit(); if (narrow.matches) buildList(); }
+    if (name === "tree") { if (!drawn) begin(); if (narrow.matches) buildList(); }
   };
   for (const [view, title] of views) {
     const tab = make("button", title, { id: `tab-${view}`, type: "button", role: "tab", "aria-controls": `view-${view}` });
@@ -70,36 +76,15 @@
   };
 
   // The tree: a window of svg on the drawing
-  const state = { shut: new Set(), closed: new Set(), off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${Drawing.colourOf(edge)})` };
-  data.families.forEach((family, k) => { if (family.order.length > Drawing.LARGE) state.shut.add(k); });
-  let open = 0;
-  data.families.forEach((family, k) => { open += family.order.length; if (open > 3 * Drawing.LARGE) state.shut.add(k); });
-  if (data.alone.length > Drawing.LARGE) state.shut.add("alone");
-  // Above 150 models each family opens with as many generations as have up to its share of SHOWN models; the largest
-  // one is shown at any size.
-  if (nodes.size > 150 && data.families.length) {
-    state.shut.delete(0);
-    const share = Math.max(12, Drawing.SHOWN / (data.families.length - state.shut.size + Number(state.shut.has("alone"))));
-    for (const [k, { order }] of data.families.entries()) {
-      if (state.shut.has(k)) continue;
-      const depth = new Map(), size = [];
-      for (const id of order) {
-        const main = nodes.get(id).into[0];
-        depth.set(id, main ? depth.get(main.parent) + 1 : 0);
-        size[depth.get(id)] = (size[depth.get(id)] || 0) + 1;
-      }
-      let last = 0;
-      for (let sum = size[0]; last + 1 < size.length && sum + size[last + 1] <= share; last += 1) sum += size[last + 1];
-      for (const id of order) if (depth.get(id) === last && nodes.get(id).below.length) state.closed.add(id);
-    }
-  }
+  const state = { shut: new Set(), closed: new Set(), width: 0, window: { width: 1368, height: 650 }, off: new Set(), threshold: 0, colour: "kind", edgeColour: (edge) => `var(--${Drawing.colourOf(edge)})` };
   const svg = svgOf("svg", { class: "whole", role: "tree", "aria-label": "Model tree" });
   const canvas = svgOf("g", {});
   svg.append(canvas);
   byId("tree").append(svg);
-  let drawn = null, chosen = null, matches = [], view = { x: 0, y: 0, k: 1 };
+  let drawn = null, moved = false, chosen = null, matches = [], view = { x: 0, y: 0, k: 1 };
   const apply = () => { canvas.setAttribute("transform", `translate(${view.x},${view.y}) scale(${view.k})`); moveMap(); };
   const zoomBy = (factor, x, y) => {
+    moved = true;
     const box = svg.getBoundingClientRect(), k = Math.min(4, Math.max(0.02, view.k * factor));
     const px = x === undefined ? box.width / 2 : x - box.left, py = y === undefined ? box.height / 2 : y - box.top;
     view = { k, x: px - (px - view.x) * k / view.k, y: py - (py - view.y) * k / view.k };
@@ -107,23 +92,37 @@
   };
   svg.addEventListener("wheel", (event) => { event.preventDefault(); zoomBy(Math.exp(-event.deltaY / 400), event.clientX, event.clientY); }, { passive: false });
   let drag = null;
-  svg.addEventListener("pointerdown", (event) => { drag = { x: event.clientX - view.x, y: event.clientY - view.y, id: event.pointerId }; });
+  svg.addEventListener("pointerdown", (event) => { moved = true; drag = { x: event.clientX - view.x, y: event.clientY - view.y, id: event.pointerId }; });
   svg.addEventListener("pointermove", (event) => {
     if (!drag || drag.id !== event.pointerId) return;
     view = { ...view, x: event.clientX - drag.x, y: event.clientY - drag.y };
     apply();
   });
   for (const end of ["pointerup", "pointerleave", "pointercancel"]) svg.addEventListener(end, () => { drag = null; });
-  function fit() {
+  // The shape of the window; that of a screen's where there is none yet.
+  function look() {
     const box = svg.getBoundingClientRect();
-    if (!box.width || !drawn) return;
-    fitted = true;
-    const k = Math.max(0.02, Math.min(1.2, box.width / (drawn.right + 30), box.height / (drawn.bottom + 20)));
-    view = { k, x: Math.max(8, (box.width - k * drawn.right) / 2), y: 8 };
+    if (box.width) state.window = { width: box.width - (nodes.size > 150 ? 190 : 0), height: box.height };  // beside the small map
+    state.width = 0;
+  }
+  function fit(least = 0.02) {
+    const k = Math.max(least, Packing.scaleOf(drawn, state.window));
+    view = { k, x: Math.max(8, (state.window.width - k * drawn.right) / 2), y: 8 };
     apply();
+  }
+  function whole() { look(); redraw(); fit(); moved = false; }
+  // It opens with what can be read.
+  function begin() {
+    look();
+    Packing.open(data, nodes, state, Drawing.arrange);
+    redraw();
+    fit(Packing.READABLE);
+    // Until somebody moves it, it stays fitted where a longer legend or another window leaves it less room.
+    new ResizeObserver(() => { if (!moved) { look(); redraw(); fit(Packing.READABLE); } }).observe(svg);
   }
   function center(id, zoom = true) {
     const box = svg.getBoundingClientRect(), at = drawn && drawn.at.get(id);
+    moved = true;
     if (!at || !box.width) return;
     if (zoom && view.k < 0.5) view.k = 0.9;
     const x = at[0] * view.k + view.x, y = at[1] * view.k + view.y;
@@ -163,8 +162,14 @@
   }
   function toggle(id) {
     if (!nodes.get(id).below.length) return;
+    const was = drawn.at.get(id);
+    moved = true;
     if (!state.closed.delete(id)) state.closed.add(id);
     redraw();
+    // What is opened stays where it is seen, wherever its family goes.
+    const now = drawn.at.get(id);
+    view = { ...view, x: view.x + view.k * (was[0] - now[0]), y: view.y + view.k * (was[1] - now[1]) };
+    apply();
   }
   function keys(event, id, order) {
     const node = nodes.get(id), at = order.indexOf(id);
@@ -355,7 +360,7 @@
     fact("rounding, log likelihood ratio", "rounding", (value) => signed(value, 1));
     fact("equal entries", "equal", (value) => `${number(100 * value, 1)} %`);
     fact("matrices that differ", "layers_changed", (value) => `${value} of ${seen.layers_compared}`);
-    for (const [key, value] of Object.entries(edge.attributes || {})) facts.push([key.replace(/_/g, " "), typeof value === "object" ? JSON.stringify(value) : String(value)]);
+    for (const [key, value] of Object.entries(edge.attributes || {})) facts.push([key.replace(/_/g, " "), Array.isArray(value) ? value.join(" or ") : typeof value === "object" ? JSON.stringify(value) : String(value)]);
     if (facts.length) box.append(make("h3", "Figures"), table(["figure", "value"], facts, [1]));
     if (seen.layers && seen.layers.length) {
       const newness = seen.layers[0][3] !== null;
@@ -433,9 +438,9 @@
     center(matches[next % matches.length]);
     next += 1;
   });
-  byId("expand").addEventListener("click", () => { state.closed.clear(); state.shut.clear(); redraw(); });
-  byId("collapse").addEventListener("click", () => { for (const node of nodes.values()) if (node.below.length) state.closed.add(node.id); redraw(); fit(); });
-  byId("fit").addEventListener("click", fit);
+  byId("expand").addEventListener("click", () => { state.closed.clear(); state.shut.clear(); whole(); });
+  byId("collapse").addEventListener("click", () => { for (const node of nodes.values()) if (node.below.length) state.closed.add(node.id); whole(); });
+  byId("fit").addEventListener("click", whole);
   byId("zoom-in").addEventListener("click", () => zoomBy(1.4));
   byId("zoom-out").addEventListener("click", () => zoomBy(1 / 1.4));
   byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));

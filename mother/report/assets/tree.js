@@ -2,11 +2,11 @@
 // The drawing of all families. Places come from the layout that made them (mother/graph/layered.py); what is closed
 // is taken out, and the rows that it leaves empty with it. Text from models only ever becomes text.
 const Drawing = (function () {
-  const ROW = 22, CHANNEL = 76, GAP = 16, LARGE = 400, SHOWN = 100, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
+  const ROW = 22, CHANNEL = 76, GAP = 16, PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#b8a800"];
   const DASHES = { lora: "9 3", cast: "2 3", prune: "6 3 2 3", quantize: "4 3", merge: "12 3 2 3", hidden: "1 4" };
   // The colours of verdicts; all else is coloured by the palette, in the order of its names.
   const VERDICTS = { agrees: "#009e73", contradicted: "#d55e00", "not confirmed": "#e6b800", "parent not in the collection": "#56b4e9", "declares nothing": "#999999", "not audited": "#999999" };
-  const KNOWN = 0.75;
+  const KNOWN = 0.75, WORDS = [0.25, KNOWN, 0.95];  // where an arrow counts as known; where a word of certainty begins
   const svgOf = (name, attributes, text) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const key in attributes) element.setAttribute(key, attributes[key]);
@@ -20,7 +20,13 @@ const Drawing = (function () {
   const COLOURED = new Set(["fine-tune", "hidden", ...Object.keys(DASHES)]);
   const colourOf = (edge) => (COLOURED.has(kindOf(edge)) ? kindOf(edge) : "hidden");
   const ruler = document.createElement("canvas").getContext("2d");
-  const widthOf = (text) => { ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif"; return 1.04 * ruler.measureText(text).width; };
+  ruler.font = "12px system-ui, 'DejaVu Sans', sans-serif";
+  const widths = new Map();
+  const widthOf = (text) => {
+    if (!widths.has(text)) widths.set(text, 1.04 * ruler.measureText(text).width);
+    return widths.get(text);
+  };
+  const titleOf = (family, nodes) => `Family of ${nodes.get(family.name).label}: ${family.order.length} models`;
 
   // What is shown of a family: its models but those that count most with a closed one, by rows without the empty ones.
   function shownOf(family, nodes, closed) {
@@ -124,19 +130,25 @@ const Drawing = (function () {
     return group;
   }
 
-  // One family at a height; returns its height and fills `out` with the elements of models and edges.
-  function drawFamily(canvas, family, nodes, state, top, out) {
-    const shown = shownOf(family, nodes, state.closed), there = new Set(shown.visible);
-    const widths = [];
+  // What is shown of a family, where its columns begin, and how much room its frame takes.
+  function blockOf(family, nodes, closed) {
+    const shown = shownOf(family, nodes, closed), wide = [];
     for (const id of shown.visible) {
-      const [column] = family.place.get(id), node = nodes.get(id);
-      widths[column] = Math.max(widths[column] || 0, GAP + widthOf(node.label) + 40);
+      const [column] = family.place.get(id);
+      wide[column] = Math.max(wide[column] || 0, GAP + widthOf(nodes.get(id).label) + 40);
     }
     const starts = [16];
-    for (let k = 0; k < family.columns; k++) starts.push(starts[k] + (widths[k] || 0) + CHANNEL);
+    for (const width of wide) starts.push(starts[starts.length - 1] + (width || 0) + CHANNEL);
+    const width = Math.max(starts[starts.length - 1] - CHANNEL + 16, 30 + 1.2 * widthOf(titleOf(family, nodes)));
+    return { family, shown, starts, width, height: shown.height * ROW + 38 };
+  }
+
+  // One family at its place; fills `out` with the elements of models and edges.
+  function drawFamily(canvas, block, nodes, state, left, top, out) {
+    const { family, shown } = block, there = new Set(shown.visible), starts = block.starts.map((x) => x + left);
     const group = svgOf("g", { class: "family" }), lines = svgOf("g", {}), dots = svgOf("g", {});
-    group.append(svgOf("rect", { x: 0, y: top + 4, width: starts[family.columns] - CHANNEL + 16, height: shown.height * ROW + 34, rx: 8 }), lines, dots);
-    const y = (row) => top + 44 + ROW * shown.row(row);
+    group.append(svgOf("rect", { x: left, y: top, width: block.width, height: block.height, rx: 8 }), lines, dots);
+    const y = (row) => top + 40 + ROW * shown.row(row);
     const taken = board(), shares = [];
     for (const id of shown.visible) {
       const [column, row] = family.place.get(id), node = nodes.get(id);
@@ -166,58 +178,76 @@ const Drawing = (function () {
     for (const share of shares) placeShare(...share, taken);
     lines.append(...shares.map((share) => share[1]));  // over the lines without a text
     canvas.append(group);
-    out.right = Math.max(out.right, starts[family.columns] - CHANNEL + 16);
-    return [group, shown.height * ROW + 44];
+    return group;
   }
 
-  function head(group, text, top, open, toggle) {
-    const title = svgOf("text", { x: 10, y: top + 22, role: "button", tabindex: 0, "aria-expanded": String(open) }, `${open ? "\u25be" : "\u25b8"} ${text}`);
+  function head(group, text, left, top, open, toggle) {
+    const title = svgOf("text", { x: left + 10, y: top + 18, role: "button", tabindex: 0, "aria-expanded": String(open) }, `${open ? "\u25be" : "\u25b8"} ${text}`);
     title.addEventListener("click", toggle);
     title.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(); });
     group.append(title);
   }
 
+  // How many columns of texts of a width go beside each other.
+  const columnsFor = (wide, width) => Math.max(1, Math.floor(Math.max(width, wide) / wide));
+
+  // The room that families without a drawing and models without relatives take beneath the blocks.
+  function restOf(data, nodes, state, width) {
+    const shut = data.families.filter((_, k) => state.shut.has(k)), open = !state.shut.has("alone");
+    const titles = 30 + 1.2 * Math.max(0, ...shut.map((family) => widthOf(titleOf(family, nodes))));
+    const names = 80 + Math.max(0, ...(open ? data.alone : []).map((id) => widthOf(nodes.get(id).label)));
+    const across = columnsFor(titles, width), beside = Math.min(8, columnsFor(names, width));
+    const height = 28 * Math.ceil(shut.length / across) + (data.alone.length ? 36 : 0) + (open ? ROW * Math.ceil(data.alone.length / beside) : 0);
+    return { titles, names, across, beside, height };
+  }
+
+  // Where everything goes: the blocks in the width with which all of it is largest in a window of this shape.
+  function arrange(data, nodes, state) {
+    const blocks = data.families.map((family, k) => (state.shut.has(k) ? null : blockOf(family, nodes, state.closed)));
+    const drawn = blocks.filter(Boolean), window = state.window;
+    const rest = (width) => restOf(data, nodes, state, width);
+    const whole = (width) => { const found = Packing.pack(drawn, width); return { ...found, bottom: found.bottom + rest(found.right).height }; };
+    const width = state.width || Packing.widthFor(drawn, whole, window, drawn.length ? 0 : Math.max(900, window.width));
+    const packed = Packing.pack(drawn, width);
+    const right = Math.max(packed.right, Math.min(width, window.width)), below = rest(right);
+    const wide = data.alone.length && !state.shut.has("alone") ? below.names * Math.min(below.beside, data.alone.length) : 0;
+    const places = blocks.map((block) => (block ? packed.places.get(block) : null));
+    return { blocks, places, below, width, bottom: packed.bottom + below.height, top: packed.bottom, right: Math.max(packed.right, wide, data.families.length > drawn.length ? below.titles : 0) };
+  }
+
   // Models without relatives: a list of their own, in columns.
-  function drawAlone(canvas, alone, nodes, state, top, out, toggle) {
-    if (!alone.length) return top;
-    const group = svgOf("g", { class: "family" });
-    head(group, `Without relatives: ${alone.length}`, top, !state.shut.has("alone"), toggle);
+  function drawAlone(canvas, data, nodes, state, top, out, below, toggle) {
+    const group = svgOf("g", { class: "family" }), open = !state.shut.has("alone");
+    head(group, `Without relatives: ${data.alone.length}`, 0, top, open, toggle);
     canvas.append(group);
-    if (state.shut.has("alone")) return top + 36;
-    const wide = Math.max(...alone.map((id) => widthOf(nodes.get(id).label))) + 80;
-    const columns = Math.max(1, Math.min(8, Math.floor(Math.max(out.right, 900) / wide)));
-    alone.forEach((id, k) => {
-      const x = 22 + wide * (k % columns), y = top + 44 + ROW * Math.floor(k / columns);
+    for (const [k, id] of (open ? data.alone : []).entries()) {
+      const x = 22 + below.names * (k % below.beside), y = top + 40 + ROW * Math.floor(k / below.beside);
       const element = nodeElement(nodes.get(id), x, y, false);
       out.nodes.set(id, element);
       out.at.set(id, [x, y]);
       group.append(element);
-      out.right = Math.max(out.right, x + wide);
-    });
-    return top + 50 + ROW * Math.ceil(alone.length / columns);
+    }
   }
 
   function draw(canvas, data, nodes, state, redraw) {
     canvas.replaceChildren();
-    const out = { nodes: new Map(), edges: new Map(), at: new Map(), right: 0, bottom: 0 };
-    let top = 0;
+    const found = arrange(data, nodes, state), { below } = found;
+    state.width = found.width;
+    const out = { nodes: new Map(), edges: new Map(), at: new Map(), right: found.right, bottom: found.bottom };
+    const toggle = (key) => () => { if (!state.shut.delete(key)) state.shut.add(key); redraw(); };
+    let shut = 0;
     data.families.forEach((family, k) => {
-      const open = !state.shut.has(k), toggle = () => { open ? state.shut.add(k) : state.shut.delete(k); redraw(); };
-      const text = `Family of ${nodes.get(family.name).label}: ${family.order.length} models`;
-      if (!open) {
-        const group = svgOf("g", { class: "family" });
-        head(group, text, top, false, toggle);
-        canvas.append(group);
-        out.right = Math.max(out.right, 20 + widthOf(text) * 1.2);
-        top += 30;
+      if (found.places[k]) {
+        const [left, top] = found.places[k];
+        head(drawFamily(canvas, found.blocks[k], nodes, state, left, top, out), titleOf(family, nodes), left, top, true, toggle(k));
         return;
       }
-      const [group, height] = drawFamily(canvas, family, nodes, state, top, out);
-      head(group, text, top, true, toggle);
-      top += height + 12;
+      const group = svgOf("g", { class: "family" });
+      head(group, titleOf(family, nodes), below.titles * (shut % below.across), found.top + 28 * Math.floor(shut / below.across), false, toggle(k));
+      canvas.append(group);
+      shut += 1;
     });
-    const shutAlone = () => { state.shut.has("alone") ? state.shut.delete("alone") : state.shut.add("alone"); redraw(); };
-    out.bottom = drawAlone(canvas, data.alone, nodes, state, top, out, shutAlone);
+    if (data.alone.length) drawAlone(canvas, data, nodes, state, found.top + 28 * Math.ceil(shut / below.across), out, below, toggle("alone"));
     return out;
   }
 
@@ -230,5 +260,5 @@ const Drawing = (function () {
       family.order = family.places.slice().sort((a, b) => a[1] - b[1]).map((one) => one[0]);
     }
   }
-  return { draw, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, LARGE, SHOWN };
+  return { draw, arrange, prepare, svgOf, kindOf, colourOf, DASHES, PALETTE, VERDICTS, KNOWN, WORDS };
 })();
