@@ -39,8 +39,9 @@ def masked(case: Case, kept: set[str]) -> Case:
     structure = evidence.structure * [name in kept | {"log_square"} for name in STRUCTURE]
     between = evidence.between * [name in columns for name in FEATURES]
     direction = evidence.direction * [name.removesuffix("_t") in kept for name in DIRECTION]
-    exact = evidence.exact * ("exact" in kept)
-    reduced = replace(evidence, structure=structure, between=between, direction=direction, exact=exact)
+    exact, counted = evidence.exact * ("exact" in kept), evidence.counted * ("batches" in kept)
+    arrows = {"direction": direction, "exact": exact, "counted": counted}
+    reduced = replace(evidence, structure=structure, between=between, **arrows)
     return replace(case, example=replace(case.example, evidence=reduced))
 
 

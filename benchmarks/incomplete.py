@@ -47,6 +47,7 @@ def without(example: Example, gone: Collection[int]) -> Example | None:
             third=new[evidence.third[there]],
             direction=evidence.direction[both],
             exact=evidence.exact[both],
+            counted=evidence.counted[both],
             candidate=evidence.candidate[both],
         ),
         parents,

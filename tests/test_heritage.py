@@ -353,6 +353,41 @@ def test_rows_that_decay_shrank_tell_the_child(tmp_path: Path) -> None:
         assert ("old", "new") in edges(graph) and facts["arrow"] > 0.95
 
 
+COUNTERS = [f"bn{k}.num_batches_tracked" for k in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ([100] * 6, [150] * 6, 1),
+        ([100] * 6, [100] * 5 + [150], 1),  # all norms but the last are frozen
+        ([0] * 6, [50] * 6, 0),  # from another framework, or counted anew
+        ([100] * 6, [100] * 6, 0),
+        ([100] * 5 + [150], [150] + [100] * 5, 0),  # a combination
+        ([], [150] * 6, 0),
+    ],
+)
+def test_batches_that_norms_counted_tell_the_child(old: list[int], new: list[int], told: int, tmp_path: Path) -> None:
+    """Who loads a model goes on counting from there; noise alone says nothing of the arrow."""
+    generator = torch.Generator().manual_seed(3)
+    first = base(0)
+    second = {
+        name: weight + 0.02 * torch.randn(weight.shape, generator=generator) if weight.ndim == 2 else weight
+        for name, weight in first.items()
+    }
+    plain = edges(recover(models(tmp_path / "plain", old=first, new=second)))
+    assert all(facts["direction"] == "unknown" for facts in plain.values())
+    for place, (one, other) in enumerate(((first, second), (second, first))):
+        counted = [
+            weights | {name: torch.tensor(count) for name, count in zip(COUNTERS, counts)}
+            for weights, counts in ((one, old), (other, new))
+        ]
+        found = edges(recover(models(tmp_path / str(place), old=counted[0], new=counted[1])))
+        (ends,), (facts,) = found.keys(), found.values()
+        assert facts["direction"] == ("known" if told else "unknown") and (not told or ends == ("old", "new"))
+        assert facts["arrow"] < 0.99  # a number that anybody can write makes nothing certain
+
+
 def test_a_copy_that_lacks_a_head_and_a_model_that_differs_in_its_head_only(tmp_path: Path) -> None:
     whole = base(0) | {"classifier.weight": torch.ones(3, WIDTH)}
     other_head = whole | {"classifier.weight": torch.full((3, WIDTH), 2.0)}

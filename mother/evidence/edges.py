@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mother.evidence.direction import agreed, cast_direction, shrunk_rows
-from mother.evidence.facts import HALVES, Facts, mantissa
+from mother.evidence.facts import HALVES, Facts, batches_later, mantissa
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.low_rank import is_lora
 from mother.evidence.second_pass import EQUAL, SecondPass
@@ -43,6 +43,7 @@ class Evidence:
     between[t, k], names in triples.FEATURES: whether the model third[t] lies between the two of ends[:, t]
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
     exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
+    counted   1 where j counted more batches than i, -1 where fewer, 0 where neither is known
     candidate whether the pair was looked at
     most      log of how many entries equal those of j in the model that shares most with it
     """
@@ -53,6 +54,7 @@ class Evidence:
     third: Int[np.ndarray, "triples"]
     direction: Float[np.ndarray, "models models two"]
     exact: Float[np.ndarray, "models models"]
+    counted: Float[np.ndarray, "models models"]
     candidate: Bool[np.ndarray, "models models"]
     most: Float[np.ndarray, "models"]
 
@@ -108,7 +110,7 @@ def gather(
     n = len(members)
     looked_at = [(i, j, p) for (i, j), p in second_pass.index.items() if i in place and j in place]
     structure, direction = np.zeros((n, n, len(STRUCTURE))), np.zeros((n, n, len(DIRECTION)))
-    exact, candidate = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
+    exact, counted, candidate = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n), dtype=bool)
     structure[..., 0] = _log_square(square[np.ix_(members, members)])
     bits = [mantissa(facts) for facts in first_pass.facts]
     asked = [(i, j, p) for i, j, p in looked_at if core is None or {i, j} & core]
@@ -123,6 +125,8 @@ def gather(
         if not {i, j} & rounded:
             direction[a, b] = _newness(second_pass, p)
             direction[b, a] = -direction[a, b]
+            counted[a, b] = batches_later(first_pass.facts[i], first_pass.facts[j])
+            counted[b, a] = -counted[a, b]
         exact[a, b] = _exact_direction(first_pass, second_pass, i, j, p)
         exact[b, a] = -exact[a, b]
     equal = np.full((n, n), np.nan)
@@ -138,7 +142,8 @@ def gather(
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
             structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = min(own)
-    return Evidence(structure, triples.features, inside[ends], inside[triples.third], direction, exact, candidate, most)
+    between = triples.features, inside[ends], inside[triples.third]
+    return Evidence(structure, *between, direction, exact, counted, candidate, most)
 
 
 def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

@@ -1,6 +1,7 @@
 """What is known of one model by itself: digests, stored precision, grids, zeros; and which part of a matrix is kept."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,13 +13,17 @@ from torch import Tensor
 
 from mother.evidence.grids import Grid, find_grid, find_turned_grid
 from mother.evidence.keys import RUN, SKETCH_ENTRIES
-from mother.io.layers import Layer
+from mother.io.checkpoint import Checkpoint
+from mother.io.layers import Layer, canonical_name
 from mother.numeric.floats import MANTISSA, cast
 
 HALVES = ("bfloat16", "float16")
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")  # that models are cast to without scales, by torch's rounding
+WHOLE = ("I64", "I32", "U64", "U32")
 CASTS = (*HALVES, *FLOAT8)
 GRIDS = 8  # budget: matrices of each model that are searched for a grid
+COUNTER = "num_batches_tracked"  # of batch norm: the batches that a layer was trained on, which only grow
+COUNTERS = 4  # budget: counters of each model that are read
 SAMPLE_BITS = (10, 5)  # budget: of a table at most so many rows and columns, as powers of two, are kept
 
 
@@ -35,6 +40,7 @@ class Facts:
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
     turned_grids: list[Grid | None] = field(default_factory=list)  # of the first of those that may be turned, so turned
     tables: dict[tuple, Tensor] = field(default_factory=dict)  # samples of embeddings and other tables
+    counted: dict[str, int] = field(default_factory=dict)  # batches, by batch norms from the first to the last
     storage: dict[str, list] = field(default_factory=dict)  # of matrices that are packed: the fields of their Storage
     matrices: int = 0  # that are compared
     zeros: int = 0
@@ -97,6 +103,35 @@ def keep_sample(facts: Facts, name: str, values: Tensor) -> None:
     if values.ndim == 2:
         steps = tuple(1 << max(0, (size - 1).bit_length() - bits) for size, bits in zip(values.shape, SAMPLE_BITS))
         facts.tables[name, steps, values.shape[1]] = values[:: steps[0], :: steps[1]].clone()
+
+
+def as_stored(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part in the type that its model is stored in, where that holds it exactly."""
+    exact = dtype.itemsize < 4 and torch.equal(kept.to(dtype).float(), kept)
+    return kept.to(dtype) if exact else kept.clone()
+
+
+def note_counters(facts: Facts, checkpoint: Checkpoint) -> None:
+    """Read how many batches some batch norms of a model have counted. Raises CheckpointError."""
+    names = sorted(
+        name
+        for name, (_, info) in checkpoint.tensors.items()
+        if name.rpartition(".")[2] == COUNTER and info.dtype in WHOLE and math.prod(info.shape) == 1
+    )
+    some = [names[at] for at in sorted({*np.linspace(0, len(names) - 1, COUNTERS).astype(int)})] if names else []
+    for name, value in checkpoint.read_stored(some).items():
+        facts.counted[canonical_name(name)] = int(value.reshape(()))
+
+
+def batches_later(first: Facts, second: Facts) -> int:
+    """1 where the second model's batch norms counted on from the first model's, -1 the reverse, else 0.
+
+    Training counts batches, and who loads a model goes on counting from there. A norm that counted none, because it is
+    frozen or came from another framework, says nothing; where norms contradict each other none does.
+    """
+    shared = [(first.counted[name], second.counted[name]) for name in first.counted.keys() & second.counted.keys()]
+    signs = {int(np.sign(after - before)) for before, after in shared if before > 0 and after > 0} - {0}
+    return signs.pop() if len(signs) == 1 else 0
 
 
 def note_digests(facts: Facts, name: str, values: Tensor, limit: int) -> Tensor:

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mother.errors import CheckpointError
-from mother.evidence.facts import Facts, keep_sample, note_digests, note_matrix, note_turned
+from mother.evidence.facts import Facts, as_stored, keep_sample, note_counters, note_digests, note_matrix, note_turned
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
 from mother.io.digests import digests
@@ -154,13 +154,14 @@ def take(
             if layer in inside:
                 if info.storage is not None and name not in updated:
                     facts.storage[str(layer)] = list(astuple(info.storage))
-                parts[piece.name] = _stored(note_matrix(facts, layer, one, limit, layer.block in blocks), stored)
+                parts[piece.name] = as_stored(note_matrix(facts, layer, one, limit, layer.block in blocks), stored)
                 if piece.either_way:
-                    parts[turned(piece.name)] = _stored(note_turned(facts, piece.name, one, limit), stored)
+                    parts[turned(piece.name)] = as_stored(note_turned(facts, piece.name, one, limit), stored)
             else:
                 note_digests(facts, piece.name, one, limit)
                 keep_sample(facts, piece.name, one)
         read(4 * values.numel())
+    note_counters(facts, checkpoint)
     tables = {f"table {number}": table.contiguous() for number, table in enumerate(facts.tables.values())}
     write_atomically(path, lambda file: file.write(save(parts | tables)))
     layers = [[*layer, inside[layer].name, *inside[layer].shape] for layer in sorted(inside, key=sort_key)]
@@ -173,12 +174,6 @@ def take(
 def turned(name: str) -> str:
     """What the part of a matrix is kept under that was turned round."""
     return f"turned {name}"
-
-
-def _stored(kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part in the type that its model is stored in, where that holds it exactly."""
-    exact = dtype.itemsize < 4 and torch.equal(kept.to(dtype).float(), kept)
-    return kept.to(dtype) if exact else kept.clone()
 
 
 def open_sketch(path: Path) -> Sketch:

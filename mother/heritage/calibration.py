@@ -26,7 +26,8 @@ PATH = Path(__file__).parent / "calibration.json"
 DOUBT = 0.02
 UNSEEN = 8.0  # log weight that a pair loses which is no candidate: far apart, so hardly an edge
 MOST_BESIDE = 3.0  # models next to one that make it a hub
-ELDEST = math.log(9)  # log odds of who came first that numbers of descendants alone can give: they make no arrow sure
+ELDEST = math.log(3)  # log odds of who came first that numbers of descendants alone can give: no arrow is known by them
+COUNTED = math.log(50)  # log odds that who counted more batches came last; counters can be reset, and written by anyone
 EXACT_WEIGHT = 60.0  # log weight of an exact relation
 
 
@@ -62,14 +63,20 @@ def read_coefficients(path: Path = PATH) -> Coefficients:
 
 
 def arrow_probability(
-    evidence: Evidence, coefficients: Coefficients, elder: Float[np.ndarray, "models models"] | float = 0.0
+    evidence: Evidence, coefficients: Coefficients, besides: Float[np.ndarray, "models models"] | float = 0.0
 ) -> Float[np.ndarray, "models models"]:
     """P(i -> j | the pair is an edge) from direction alone: rounding where it is decisive, else newness.
 
-    `elder` is the prior of who came first, see `elder_prior`; it does not count where rounding decides.
+    `besides` are log odds from what is not in the weights, see `counted_odds` and `elder_prior`; they do not count
+    where rounding decides.
     """
-    soft = soft_arrow(evidence.direction @ coefficients.direction + coefficients.elder * elder)
+    soft = soft_arrow(evidence.direction @ coefficients.direction + besides)
     return np.where(np.abs(evidence.exact) > DECISIVE, expit(np.clip(evidence.exact / 10, -20, 20)), soft)
+
+
+def counted_odds(evidence: Evidence) -> Float[np.ndarray, "models models"]:
+    """Log odds that i came before j, as [i, j], by the batches that their batch norms counted. Not fitted."""
+    return COUNTED * evidence.counted
 
 
 def soft_arrow(log_odds: np.ndarray) -> np.ndarray:
@@ -243,5 +250,8 @@ def parent_terms(
     alone, sure = np.log(arrow_probability(evidence, coefficients)), np.abs(evidence.exact) > DECISIVE
     found = _structure(evidence, coefficients, of_parents=True)
     found |= {"newness": np.where(sure, 0, alone), "exact arrow": np.where(sure, alone, 0)}
-    elder = np.log(arrow_probability(evidence, coefficients, elder)) - alone
-    return found | {"hub": coefficients.hub * (hub + np.zeros_like(alone)), "elder": elder}
+    counted = counted_odds(evidence)
+    counting = np.log(arrow_probability(evidence, coefficients, counted))
+    whole = np.log(arrow_probability(evidence, coefficients, counted + coefficients.elder * elder))
+    found |= {"hub": coefficients.hub * (hub + np.zeros_like(alone))}
+    return found | {"batches": counting - alone, "elder": whole - counting}

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from mother.evidence.edges import DECISIVE, DIRECTION, STRUCTURE, Evidence
 from mother.evidence.triples import FEATURES
-from mother.heritage.calibration import BETWEEN, DOUBT, OF_PARENTS, UNSEEN, Coefficients, priors_of
+from mother.heritage.calibration import BETWEEN, DOUBT, OF_PARENTS, UNSEEN, Coefficients, counted_odds, priors_of
 
 LOWEST = -1e4  # log weight of what is not known, where something else is
 
@@ -51,7 +51,7 @@ class _Batch:
         count, n = len(examples), max(len(example.evidence.candidate) for example in examples)
         self.shape = count, n
         structure, direction = np.zeros((count, n, n, len(STRUCTURE))), np.zeros((count, n, n, len(DIRECTION)))
-        fixed, soft = np.zeros((count, n, n)), np.zeros((count, n, n), dtype=bool)
+        fixed, soft, counted = np.zeros((count, n, n)), np.zeros((count, n, n), dtype=bool), np.zeros((count, n, n))
         seen = np.full((count, n, n), -np.inf)
         known = np.zeros((2, count, n, n), dtype=bool)  # whose parent is there, and who is beside whom
         may, root = np.ones((count, n), dtype=bool), np.zeros((count, n), dtype=bool)  # hang beside others; be the root
@@ -61,6 +61,7 @@ class _Batch:
             evidence, m = example.evidence, len(example.evidence.candidate)
             structure[at, :m, :m], direction[at, :m, :m] = evidence.structure, evidence.direction
             soft[at, :m, :m] = np.abs(evidence.exact) <= DECISIVE
+            counted[at, :m, :m] = counted_odds(evidence)
             sure = np.log(expit(np.clip(evidence.exact / 10, -20, 20)))
             fixed[at, :m, :m] = np.where(soft[at, :m, :m], 0, sure)
             seen[at, :m, :m] = -UNSEEN * ~evidence.candidate
@@ -78,7 +79,8 @@ class _Batch:
             for i, j in (evidence.ends, evidence.ends[::-1]):
                 places.append((at * n + i) * n + j)
                 triples.append(evidence.between)
-        self.structure, self.direction, self.fixed = (torch.from_numpy(v) for v in (structure, direction, fixed))
+        self.structure, self.direction = torch.from_numpy(structure), torch.from_numpy(direction)
+        self.fixed, self.counted = torch.from_numpy(fixed), torch.from_numpy(counted)
         self.soft, self.known, self.seen = torch.from_numpy(soft), torch.from_numpy(known), torch.from_numpy(seen)
         self.may = torch.from_numpy(np.where(may, 0, -np.inf))[:, None]
         self.weight = torch.tensor([example.weight for example in examples], dtype=torch.float64)
@@ -105,7 +107,7 @@ class _Batch:
         count, n = self.shape
         best = torch.full((count * n * n,), -1e3, dtype=torch.float64)
         best = best.scatter_reduce(0, self.places, log_odds, "amax").view(count, n, n)
-        told = self.direction @ values[second:-3] + values[-3] * self.elder
+        told = self.direction @ values[second:-3] + values[-3] * self.elder + self.counted
         arrow = torch.log(DOUBT + (1 - 2 * DOUBT) * torch.sigmoid(told))
         of_parents = torch.tensor([name in OF_PARENTS for name in STRUCTURE])
         near = self.structure @ torch.where(of_parents, 0, values[:first]) - torch.nn.functional.softplus(best)

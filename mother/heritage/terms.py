@@ -21,6 +21,7 @@ def all_terms(
     not looked at           the two are far apart, so hardly an edge
     exact relation          of children whose parent is read off exactly
     hub                     that others hang from the two
+    batches                 that j counted more batches
     elder                   that i has more descendants
     """
     shared, priors = shared_terms(evidence, coefficients), priors_of(evidence, coefficients, forced)

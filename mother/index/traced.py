@@ -18,7 +18,7 @@ from mother.evidence.edges import DECISIVE, Evidence
 from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.heritage import typed_graph
-from mother.heritage.calibration import Weights, blocked, own_weights, read_coefficients
+from mother.heritage.calibration import Weights, blocked, counted_odds, own_weights, read_coefficients
 from mother.heritage.merged import SPARSE, merges_of, sparse_merge
 from mother.heritage.quantized import is_quantized
 from mother.heritage.relation import Relation
@@ -128,7 +128,7 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     ]
     heritage.row_scaled = row_scaled_ranks(heritage, sketches, likely, Snapshot(None, {}))
     middle = blocked(evidence, read_coefficients())
-    told = evidence.direction @ read_coefficients().direction
+    told = evidence.direction @ read_coefficients().direction + counted_odds(evidence)
     arrow_odds = np.where(np.abs(evidence.exact) > DECISIVE, np.nan, told)
     for i, j in some:
         values = {

@@ -53,6 +53,8 @@ def _arrow_words(name: str, value: float, evidence: dict[str, Any], parent: str,
         return f"fewer third models lie between if {older} came first"
     if name == "hub":
         return f"others hang from {older}, too"
+    if name == "batches":
+        return f"the batch norms of {newer} counted more batches than those of {older}"
     if name == "elder":
         return f"more models descend from {older}, if it came first, than from {newer}, if that did"
     if name == "altered":
@@ -78,6 +80,7 @@ def _edge_words(name: str, value: float, evidence: dict[str, Any], parent: str, 
         "not looked at": "the two are far apart",
         "private": f"{parent} and {child} each have something of their own that others lack, as siblings do",
         "hub": f"others hang from {parent}",
+        "batches": f"batch norms of {child} counted {'more' if value > -0.7 else 'fewer'} batches than {parent}'s",
         "elder": f"{'more' if value > 0 else 'fewer'} models stand on the side of {parent} than on that of {child}",
     }
     return words.get(name, name)
@@ -161,6 +164,11 @@ def _arrow_wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str,
             f"Arrow: what changed is new in {child} (mean newness {evidence.get('newness', 0):.2f}, t = "
             f"{evidence.get('newness_t') or 0:.1f} over layers); training would have to have removed directions from "
             f"{child} to make {parent}, as strong weight decay or averaging can."
+        )
+    if first == "batches":
+        return (
+            f"Arrow: the batch norms of {child} counted more batches than those of {parent}; they would have to have "
+            "counted from another start, or been written by hand."
         )
     if first == "elder":
         return (
