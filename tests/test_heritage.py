@@ -385,7 +385,7 @@ def test_batches_that_norms_counted_tell_the_child(old: list[int], new: list[int
         found = edges(recover(models(tmp_path / str(place), old=counted[0], new=counted[1])))
         (ends,), (facts,) = found.keys(), found.values()
         assert facts["direction"] == ("known" if told else "unknown") and (not told or ends == ("old", "new"))
-        assert facts["arrow"] < 0.99  # a number that anybody can write makes nothing certain
+        assert facts["arrow"] < 0.95  # a number that anybody can write makes nothing sure
 
 
 def test_a_copy_that_lacks_a_head_and_a_model_that_differs_in_its_head_only(tmp_path: Path) -> None:
