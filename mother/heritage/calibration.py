@@ -27,7 +27,7 @@ DOUBT = 0.02
 UNSEEN = 8.0  # log weight that a pair loses which is no candidate: far apart, so hardly an edge
 MOST_BESIDE = 3.0  # models next to one that make it a hub
 ELDEST = math.log(3)  # log odds of who came first that numbers of descendants alone can give: no arrow is known by them
-COUNTED = math.log(9)  # log odds that who counted more batches came last: anybody can write a counter, so none makes sure
+COUNTED = math.log(9)  # log odds that who counted more batches came last: anybody can write a counter, none is sure
 EXACT_WEIGHT = 60.0  # log weight of an exact relation
 
 
