@@ -17,7 +17,7 @@ TYPES |= {"int8": "I8", "uint8": "U8", "uint32": "U32", "bool": "BOOL"}
 MAPS, LISTS, BYTES, ARRAY = {*range(0x80, 0x90), 0xDE, 0xDF}, {*range(0x90, 0xA0), 0xDC, 0xDD}, {0xC4, 0xC5, 0xC6}, 1
 SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes of their lengths
 SIZED |= {first: 0 for first in range(0xD4, 0xD9)}
-MOST, DEPTH, AHEAD = 1_000_000, 64, 1 << 12  # values and levels that are looked at; bytes that are read at once
+MOST, DEPTH, AHEAD = 200_000, 64, 1 << 12  # values and levels that are looked at; bytes that are read at once
 
 
 class _Walk:
