@@ -16,7 +16,7 @@ GLOSSARY = {
     "distance": "difference of the weights over their size: 0 for equal models, about 1.4 for unrelated ones",
     "family": "all models that are related here; its tree is the likeliest edge by edge, above 200 models as a whole",
     "copy": "a model whose tensors are all equal to another's; shown once, with the number of names",
-    "hidden": "a model that is not in this collection, from which several that are must have come",
+    "hidden": "a model that is not in this collection, from which those behind it must have come",
 }
 
 LIMITS = (
