@@ -21,7 +21,7 @@ from mother.heritage.fitting import HUB_ROUNDS, fit
 from mother.heritage.trees import best_tree
 
 THIRD = {name: (name,) for name in FEATURES}
-EVIDENCE = (*(name for name in STRUCTURE if name != "log_square"), *THIRD, "newness", "exact", "hub")
+EVIDENCE = (*(name for name in STRUCTURE if name != "log_square"), *THIRD, "newness", "exact", "batches", "hub")
 
 
 @dataclass
