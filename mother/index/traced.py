@@ -110,7 +110,7 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     square = comparable_square(first, turned=True)
     evidence, forced = gather_all(heritage, square, members, core)
     merges = _merge_options(sketches, heritage, core)
-    # Which parents a merge has is told of all blocks together, see mother/index/trees.py.
+    # Which parents a merge has is told of all blocks together, see mother/index/exact.py.
     alone = {child: parent for child, parent in forced.items() if members[child] not in merges}
     weights = own_weights(evidence, read_coefficients(), alone)
     quantized = [at for at, member in enumerate(members) if is_quantized(first.facts[member])]
