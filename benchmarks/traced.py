@@ -1,6 +1,7 @@
 """What the benchmarks of method "map" share: trace the grown splits once, and examples of known truth."""
 
 import pickle
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataset.grow import grow_manifest
+from dataset.zoo_plan import plan_zoo
 from mother.cli.progress import progress
 from mother.graph.collection import find_manifest, open_models, read_digest
 from mother.graph.manifest import Manifest
@@ -18,6 +21,8 @@ from mother.heritage.trees import Heritage
 from mother.io.runtime import code_digest
 
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
+ZOOS = ("mini_zoo", "mini_zoo_1", "mini_zoo_2")  # of seeds 0, 1, 2: other weights, tasks and casts of the plots
+FOLDER = Path(__file__).parent.parent / "dataset"
 
 
 @dataclass
@@ -33,9 +38,17 @@ class Case:
 
 
 def traced(split: str) -> tuple[Manifest, Heritage]:
-    """Trace a grown split, see `traced_manifest`."""
-    manifest = find_manifest(split)
+    """Trace a grown split, or a zoo, which is grown where it is missing; see `traced_manifest`."""
+    manifest = grown(ZOOS.index(split)) if split in ZOOS else find_manifest(split)
     return manifest, traced_manifest(manifest)
+
+
+def grown(seed: int) -> Manifest:
+    """The zoo of a seed, grown where it is missing."""
+    manifest = plan_zoo(FOLDER, seed)
+    if errors := grow_manifest(manifest):
+        sys.exit(f"{len(errors)} models could not be grown; see above")
+    return manifest
 
 
 def traced_manifest(manifest: Manifest) -> Heritage:
@@ -115,3 +128,13 @@ def expected_calibration_error(probability: np.ndarray, right: np.ndarray, bins:
         if (number == k).any()
     ]
     return float(sum(errors))
+
+
+def error_of_calibrated(probability: np.ndarray, draws: int = 500) -> float:
+    """The error above that a forecaster has on average whose probabilities are true: of few edges it is not 0."""
+    rng = np.random.default_rng(0)
+    return float(
+        np.mean(
+            [expected_calibration_error(probability, rng.random(len(probability)) < probability) for _ in range(draws)]
+        )
+    )

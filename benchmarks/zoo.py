@@ -1,7 +1,7 @@
 """Method "map" on the zoo: every architecture, and every plot, recovered with coefficients that never saw it.
 
     python -m benchmarks.zoo            zoos of three seeds; they are grown first where they are missing
-    python -m benchmarks.zoo --seeds 1  the first one alone, which coefficients come from
+    python -m benchmarks.zoo --seeds 1  the first one alone
 
 What is measured of models does not depend on coefficients; so each family is traced once, and its trees are
 recovered again with what the other families taught.
@@ -9,17 +9,15 @@ recovered again with what the other families taught.
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import tyro
 
 from benchmarks.incomplete import taught
-from benchmarks.traced import SPLITS, Case, cases, expected_calibration_error, traced
+from benchmarks.traced import SPLITS, ZOOS, Case, cases, error_of_calibrated, expected_calibration_error, traced
 from benchmarks.zoo_tables import merge_table, named_parents, unannealed_families
-from dataset.grow import grow_manifest
-from dataset.zoo_plan import plan_zoo
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
 from mother.graph.scores import score_graph
@@ -29,7 +27,6 @@ from mother.heritage.fitting import fit
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.heritage.typed_graph import build_graph
 
-FOLDER = Path(__file__).parent.parent / "dataset"
 SURE = 0.95
 TARGETS = {"directed": 0.93, "undirected": 0.96, "kinds": 0.95}
 LARGEST = {"ece": 0.04, "wrong when sure": 0.03, "ece of one architecture": 0.08}
@@ -40,7 +37,7 @@ class Args:
     """Recover the zoo with coefficients that never saw the architecture, or the plot, at hand."""
 
     seeds: int = 3
-    """zoos of so many seeds, of other weights and other draws; coefficients come from the first"""
+    """zoos of so many seeds, of other weights and other draws"""
 
 
 @dataclass
@@ -62,6 +59,7 @@ class Judged:
         both = values[values[:, 3] > 0]  # an arrow is right or wrong where the pair is one
         errors = [
             expected_calibration_error(values[:, 0], values[:, 1]),
+            error_of_calibrated(values[:, 0]),
             expected_calibration_error(values[:, 2], values[:, 3]),
             expected_calibration_error(both[:, 4], both[:, 1]),
         ]
@@ -71,7 +69,7 @@ class Judged:
         return [int(weights.sum()), *shares, float(np.mean(kinds)), *errors, brier, int(sure.sum()), wrong]
 
 
-HEAD = ("edges", "directed", "undirected", "kinds", "ECE", "ECE pair", "ECE arrow", "Brier", "sure", "wrong")
+HEAD = ("edges", "directed", "undirected", "kinds", "ECE", "chance", "ECE pair", "ECE arrow", "Brier", "sure", "wrong")
 
 
 def part(manifest: Manifest, graph: ModelGraph, key: str, value: str) -> tuple[Manifest, ModelGraph]:
@@ -141,54 +139,38 @@ def leave_out(
     return found
 
 
-def pooled(found: dict[str, Judged]) -> Judged:
+def pooled(found: Iterable[Judged]) -> Judged:
     """All of them together."""
-    return Judged([s for one in found.values() for s in one.scores], [e for one in found.values() for e in one.edges])
-
-
-def grown(seed: int) -> Manifest:
-    """The zoo of a seed, grown where it is missing."""
-    manifest = plan_zoo(FOLDER, seed)
-    if errors := grow_manifest(manifest):
-        sys.exit(f"{len(errors)} models could not be grown; see above")
-    return manifest
+    parts = list(found)
+    return Judged([score for one in parts for score in one.scores], [edge for one in parts for edge in one.edges])
 
 
 def main(args: Args) -> None:
     """Print the tables, and every wrong edge that was stated as sure."""
+    zoos = [traced(name) for name in ZOOS[: args.seeds]]
     splits = [case for split in SPLITS for case in cases(*traced(split))]
+    examples = splits + [case for manifest, heritage in zoos for case in cases(manifest, heritage)]
     coefficients: dict[str, dict[str, Coefficients]] = {"architecture": {}, "plot": {}}
     missed: list[str] = []
-    examples: list[Case] = []
-    pools: dict[str, list[list]] = {"architecture": [], "plot": []}
-    for seed in range(args.seeds):
-        name = grown(seed).name
-        manifest, heritage = traced(name)
-        examples = examples or [*cases(manifest, heritage), *splits]
-        for key in ("architecture", "plot"):
-            found = leave_out(manifest, heritage, examples, key, coefficients[key])
-            rows = [[value, *one.row()] for value, one in found.items()] + [["all", *pooled(found).row()]]
-            print(f"\n{name}: leave one {key} out\n{format_table((key, *HEAD), rows)}")
-            pools[key].append(rows[-1][1:])
-            for one in pooled(found).edges:
-                if one[0] >= SURE and not one[1]:
-                    print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
-            if key == "architecture" and seed == 0:
-                missed += check(rows)
-        if seed == 0:
-            print("\n" + merge_table(manifest, heritage, coefficients["architecture"]))
-            missed += without_annealing(coefficients["architecture"]["llama"])
-    for key, rows in pools.items():
-        print(f"\n{args.seeds} seeds: leave one {key} out\n{format_table(('', *HEAD), spread(rows))}")
+    for key, seen in coefficients.items():
+        together: dict[str, Judged] = defaultdict(Judged)
+        wholes = []
+        for manifest, heritage in zoos:
+            found = leave_out(manifest, heritage, examples, key, seen)
+            for value, one in found.items():
+                together[value] = pooled([together[value], one])
+            wholes.append([manifest.name, *pooled(found.values()).row()])
+        rows = [[value, *one.row()] for value, one in together.items()] + [["all", *pooled(together.values()).row()]]
+        print(f"\n{args.seeds} seeds: leave one {key} out\n{format_table((key, *HEAD), rows)}")
+        print(f"\neach seed: leave one {key} out\n{format_table(('zoo', *HEAD), wholes)}")
+        for one in pooled(together.values()).edges:
+            if one[0] >= SURE and not one[1]:
+                print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
+        missed += check(rows) if key == "architecture" else []
+    print("\n" + merge_table(*zoos[0], coefficients["architecture"]))
+    missed += without_annealing(coefficients["architecture"]["llama"])
     if missed:
         sys.exit(f"missed: {'; '.join(missed)}")
-
-
-def spread(rows: list[list]) -> list[list]:
-    """The least, the mean and the largest of each column over the seeds."""
-    columns = list(zip(*rows))
-    found = [[name, *(reduce(column) for column in columns)] for name, reduce in (("least", min), ("largest", max))]
-    return [found[0], ["mean", *(float(np.mean(column)) for column in columns)], found[1]]
 
 
 def without_annealing(coefficients: Coefficients) -> list[str]:
@@ -199,7 +181,7 @@ def without_annealing(coefficients: Coefficients) -> list[str]:
         judge(manifest, graph, found.setdefault(name, Judged()))
         named.append(named_parents(manifest, graph))
     rows = [[name, *one.row(), share] for (name, one), share in zip(found.items(), named)]
-    whole = pooled(found).row()
+    whole = pooled(found.values()).row()
     rows.append(["all", *whole, float(np.mean(named))])
     print(f"\nroots without annealing\n{format_table(('family', *HEAD, 'named'), rows)}")
     columns = dict(zip(HEAD, whole))
