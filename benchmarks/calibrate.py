@@ -45,6 +45,8 @@ def judge(case: Case, coefficients: Coefficients) -> list[tuple[float, float, bo
     """(P(edge), P(adjacent), edge right, adjacent right) of each recovered edge whose relation is not exact."""
     example = case.example
     weights = log_weights(example.evidence, coefficients, example.forced)
+    for way in example.excluded:
+        weights = weights.without(*way)
     marginals = weights.parents(edge_marginals(weights.both)[0])
     tree, _ = best_tree(weights)
     found = []

@@ -37,6 +37,7 @@ def without(example: Example, gone: Collection[int]) -> Example | None:
         if parent is not None:
             parents[int(new[child])] = int(new[parent])
     orphans = [place for place in range(len(kept)) if place not in parents]
+    twins = {int(new[child]): int(new[twin]) for child, twin in example.twins.items() if not {child, twin} & gone}
     absent |= dict.fromkeys(orphans, "the root") if len(orphans) > 1 else {}
     return Example(
         replace(
@@ -54,6 +55,8 @@ def without(example: Example, gone: Collection[int]) -> Example | None:
         forced,
         {child: name for child, name in absent.items() if child not in forced},
         WEIGHT,
+        twins,
+        [(int(new[parent]), int(new[child])) for parent, child in example.excluded if not {parent, child} & gone],
     )
 
 

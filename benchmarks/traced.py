@@ -12,12 +12,14 @@ import torch
 from dataset.grow import grow_manifest
 from dataset.zoo_plan import plan_zoo
 from mother.cli.progress import progress
+from mother.evidence.facts import mantissa
+from mother.graph.acyclic import descents
 from mother.graph.collection import find_manifest, open_models, read_digest
 from mother.graph.manifest import Manifest
 from mother.graph.scores import present_parents
 from mother.heritage.fitting import Example
 from mother.heritage.trace import trace
-from mother.heritage.trees import Heritage
+from mother.heritage.trees import Cluster, Heritage, cast_twins, known_pairs
 from mother.io.runtime import code_digest
 
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
@@ -102,8 +104,24 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
             if at[place[node.id]] not in absent
         }
         absent = {child: name for child, name in absent.items() if child not in cluster.forced}
-        example = Example(cluster.evidence, parents, cluster.forced, absent)
+        twins = _twins(heritage, cluster, parents)
+        above = descents(known_pairs(heritage, cluster.members))
+        # A relation that was read wrong must not exclude the truth.
+        ways = [(at[descendant], at[ancestor]) for ancestor, descendant in above]
+        excluded = [(parent, child) for parent, child in ways if parents.get(child) != parent]
+        example = Example(cluster.evidence, parents, cluster.forced, absent, twins=twins, excluded=excluded)
         found.append(Case(manifest.name, root, architecture, example, cluster.members, group))
+    return found
+
+
+def _twins(heritage: Heritage, cluster: Cluster, parents: dict[int, int]) -> dict[int, int]:
+    """Of models whose parent is a cast, or was cast, to the type that they are stored in: the other of the two."""
+    stored = [mantissa(heritage.first_pass.facts[member]) for member in cluster.members]
+    found = {}
+    for cast, original in cast_twins(heritage, cluster.members):
+        alike = [child for child in parents if child not in cluster.forced and stored[child] == stored[cast]]
+        found |= {child: original for child in alike if parents[child] == cast}
+        found |= {child: cast for child in alike if parents[child] == original and child != cast}
     return found
 
 

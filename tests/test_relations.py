@@ -13,6 +13,7 @@ from mother.evidence.merges import candidate_merges, depends_on
 from mother.evidence.parts import common_ratio, explained_share, scattered_equality
 from mother.numeric.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
 from mother.numeric.spectra import (
+    changed_sides,
     leading_triples,
     rank_above_noise,
     rounding_noise,
@@ -201,6 +202,21 @@ def test_sketch_of_a_large_matrix_sees_the_leading_directions() -> None:
     assert float(s[0, 12]) < 1e-7 * float(s[0, 0])
     rebuilt = (u[0, :, :12] * s[0, :12]) @ v[0, :, :12].T
     assert float((rebuilt - low).abs().max()) < 1e-7
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rank_is_full_where_few_units_changed(turned: bool) -> None:
+    """Units that never fire have no gradient: what full training leaves in the others is no low rank."""
+    parent, update = weights(17, 96, 96), torch.zeros(96, 96)
+    update[:50, :72] = 0.1 * weights(18, 50, 72)
+    parent, update = (parent.T, update.T) if turned else (parent, update)
+    low = torch.zeros(96, 96)
+    low[:50, :72] = 0.1 * weights(19, 50, 8) @ weights(20, 8, 72)
+    both = torch.stack([update, low])
+    noise = rounding_noise(torch.stack([parent, parent]), parent + both, torch.tensor([23, 23]))
+    found = spectrum(both, noise, 8)
+    assert found.full.tolist() == [True, False] and found.rank.tolist() == [50, 8]
+    assert changed_sides(both).tolist() == [50, 50]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

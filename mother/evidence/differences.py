@@ -17,7 +17,7 @@ from mother.evidence.direction import (
 )
 from mother.evidence.grids import Grid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
-from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
+from mother.numeric.spectra import changed_sides, leading_triples, rounding_noise, spectrum
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
@@ -35,7 +35,8 @@ def compare_pairs(
     """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
     difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
     energy = difference.square().sum(dim=(1, 2))
-    values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel(), "side": min(i.shape[1:])}
+    values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
+    values["side"] = changed_sides(difference).cpu().numpy()
     same = i == j
     values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
     for key, child, end in (("zeroed", j, 1), ("zeroed_back", i, 0)):

@@ -44,7 +44,7 @@ class SecondPass:
     zeroed, zeroed_back   entries in which the two differ and second is zero (back: first is zero)
     quantized, quantized_back   whether D looks like what quantizing first to second (back: reversed) leaves
     kurtosis   excess kurtosis of D with rows and columns scaled
-    flatness, side   of the spectrum of D, see `spectra.flatness`, and how many singular values it has
+    flatness, side   of D, see `spectra.flatness`, and the largest rank that it can have, see `changed_sides`
     rank, full   rank of D above rounding noise, and whether it is as large as can be told
     gap   smallest singular value above the noise over the next
     newness   what D adds is new in second (+1) or was there in first (-1)

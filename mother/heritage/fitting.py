@@ -22,7 +22,8 @@ class Example:
     """One cluster of known truth.
 
     `parents[j]` is the place of the parent of j, or of its nearest ancestor that is there. `absent[j]` names the parent
-    of j where that is not there.
+    of j where that is not there. `twins[j]` is a model that nothing tells from this parent: the original of a cast, or
+    the cast. `excluded` are (parent, child) that exact relations exclude.
     """
 
     evidence: Evidence
@@ -30,6 +31,8 @@ class Example:
     forced: dict[int, int]
     absent: dict[int, str] = field(default_factory=dict)
     weight: float = 1.0
+    twins: dict[int, int] = field(default_factory=dict)
+    excluded: Sequence[tuple[int, int]] = ()
 
 
 START = (-0.5, 0.2, -0.3, -0.1, -0.5, 0.0, 0.2, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 0.5, 0.0, -2.0)
@@ -70,10 +73,12 @@ class _Batch:
                 seen[at, np.arange(n) != parent, child] = -np.inf
                 root[at, child] = known_root[at, child] = may[at, child] = False
             for child, parent in example.parents.items():
-                known[0, at, parent, child], known_root[at, child] = True, False
+                known[0, at, [parent, example.twins.get(child, parent)], child], known_root[at, child] = True, False
             for child, name in example.absent.items():
                 beside = [other for other, one in example.absent.items() if one == name and other != child]
                 known[1, at, beside, child] = True
+            for parent, child in example.excluded:
+                seen[at, parent, child] = -np.inf
             seen[at, range(n), range(n)] = -np.inf
             seen[at, 0, m:], known[0, at, 0, m:], may[at, m:] = 0, True, False  # what pads hangs under the first model
             for i, j in (evidence.ends, evidence.ends[::-1]):

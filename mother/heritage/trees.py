@@ -93,18 +93,12 @@ def _recover_cluster(
 ) -> Cluster:
     """Evidence, marginals and the most probable tree of one cluster."""
     evidence, forced = gather_all(heritage, square, members)
-    facts, relations = heritage.first_pass.facts, heritage.relations
-    casts = {
-        child: one.parents[0]
-        for child, one in relations.items()
-        if one.kind == "cast" and is_trained_in(one.attributes["dtype"])
-    }
-    place = {member: at for at, member in enumerate(members)}
+    facts, place = heritage.first_pass.facts, {member: at for at, member in enumerate(members)}
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(facts[member]) for member in members]
-    _prefer_casts(weights.parent, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
-    known = [(p, m) for m in members if m in relations for p in relations[m].parents]
+    _prefer_casts(weights.parent, cast_twins(heritage, members), stored)
     none_of_another(weights.parent, [place[m] for m in members if is_quantized(facts[m])], forced)
+    known = known_pairs(heritage, members)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
     tree, weights = _acyclic_tree(weights, members, known)
@@ -114,6 +108,23 @@ def _recover_cluster(
     parents, hidden = read_tree(tree, weights, members)
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
     return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
+
+
+def known_pairs(heritage: Heritage, members: list[int]) -> list[tuple[int, int]]:
+    """(parent, child) of all exact relations of some models: of a merge all its parents."""
+    relations = heritage.relations
+    return [(parent, child) for child in members if child in relations for parent in relations[child].parents]
+
+
+def cast_twins(heritage: Heritage, members: list[int]) -> list[tuple[int, int]]:
+    """Casts among some models to a type that models are trained in, and their originals, as places among them."""
+    place = {member: at for at, member in enumerate(members)}
+    casts = (
+        (child, one.parents[0])
+        for child, one in heritage.relations.items()
+        if one.kind == "cast" and is_trained_in(one.attributes["dtype"])
+    )
+    return [(place[cast], place[original]) for cast, original in casts if {cast, original} <= place.keys()]
 
 
 def gather_all(

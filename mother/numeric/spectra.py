@@ -14,7 +14,7 @@ PROBES = 160  # budget: columns of the sketch: ranks up to about three quarters 
 ARITHMETIC = 3.0  # units in the last place that computing an update in float32 leaves
 UNIT = 3 / (8 * math.log(2))  # mean of (ulp(x) 2^bits / x)^2 where the logarithm of x is uniform
 NOISE_MARGIN = 1.2  # singular values up to this many times the norm of the rounding noise are noise
-RANK_SHARE = 0.6  # of the directions seen: a difference of higher rank counts as full
+RANK_SHARE = 0.6  # of the directions seen, or of the rows or columns that changed: a higher rank counts as full
 LEAST_SHARE = 1e-10  # of the mean squared singular value: the least that flatness tells from 0
 ITERATIONS = 2  # budget: of the search for leading directions
 TINY = torch.finfo(torch.float64).tiny
@@ -106,7 +106,7 @@ class Spectrum:
     """What the singular values and directions of some differences say.
 
     rank   singular values above the noise; where full a lower bound
-    full   whether the rank is more than RANK_SHARE of the directions that can be seen
+    full   whether the rank is more than RANK_SHARE of the directions that can be seen, or of what changed
     gap    smallest singular value above the noise over the next: large where a low rank ends, near 1 in a continuum
     flatness   see `flatness`
     u, s, v   leading triples; s is 0 beyond the rank
@@ -128,6 +128,15 @@ def _directions_seen(difference: Float[Tensor, "pairs rows columns"]) -> int:
     """How many singular triples `singular_triples` finds."""
     side = min(difference.shape[1:])
     return side if side <= FULL_SIDE else PROBES
+
+
+def changed_sides(difference: Float[Tensor, "pairs rows columns"]) -> Int[Tensor, "pairs"]:
+    """Number of rows or of columns with any change, whichever is less: the largest rank that each difference can have.
+
+    Units that never fire and tokens that were never seen have no gradient: their rows and columns stay as they were.
+    """
+    there = difference != 0
+    return torch.minimum(there.any(dim=2).sum(dim=1), there.any(dim=1).sum(dim=1))
 
 
 def surely_full(
@@ -196,7 +205,8 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         rest = (~full).nonzero()[:, 0]
         left, values, right = singular_triples(difference[rest], count)
         above = rank_above_noise(values, noise[rest])
-        rank[rest], full[rest] = above, above > RANK_SHARE * seen
+        rank[rest] = above
+        full[rest] = above > RANK_SHARE * changed_sides(difference[rest]).clamp(max=seen)
         number = torch.arange(seen, device=rank.device)
         kept = torch.where(number < above[:, None], values, 0)
         u[rest], s[rest], v[rest] = left[:, :, :count], kept[:, :count], right
