@@ -16,14 +16,11 @@ import numpy as np
 import tyro
 from scipy.stats import binomtest
 
-from benchmarks.incomplete import taught
+from benchmarks.fitted import fitted, judge
 from benchmarks.traced import SPLITS, ZOOS, Case, cases, expected_calibration_error, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
-from mother.graph.arborescence import edge_marginals
 from mother.graph.text import format_table
-from mother.heritage.calibration import BETWEEN, PATH, PRIORS, Coefficients, log_weights
-from mother.heritage.fitting import fit
-from mother.heritage.trees import best_tree
+from mother.heritage.calibration import BETWEEN, PATH, PRIORS, Coefficients
 from mother.io.files import write_figure, write_json
 
 LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots left out
@@ -39,25 +36,6 @@ class Args:
     """fit on all of them and write mother/heritage/calibration.json"""
     figure: Path = Path("imgs/reliability.png")
     """where the reliability diagram goes"""
-
-
-def judge(case: Case, coefficients: Coefficients) -> list[tuple[float, float, bool, bool]]:
-    """(P(edge), P(adjacent), edge right, adjacent right) of each recovered edge whose relation is not exact."""
-    example = case.example
-    weights = log_weights(example.evidence, coefficients, example.forced)
-    for way in example.excluded:
-        weights = weights.without(*way)
-    marginals = weights.parents(edge_marginals(weights.both)[0])
-    tree, _ = best_tree(weights)
-    found = []
-    for child, parent in tree.items():
-        exact = child in example.forced or example.forced.get(parent) == child
-        if exact or weights.beside[parent, child] > weights.parent[parent, child]:
-            continue
-        both = marginals[parent, child] + marginals[child, parent]
-        right = example.parents.get(child) == parent
-        found.append((marginals[parent, child], both, right, right or example.parents.get(parent) == child))
-    return found
 
 
 def draw(probability: np.ndarray, right: np.ndarray, error: float) -> plt.Figure:
@@ -94,7 +72,7 @@ def leave_out(everything: list[Case], group: Callable[[Case], str | None]) -> di
     """By group, the judged edges of its cases with coefficients from all others."""
     found = {}
     for name in sorted({name for case in everything if (name := group(case)) is not None}):
-        coefficients = fit(taught(case for case in everything if group(case) != name))
+        coefficients = fitted(case for case in everything if group(case) != name)
         edges = [edge for case in everything if group(case) == name for edge in judge(case, coefficients)]
         if edges:
             found[name] = np.array(edges, dtype=float)
@@ -142,7 +120,7 @@ def main(args: Args) -> None:
             write_figure(args.figure, draw(judged[:, 0], judged[:, 2], left_out[title]), dpi=200)
     print(format_table(("left out", "group", "edges", "right", "adjacent", "ECE", "ECE adjacent"), rows))
     if args.write:
-        write_json(PATH, to_json(fit(taught(everything)), everything, left_out))
+        write_json(PATH, to_json(fitted(everything), everything, left_out))
         print(f"written: {PATH.name}")
     if failed:
         sys.exit(f"a calibration error is above {LARGEST_ERROR}")

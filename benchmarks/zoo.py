@@ -15,15 +15,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import tyro
 
-from benchmarks.incomplete import taught
+from benchmarks.fitted import fitted
 from benchmarks.traced import SPLITS, ZOOS, Case, cases, error_of_calibrated, expected_calibration_error, traced
 from benchmarks.zoo_tables import merge_table, named_parents, unannealed_families
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
-from mother.graph.scores import score_graph
+from mother.graph.scores import present_parents, score_graph
 from mother.graph.text import format_table
 from mother.heritage.calibration import Coefficients
-from mother.heritage.fitting import fit
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.heritage.typed_graph import build_graph
 
@@ -92,6 +91,8 @@ def judge(manifest: Manifest, graph: ModelGraph, into: Judged) -> None:
     # The base of task vectors is a parent with a coefficient of its own, though it is not called so.
     bases = {(n.recipe["base"], n.id) for n in manifest.nodes if n.recipe and "base" in n.recipe}
     true = {(original.get(p, p), n.id) for n in manifest.nodes for p in n.all_parents} | bases
+    # As where edges are counted: in place of an absent parent its nearest ancestor that is there.
+    true |= {(p, child) for child, parents in present_parents(manifest).items() for p in parents}
     names = {m: {m, *facts.get("aliases", ())} for m, facts in graph.nodes.items()}
     for edge in graph.edges:
         facts = edge.attributes
@@ -133,7 +134,7 @@ def leave_out(
     found: dict[str, Judged] = defaultdict(Judged)
     for value in sorted({str(node.recipe[key]) for node in manifest.nodes}):
         if value not in seen:
-            seen[value] = fit(taught(case for case in examples if group(case, key) != value))
+            seen[value] = fitted(case for case in examples if group(case, key) != value)
         graph = build_graph(manifest.name, recover_clusters(heritage, seen[value]))
         judge(*part(manifest, graph, key, value), found[value])
     return found

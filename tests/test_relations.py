@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mother.evidence.differences import compare_pairs
 from mother.evidence.direction import directions_added, newness
 from mother.evidence.dora import row_scaled_rank
 from mother.evidence.grids import find_grid, grid_step, quantization_noise
+from mother.evidence.low_rank import SCATTERED
 from mother.evidence.merges import candidate_merges, depends_on
 from mother.evidence.parts import common_ratio, explained_share, scattered_equality
 from mother.numeric.floats import MANTISSA, cast, exponent, mantissa_bits, stored_precision, ulp
@@ -217,6 +219,22 @@ def test_rank_is_full_where_few_units_changed(turned: bool) -> None:
     found = spectrum(both, noise, 8)
     assert found.full.tolist() == [True, False] and found.rank.tolist() == [50, 8]
     assert changed_sides(both).tolist() == [50, 50]
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_rounding_once_moves_no_weight_against_a_low_rank_update(stored: str, strength: float) -> None:
+    """Small updates to bfloat16 change few weights; those that training changes go against what is of low rank, too."""
+    parent, unit = cast(weights(21, 128, 192), stored), 0.05 / 256  # about a unit in the last place of most weights
+    low = weights(22, 128, 4) @ weights(23, 4, 192)
+    low *= strength * unit / low.std()
+    full = 0.7 * weights(24, 128, 192) / 0.05 + weights(25, 128, 1) @ weights(26, 1, 192) / 0.05**2
+    children = torch.stack([cast(parent + update, "bfloat16") for update in (low, 0.2 * unit * full)])
+    parents, bits = torch.stack([parent, parent]), torch.tensor([[MANTISSA[stored], MANTISSA["bfloat16"]]] * 2)
+    grids = [[(None, 0.0), (None, 0.0)]] * 2
+    values, _ = compare_pairs(parents, children, grids, bits, torch.zeros(2, 2, dtype=torch.bool))
+    assert not values["full"].any() and (values["rank"] > 0).all()
+    assert values["scattered"][0] < SCATTERED < 2 * SCATTERED < values["scattered"][1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -22,6 +22,7 @@ from mother.numeric.spectra import changed_sides, leading_triples, rounding_nois
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
 ONCE = 0.75  # units in the last place beyond what rounding once leaves
+CLEAR = 4.0  # deviations of the error of truncation in a unit in the last place that this error does not hide
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -61,7 +62,7 @@ def compare_pairs(
         tested = rounding_test(*parts) + precision_test(*parts, bits[found.low])
         low = found.low.cpu().numpy()
         values["rounding"][low] = tested.cpu().numpy()
-        values["scattered"][low] = _scattered(*parts, precision[found.low]).cpu().numpy()
+        values["scattered"][low] = _scattered(*parts, precision[found.low], found.rank[found.low]).cpu().numpy()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     told = {"newness": newness(added, found.s), "leads": leads(found.s, energy, *i.shape[1:])}
@@ -77,18 +78,27 @@ def _scattered(
     j: Float[Tensor, "pairs rows columns"],
     residual: Float[Tensor, "pairs rows columns"],
     bits: Int[Tensor, "pairs"],
+    rank: Int[Tensor, "pairs"],
 ) -> Float[Tensor, "pairs"]:
-    """Share of the larger entries that changed of which a low rank leaves more than rounding once does.
+    """Share of the entries that changed of which a low rank leaves what no rounding leaves; 1 where none tells.
 
-    In small ones the error that truncation spreads over the matrix is more than their own rounding.
-
-    Steps so small that most weights round back change few of them, by a whole unit in the last place: what is above
-    the norm of rounding noise then has a low rank, too, but nothing low-rank was added. 0 in full precision, where the
-    arithmetic of an update leaves as much.
+    Rounding once moves a weight by half a unit in the last place at most. Steps so small that most weights round back
+    change few of them, by a whole unit: what is above the norm of rounding noise then has a low rank, too, but other
+    weights change as well. Where few do, what is seen of a low rank is less than was added: so only large weights, or
+    those that moved against it, tell. Only entries count whose unit is CLEAR times the error that truncation to the
+    rank spreads over the matrix: a rank of r keeps r (rows + columns - r) dimensions of the rounding noise. 0 in full
+    precision, where the arithmetic of an update leaves as much.
     """
+    rows, columns = i.shape[1:]
     unit = ulp(torch.maximum(i.abs(), j.abs()), bits[:, None, None]).double()
-    large = (unit >= unit.square().mean(dim=(1, 2), keepdim=True).sqrt()) & (i != j)
-    share = ((residual.abs() > ONCE * unit) & large).sum(dim=(1, 2)) / large.sum(dim=(1, 2)).clamp(min=1)
+    kept = rank * (rows + columns - rank) / (rows * columns)
+    spread = (unit.square().mean(dim=(1, 2)) / 12 * kept).sqrt()
+    told = (unit >= CLEAR * spread[:, None, None]) & (i != j)
+    difference = (j - i).double()
+    large = unit >= unit.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    tells = large | (difference * (difference - residual) <= 0)
+    count, beyond = told.sum(dim=(1, 2)), ((residual.abs() > ONCE * unit) & told & tells).sum(dim=(1, 2))
+    share = torch.where(count > 0, beyond / count.clamp(min=1), 1.0)
     return torch.where(bits < MANTISSA["float32"], share, 0)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 from mother.evidence.second_pass import SecondPass
 from mother.numeric.spectra import RANK_SHARE
 
-SCATTERED = 0.1  # share of entries that changed and that a low rank does not explain, from which an update is no LoRA
+# Share of entries that changed as no rounding of what is of low rank does, from which an update is no LoRA.
+SCATTERED = 0.005
 LORA_GAP = 1.25  # median ratio of singular values across the end of the rank: a continuum has hardly more than 1
 
 

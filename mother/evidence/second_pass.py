@@ -50,7 +50,7 @@ class SecondPass:
     newness   what D adds is new in second (+1) or was there in first (-1)
     leads   whether the first direction of D stands above those of noise: else newness says nothing
     rounding   log likelihood ratio of "second was rounded last" to "first was", for low ranks
-    scattered   share of entries that changed of which a low rank leaves more than rounding once does
+    scattered   share of entries that changed as no rounding of what is of low rank does, see `_scattered`
 
     beyond[0, p, m] is the share of D's directions in which model m is like the first of the pair, beyond[1, p, m]
     like the second (nan: not looked at). beyond[2] and beyond[3] are the newness of these directions, times the share.

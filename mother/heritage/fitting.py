@@ -147,6 +147,7 @@ class _Batch:
         return total
 
 
+SMALL = 4  # models of an example that is fitted beside others of its size
 HUB_ROUNDS = 2  # of fitting coefficients and the degrees that follow from them
 ONE_ROOT = 1e3  # log weight that a second root costs
 NEVER = 1e5  # the same of what is impossible
@@ -157,11 +158,15 @@ def fit(examples: Sequence[Example], ridge: float = 0.02, rounds: int = HUB_ROUN
     import torch
     from scipy.optimize import minimize  # here: a program starts half a second sooner, and few fit anything
 
-    batch = _Batch(examples)
+    # Half of the examples are pairs: padded to the size of the others they would take as long as these.
+    sizes = [
+        [example for example in examples if (len(example.evidence.candidate) > SMALL) == large] for large in (0, 1)
+    ]
+    batches = [_Batch(some) for some in sizes if some]
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         at = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        total = batch.loss(at) + ridge * at.square().sum()
+        total = sum(batch.loss(at) for batch in batches) + ridge * at.square().sum()
         total.backward()
         return float(total.detach()), at.grad.numpy()
 
@@ -169,5 +174,6 @@ def fit(examples: Sequence[Example], ridge: float = 0.02, rounds: int = HUB_ROUN
     values = np.array(START)
     for _ in range(rounds):
         values = minimize(loss, values, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=options).x
-        batch.look_for_priors(Coefficients.of(values))
+        for batch in batches:
+            batch.look_for_priors(Coefficients.of(values))
     return Coefficients.of(minimize(loss, values, jac=True, method="L-BFGS-B", bounds=BOUNDS, options=options).x)
