@@ -310,19 +310,24 @@ def test_the_sum_over_trees_is_exact_however_far_weights_lie_apart(rng: np.rando
 
 @pytest.mark.parametrize("prior", [0.0, 0.7])
 def test_the_batched_loss_is_that_of_the_log_weights(prior: float, rng: np.random.Generator) -> None:
-    """Examples of several sizes side by side, with exact arrows, pairs not looked at, and absent parents."""
+    """Of several sizes side by side: exact arrows, pairs not looked at, absent parents, twins, what is excluded."""
     coefficients, examples, expected = replace(TRUTH, hub=prior, elder=2 * prior), [], 0.0
-    for n, parents, forced, orphans in (
-        (3, {0: 2, 1: 2}, {}, ()),
-        (5, {1: 2, 3: 1, 4: 1}, {1: 2}, (0, 2)),
-        (4, {3: 1}, {}, (0, 1, 2)),
-        (2, {1: 0}, {}, ()),
+    for n, parents, forced, orphans, twins, excluded in (
+        (3, {0: 2, 1: 2}, {}, (), {}, ()),
+        (5, {1: 2, 3: 1, 4: 1}, {1: 2}, (0, 2), {}, ()),
+        (4, {3: 1}, {}, (0, 1, 2), {}, ()),
+        (2, {1: 0}, {}, (), {}, ()),
+        (4, {1: 0, 2: 0, 3: 2}, {1: 0}, (), {3: 1}, ((3, 0), (2, 0), (1, 2))),
     ):
         evidence = random_evidence(rng, n, exact=0.2, seen=0.9)
-        examples.append(Example(evidence, parents, forced, dict.fromkeys(orphans, "lost"), 0.5 * n))
+        lost = dict.fromkeys(orphans, "lost")
+        examples.append(Example(evidence, parents, forced, lost, 0.5 * n, twins=twins, excluded=excluded))
         weights = log_weights(evidence, coefficients, forced)
+        for way in excluded:
+            weights = weights.without(*way)
         known = np.full((n, n), -np.inf)
         known[list(parents.values()), list(parents)] = weights.parent[list(parents.values()), list(parents)]
+        known[list(twins.values()), list(twins)] = weights.parent[list(twins.values()), list(twins)]
         for one, other in permutations(orphans, 2):
             known[one, other] = weights.beside[one, other]
         trees = [sum(known[parent, child] for child, parent in tree.items()) for tree in all_trees(n)]
