@@ -79,7 +79,7 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
         parents: dict[int, int] = {}
         for model in models:
             child, node = place[model], nodes[model]
-            if node.kind == "copy" or child not in at:
+            if (node.kind == "copy" and not nodes[node.parent].absent) or child not in at:
                 continue
             true = [place.get(parent) for parent in ancestors[model]]
             if true and true[0] in at and true[0] != child:

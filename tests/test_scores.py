@@ -86,3 +86,17 @@ def test_adapters_and_loras_are_scored_as_one_kind(kind: str, right: float, said
     )
     scores = score_graph(graph, Manifest("g", nodes, Path()))
     assert scores["kinds"] == right and scores["ranks"] == (1.0 if right else None)
+
+
+@pytest.mark.parametrize(("parent", "right"), [("copy", 1.0), ("root", 0.5)])
+def test_a_copy_stands_for_its_original_that_is_absent(parent: str, right: float) -> None:
+    nodes = (
+        Node("root", "root", tree=1),
+        Node("lost", "lost", "root", tree=1, absent=True),
+        Node("copy", "copy", "lost", tree=1, kind="copy"),
+        Node("child", "child", "lost", tree=1),
+    )
+    edges = (Edge("root", "copy", {}), Edge(parent, "child", {}))
+    graph = ModelGraph("g", {name: {"tree": "0"} for name in ("root", "copy", "child")}, edges)
+    scores = score_graph(graph, Manifest("g", nodes, Path()))
+    assert scores["true_edges"] == 2 and scores["directed"] == right

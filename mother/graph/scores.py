@@ -63,14 +63,16 @@ def cluster_accuracy(labels: Int[np.ndarray, "models"], truth: Int[np.ndarray, "
 
 
 def present_parents(manifest: Manifest) -> dict[str, list[str]]:
-    """The true parents of each model; in place of an absent one its nearest ancestor that is there, if any."""
+    """The true parents of each model; for an absent one a copy of it, or else its nearest ancestor, that is there."""
     nodes = {node.id: node for node in manifest.nodes}
+    copies = {node.parent: node.id for node in manifest.present if node.kind == "copy"}
     found: dict[str, list[str]] = {model: [] for model in nodes}
     for model, node in nodes.items():
         for parent in node.all_parents:
             line: str | None = parent
             while line is not None and nodes[line].absent:
-                line = nodes[line].parent
+                copy = copies.get(line, model)
+                line = nodes[line].parent if copy == model else copy
             if line is not None:
                 found[model].append(line)
     return found
@@ -104,7 +106,7 @@ def score_graph(graph: ModelGraph, manifest: Manifest) -> dict[str, Any]:
     clusters    adjusted Rand index of the clusters
 
     Copies are one node: a copy counts as a recovered edge if it is an alias of the same node as its original. Where a
-    parent is absent, its nearest ancestor that is there counts; siblings without any have no edge.
+    parent is absent, a copy of it or its nearest ancestor that is there counts; siblings without any have no edge.
     """
     place = standing_for(graph.nodes)
     nodes = {node.id: node for node in manifest.present if node.id in place}
@@ -144,7 +146,7 @@ def _true_edges(manifest: Manifest, nodes: dict[str, Node], place: dict[str, str
         for parent in true_parents[model]:
             if parent not in place:
                 continue
-            if node.kind == "copy":
+            if node.kind == "copy" and parent == node.parent:  # else it stands for one that is not there
                 copies += 1
                 right_copies += place[parent] == place[model]
             elif place[parent] != place[model]:
