@@ -1,7 +1,7 @@
 """The most probable tree of each cluster of related models."""
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -167,17 +167,30 @@ def _acyclic_tree(weights: Weights, members: list[int], known: list[tuple[int, i
     A merge has more parents than the tree tells. Of each circle that they close the edge that the tree can best do
     without is made impossible. Places are among the members. Returns the weights without these, too.
     """
-    tree, _ = best_tree(weights)
-    while True:
-        named = [(members[parent], members[child]) for child, parent in tree.items()]
-        circle = set(find_circle([*known, *named])) - set(known)
-        edges = [(parent, child) for child, parent in tree.items() if (members[parent], members[child]) in circle]
-        edges = [edge for edge in edges if np.isfinite(weights.best[edge])]
-        if not edges:
-            return tree, weights
-        without = {edge: (weights.without(*edge), best_tree(weights.without(*edge))) for edge in edges}
-        banned = max(edges, key=lambda edge: without[edge][1][1])
-        weights, (tree, _) = without[banned]
+    (tree, _), left, banned = best_tree(weights), weights, []
+    while edges := _on_circle(tree, left, members, known):
+        without = {edge: (left.without(*edge), best_tree(left.without(*edge))) for edge in edges}
+        banned.append(max(edges, key=lambda edge: without[edge][1][1]))
+        left, (tree, _) = without[banned[-1]]
+    # Where two models are nearly equal the one takes the place of the other, and closes the same circle. Once another
+    # edge of it is impossible, the first may be possible again.
+    for edge in banned[:-1]:
+        others = [other for other in banned if other != edge]
+        fewer = reduce(lambda some, other: some.without(*other), others, weights)
+        again, _ = best_tree(fewer)
+        if not _on_circle(again, fewer, members, known):
+            tree, left, banned = again, fewer, others
+    return tree, left
+
+
+def _on_circle(
+    tree: dict[int, int], weights: Weights, members: list[int], known: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Edges of a tree, as places among the members, on a circle that it closes with the edges of exact relations."""
+    named = [(members[parent], members[child]) for child, parent in tree.items()]
+    circle = set(find_circle([*known, *named])) - set(known)
+    edges = [(parent, child) for child, parent in tree.items() if (members[parent], members[child]) in circle]
+    return [edge for edge in edges if np.isfinite(weights.best[edge])]
 
 
 def likeliest_edges(
