@@ -68,6 +68,7 @@ class Heritage:
     clusters: list[Cluster]
     reused: float = 0.0  # seconds that earlier runs took for measurements that were read again
     row_scaled: dict[tuple[int, int], int | None] = field(default_factory=dict)  # see `row_scaled_ranks`
+    twins: dict[tuple[int, int, int], float] = field(default_factory=dict)  # see `casts.twin_ratios`
     left_out: dict[str, str] = field(default_factory=dict)  # models that could not be used, and why
     matched: dict[str, str] = field(default_factory=dict)  # models whose matrices had other names, and how they matched
 
@@ -102,7 +103,9 @@ def _recover_cluster(
     place = {member: at for at, member in enumerate(members)}
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(facts[member]) for member in members]
-    _prefer_casts(weights.parent, [(place[c], place[o]) for c, o in casts.items() if {c, o} <= place.keys()], stored)
+    inside = [(c, o) for c, o in casts.items() if {c, o} <= place.keys()]
+    ratios = {(place[c], place[o], place[j]): r for (c, o, j), r in heritage.twins.items() if {c, o, j} <= place.keys()}
+    _prefer_casts(weights, [(place[c], place[o]) for c, o in inside], stored, ratios)
     known = [(p, m) for m in members if m in relations for p in relations[m].parents]
     none_of_another(weights.parent, [place[m] for m in members if is_quantized(facts[m])], forced)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
@@ -130,24 +133,33 @@ def gather_all(
 
 
 def _prefer_casts(
-    weights: Float[np.ndarray, "members members"], casts: list[tuple[int, int]], stored: list[int]
+    weights: Weights, casts: list[tuple[int, int]], stored: list[int], ratios: dict[tuple[int, int, int], float]
 ) -> None:
-    """Let what is stored in the type of a cast come from the cast, not from its original, by RECAST.
+    """Tell whether a model comes from a cast or from its original, which differ by rounding alone.
 
-    The two differ by rounding alone: training in a type begins with a cast to it. Changes `weights`; all places are of
-    members, `casts` are pairs of a cast and its original.
+    By the rounding that it holds, where that was measured, and by RECAST: training in a type begins with a cast to it.
+    Changes `weights`; all places are of members, `casts` are pairs of a cast and its original, `ratios` are those of
+    `twin_ratios`.
     """
     for cast, original in casts:
-        alike = [j for j, bits in enumerate(stored) if bits == stored[cast] and j not in (cast, original)]
-        weights[cast, alike], weights[original, alike] = by_cast(weights[cast, alike], weights[original, alike])
+        for j, bits in enumerate(stored):
+            ratio = ratios.get((cast, original, j))
+            if j in (cast, original) or (ratio is None and bits != stored[cast]):
+                continue
+            own = RECAST * ((bits == stored[cast]) - (bits == stored[original])) + (ratio or 0.0)
+            pair = [cast, original], j
+            weights.parent[pair] = by_twins(*weights.parent[pair], own)
+            if ratio is not None:  # who holds the rounding is not beside the original
+                weights.beside[pair] += [min(0.0, ratio), min(0.0, -ratio)]
 
 
-def by_cast(
-    cast: Float[np.ndarray, "*some"], original: Float[np.ndarray, "*some"]
-) -> tuple[Float[np.ndarray, "*some"], Float[np.ndarray, "*some"]]:
-    """Log weights of a cast and of its original as parents of models that are stored as the cast is."""
+Some = Float[np.ndarray, "*some"] | float
+
+
+def by_twins(cast: Some, original: Some, odds: float) -> tuple[Some, Some]:
+    """Log weights of a cast and of its original as parents of models, from the log odds that it is the cast."""
     best = np.maximum(cast, original)
-    return best, best - RECAST
+    return best + min(0.0, odds), best - max(0.0, odds)
 
 
 def none_of_another(
