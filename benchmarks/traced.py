@@ -12,7 +12,6 @@ import torch
 from dataset.grow import grow_manifest
 from dataset.zoo_plan import plan_zoo
 from mother.cli.progress import progress
-from mother.evidence.facts import mantissa
 from mother.graph.acyclic import descents
 from mother.graph.collection import find_manifest, open_models, read_digest
 from mother.graph.manifest import Manifest
@@ -115,13 +114,12 @@ def cases(manifest: Manifest, heritage: Heritage) -> list[Case]:
 
 
 def _twins(heritage: Heritage, cluster: Cluster, parents: dict[int, int]) -> dict[int, int]:
-    """Of models whose parent is a cast, or was cast, to the type that they are stored in: the other of the two."""
-    stored = [mantissa(heritage.first_pass.facts[member]) for member in cluster.members]
+    """Of models whose parent is a cast, or was cast, the other of the two: no coefficient tells which it is."""
     found = {}
-    for cast, original in cast_twins(heritage, cluster.members):
-        alike = [child for child in parents if child not in cluster.forced and stored[child] == stored[cast]]
-        found |= {child: original for child in alike if parents[child] == cast}
-        found |= {child: cast for child in alike if parents[child] == original and child != cast}
+    for pair in cast_twins(heritage, cluster.members):
+        for own, other in (pair, pair[::-1]):
+            children = [child for child, parent in parents.items() if parent == own and child != other]
+            found |= dict.fromkeys((child for child in children if child not in cluster.forced), other)
     return found
 
 

@@ -42,3 +42,13 @@ def test_the_tree_hangs_no_parent_of_a_merge_below_it() -> None:
     never = np.full((4, 4), -np.inf)
     tree, left = _acyclic_tree(Weights(weights, never), [0, 1, 2, 3], [(0, 2), (1, 2)])
     assert tree == {2: 0, 3: 2, 1: 0} and left.both[3, 1] == -np.inf and weights[3, 1] == 8
+
+
+def test_an_edge_is_possible_again_once_another_breaks_the_circle() -> None:
+    """Models 2 and 3 are nearly equal merges of 0 and 1, 4 was trained from 2, and 1 looks trained from 4."""
+    weights, never = np.full((5, 5), -20.0), np.full((5, 5), -np.inf)
+    weights[0, 2] = weights[0, 3] = 60.0
+    weights[2, 4], weights[3, 4], weights[4, 1], weights[0, 1] = 4.0, 3.0, 2.0, 0.5
+    tree, left = _acyclic_tree(Weights(weights, never), [0, 1, 2, 3, 4], [(0, 2), (1, 2), (0, 3), (1, 3)])
+    assert tree == {1: 0, 2: 0, 3: 0, 4: 2}
+    assert np.argwhere(np.isneginf(left.parent)).tolist() == [[4, 1]]

@@ -26,7 +26,7 @@ from mother.collection.workspace import recover_sources
 from mother.errors import InputError
 from mother.evidence.sketch import sketch_models
 from mother.graph.arborescence import edge_marginals
-from mother.heritage.calibration import elder_prior, hub_prior, read_coefficients, soft_arrow
+from mother.heritage.calibration import Weights, elder_prior, hub_prior, read_coefficients, soft_arrow
 from mother.heritage.trees import _prefer_casts
 from mother.index import build as building
 from mother.index.blocks import HALO, cut
@@ -467,7 +467,7 @@ def test_casts_are_preferred_as_among_all_pairs(rng: np.random.Generator) -> Non
     offers = Offers(5, parent, child, weights[parent, child], np.full(20, -np.inf), np.zeros(20), np.arange(20))
     found = prefer_casts(offers, {1: {0: {"kind": "cast", "dtype": "bfloat16"}}}, dict(enumerate(map(float, stored))))
     expected = weights.copy()
-    _prefer_casts(expected, [(1, 0)], stored)
+    _prefer_casts(Weights(expected, np.full_like(expected, -np.inf)), [(1, 0)], stored, {})
     assert np.array_equal(found.as_parent, expected[parent, child])
     assert (expected[:2, 2:4] != weights[:2, 2:4]).any() and (expected[2:] == weights[2:]).all()
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from mother.evidence.facts import CASTS, FLOAT8, Facts
+from mother.evidence.facts import CASTS, FLOAT8, Facts, mantissa
 from mother.evidence.first_pass import FirstPass
+from mother.evidence.second_pass import SecondPass
+from mother.evidence.sketch import Sketch
+from mother.evidence.twins import held_rounding
 from mother.heritage.relation import Relation
 
 WORDS = {"float8_e4m3fn": "fp8 e4m3", "float8_e5m2": "fp8 e5m2"}  # others by torch's names
@@ -48,6 +51,28 @@ def find_casts(first_pass: FirstPass, places: list[int], labels: Int[np.ndarray,
 def is_trained_in(dtype: str) -> bool:
     """Whether models are trained in what a cast was to, in words: weights in FP8 are not."""
     return dtype not in WORDS.values()
+
+
+def twin_ratios(
+    sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass, relations: dict[int, Relation]
+) -> dict[tuple[int, int, int], float]:
+    """Log likelihood ratios that a model was trained from a cast, by (cast, original, model): see `held_rounding`.
+
+    Of models that were looked at with either, and that no exact relation has a parent for.
+    """
+    bits = [mantissa(facts) for facts in first_pass.facts]
+    found = {}
+    for cast, relation in relations.items():
+        if relation.kind != "cast" or not is_trained_in(relation.attributes["dtype"]):
+            continue
+        (original,) = relation.parents
+        for model in range(len(first_pass.models)):
+            near = second_pass.number(cast, model), second_pass.number(original, model)
+            if model in (cast, original) or model in relations or near == (None, None):
+                continue
+            coarse = bits[model] if bits[model] <= bits[cast] else None
+            found[cast, original, model] = held_rounding(sketches[model], sketches[original], sketches[cast], coarse)
+    return found
 
 
 def _is_in(facts: Facts, name: str, types: Sequence[str]) -> bool:

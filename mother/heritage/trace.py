@@ -20,7 +20,7 @@ from mother.evidence.relatedness import related_components
 from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.heritage.calibration import Coefficients, read_coefficients
-from mother.heritage.casts import find_casts
+from mother.heritage.casts import find_casts, twin_ratios
 from mother.heritage.relations import exact_relations, find_aliases, is_not_trained
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.io.checkpoint import Checkpoint
@@ -111,7 +111,10 @@ def measure(
         second_pass = replace(second_pass, neighbours=near)
     relations = exact_relations(sketches, found, second_pass, casts)
     reused = first.before + second.before
-    return Heritage(found, second_pass, labels, aliases, relations, not_trained, [], reused), second
+    heritage = Heritage(found, second_pass, labels, aliases, relations, not_trained, [], reused)
+    # An index weighs edges of a core without them, see `prefer_casts` of the index.
+    twins = twin_ratios(sketches, found, second_pass, relations) if related else {}
+    return replace(heritage, twins=twins), second
 
 
 def first_pass_snapshot(sketches: Sequence[Sketch], keep: Path | None) -> Snapshot:

@@ -1,7 +1,7 @@
 """The most probable tree of each cluster of related models."""
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,6 +68,7 @@ class Heritage:
     clusters: list[Cluster]
     reused: float = 0.0  # seconds that earlier runs took for measurements that were read again
     row_scaled: dict[tuple[int, int], int | None] = field(default_factory=dict)  # see `row_scaled_ranks`
+    twins: dict[tuple[int, int, int], float] = field(default_factory=dict)  # see `casts.twin_ratios`
     left_out: dict[str, str] = field(default_factory=dict)  # models that could not be used, and why
     matched: dict[str, str] = field(default_factory=dict)  # models whose matrices had other names, and how they matched
 
@@ -96,7 +97,8 @@ def _recover_cluster(
     facts, place = heritage.first_pass.facts, {member: at for at, member in enumerate(members)}
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(facts[member]) for member in members]
-    _prefer_casts(weights.parent, cast_twins(heritage, members), stored)
+    ratios = {(place[c], place[o], place[j]): r for (c, o, j), r in heritage.twins.items() if {c, o, j} <= place.keys()}
+    _prefer_casts(weights, cast_twins(heritage, members), stored, ratios)
     none_of_another(weights.parent, [place[m] for m in members if is_quantized(facts[m])], forced)
     known = known_pairs(heritage, members)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
@@ -141,24 +143,33 @@ def gather_all(
 
 
 def _prefer_casts(
-    weights: Float[np.ndarray, "members members"], casts: list[tuple[int, int]], stored: list[int]
+    weights: Weights, casts: list[tuple[int, int]], stored: list[int], ratios: dict[tuple[int, int, int], float]
 ) -> None:
-    """Let what is stored in the type of a cast come from the cast, not from its original, by RECAST.
+    """Tell whether a model comes from a cast or from its original, which differ by rounding alone.
 
-    The two differ by rounding alone: training in a type begins with a cast to it. Changes `weights`; all places are of
-    members, `casts` are pairs of a cast and its original.
+    By the rounding that it holds, where that was measured, and by RECAST: training in a type begins with a cast to it.
+    Changes `weights`; all places are of members, `casts` are pairs of a cast and its original, `ratios` are those of
+    `twin_ratios`.
     """
     for cast, original in casts:
-        alike = [j for j, bits in enumerate(stored) if bits == stored[cast] and j not in (cast, original)]
-        weights[cast, alike], weights[original, alike] = by_cast(weights[cast, alike], weights[original, alike])
+        for j, bits in enumerate(stored):
+            ratio = ratios.get((cast, original, j))
+            if j in (cast, original) or (ratio is None and bits != stored[cast]):
+                continue
+            own = RECAST * ((bits == stored[cast]) - (bits == stored[original])) + (ratio or 0.0)
+            pair = [cast, original], j
+            weights.parent[pair] = by_twins(*weights.parent[pair], own)
+            if ratio is not None:  # who holds the rounding is not beside the original
+                weights.beside[pair] += [min(0.0, ratio), min(0.0, -ratio)]
 
 
-def by_cast(
-    cast: Float[np.ndarray, "*some"], original: Float[np.ndarray, "*some"]
-) -> tuple[Float[np.ndarray, "*some"], Float[np.ndarray, "*some"]]:
-    """Log weights of a cast and of its original as parents of models that are stored as the cast is."""
+Some = Float[np.ndarray, "*some"] | float
+
+
+def by_twins(cast: Some, original: Some, odds: float) -> tuple[Some, Some]:
+    """Log weights of a cast and of its original as parents of models, from the log odds that it is the cast."""
     best = np.maximum(cast, original)
-    return best, best - RECAST
+    return best + min(0.0, odds), best - max(0.0, odds)
 
 
 def none_of_another(
@@ -178,17 +189,30 @@ def _acyclic_tree(weights: Weights, members: list[int], known: list[tuple[int, i
     A merge has more parents than the tree tells. Of each circle that they close the edge that the tree can best do
     without is made impossible. Places are among the members. Returns the weights without these, too.
     """
-    tree, _ = best_tree(weights)
-    while True:
-        named = [(members[parent], members[child]) for child, parent in tree.items()]
-        circle = set(find_circle([*known, *named])) - set(known)
-        edges = [(parent, child) for child, parent in tree.items() if (members[parent], members[child]) in circle]
-        edges = [edge for edge in edges if np.isfinite(weights.best[edge])]
-        if not edges:
-            return tree, weights
-        without = {edge: (weights.without(*edge), best_tree(weights.without(*edge))) for edge in edges}
-        banned = max(edges, key=lambda edge: without[edge][1][1])
-        weights, (tree, _) = without[banned]
+    (tree, _), left, banned = best_tree(weights), weights, []
+    while edges := _on_circle(tree, left, members, known):
+        without = {edge: (left.without(*edge), best_tree(left.without(*edge))) for edge in edges}
+        banned.append(max(edges, key=lambda edge: without[edge][1][1]))
+        left, (tree, _) = without[banned[-1]]
+    # Where two models are nearly equal the one takes the place of the other, and closes the same circle. Once another
+    # edge of it is impossible, the first may be possible again.
+    for edge in banned[:-1]:
+        others = [other for other in banned if other != edge]
+        fewer = reduce(lambda some, other: some.without(*other), others, weights)
+        again, _ = best_tree(fewer)
+        if not _on_circle(again, fewer, members, known):
+            tree, left, banned = again, fewer, others
+    return tree, left
+
+
+def _on_circle(
+    tree: dict[int, int], weights: Weights, members: list[int], known: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Edges of a tree, as places among the members, on a circle that it closes with the edges of exact relations."""
+    named = [(members[parent], members[child]) for child, parent in tree.items()]
+    circle = set(find_circle([*known, *named])) - set(known)
+    edges = [(parent, child) for child, parent in tree.items() if (members[parent], members[child]) in circle]
+    return [edge for edge in edges if np.isfinite(weights.best[edge])]
 
 
 def likeliest_edges(

@@ -20,7 +20,7 @@ from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
 from mother.heritage.calibration import EXACT_WEIGHT, elder_priors, hub_priors, read_coefficients, soft_arrow
 from mother.heritage.casts import is_trained_in
-from mother.heritage.trees import by_cast, hang, hidden_name
+from mother.heritage.trees import RECAST, by_twins, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.exact import Exact, read_exact
 from mother.index.traced import OFFER
@@ -138,7 +138,10 @@ def with_priors(offers: Offers, largest: int) -> Offers:
 
 
 def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offers:
-    """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py."""
+    """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py.
+
+    No sketches are at hand here, so the rounding that a model holds takes no part.
+    """
     key, value = offers.key(), offers.as_parent.copy()
     for cast, parents in exact.items():
         if any(facts["kind"] == "cast" and is_trained_in(facts["dtype"]) for facts in parents.values()):
@@ -148,7 +151,7 @@ def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offe
             other = np.searchsorted(key, wanted).clip(0, max(0, len(key) - 1))
             alike = np.array([stored.get(at) == stored.get(cast) for at in child.tolist()], dtype=bool)
             some = alike & (key[other] == wanted)
-            value[one[some]], value[other[some]] = by_cast(value[one[some]], value[other[some]])
+            value[one[some]], value[other[some]] = by_twins(value[one[some]], value[other[some]], RECAST)
     return replace(offers, as_parent=value)
 
 
