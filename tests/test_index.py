@@ -265,7 +265,7 @@ def test_search_by_cells_says_its_recall(rng: np.random.Generator) -> None:
 def test_equal_tensors_pair_models_and_copies() -> None:
     digests = np.array([1, 2, 3, 1, 2, 9, 3, 1, 2, 3], dtype=np.uint64)
     owner = np.array([0, 0, 0, 1, 1, 1, 2, 3, 3, 3])
-    assert find_copies(["d", "c", "b", "a"], digests, owner) == {0: 3}
+    assert find_copies(["d", "c", "b", "a"], digests, owner, 0) == {0: 3}
     assert sharing_pairs(digests, owner, most=1) == [(0, 1), (0, 2), (0, 3)]
     many = np.zeros(100, dtype=np.uint64)
     assert sharing_pairs(many, np.arange(100)) == []

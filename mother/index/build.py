@@ -4,7 +4,6 @@ A shard that is written stays. A run that was killed, and one with more models, 
 reads those that are new or changed.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from mother.collection.find import Source
 from mother.errors import CheckpointError
 from mother.evidence.keys import sketch_key
 from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
+from mother.index.casts import cast_numbers, number_of
 from mother.index.engine import Engine
 from mother.index.others import shapes_text
 from mother.index.signature import group_of, signature_of
@@ -115,20 +115,23 @@ def _place(source: Source) -> dict[str, Any]:
 
 def tensor_numbers(digests: Mapping[str, str]) -> list[int]:
     """Of each tensor 64 bits of the digest of its name and its values."""
-    joined = (f"{name}\0{digest}".encode(errors="surrogatepass") for name, digest in digests.items())
-    return sorted(int.from_bytes(hashlib.sha256(one).digest()[:8], "little") for one in joined)
+    return sorted(number_of(name, digest) for name, digest in digests.items())
 
 
 def row_of(sketch: Sketch, source: Source, index: Index) -> dict[str, Any]:
     """The row of a model in an index. Raises CheckpointError."""
     facts = sketch.facts
     said = {"fits": sorted(facts.fits), "zeros": facts.zeros, "entries": facts.entries, "weights": facts.weights}
-    return _place(source) | {
-        "key": sketch.key,
-        "group": group_of(sketch.shapes),
-        "shapes": shapes_text(sketch.shapes),
-        "signature": signature_of(sketch, index.entries, index.samples),
-        "tensors": tensor_numbers(facts.digests),
-        "facts": json.dumps(said),
-        "files": json.dumps(sketch.files),
-    }
+    return (
+        _place(source)
+        | cast_numbers(sketch)
+        | {
+            "key": sketch.key,
+            "group": group_of(sketch.shapes),
+            "shapes": shapes_text(sketch.shapes),
+            "signature": signature_of(sketch, index.entries, index.samples),
+            "tensors": tensor_numbers(facts.digests),
+            "facts": json.dumps(said),
+            "files": json.dumps(sketch.files),
+        }
+    )

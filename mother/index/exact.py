@@ -34,7 +34,8 @@ def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[in
     # Blocks may tell relations that close a circle.
     while circle := find_circle([(parent, child) for child, parents in exact.items() for parent in parents]):
         del exact[circle[-1][1]]
-    choose_merges(exact, {place[one]: merges[place[one]] for one in sorted(place) if place[one] in merges}, place)
+    name = {at: one for one, at in reversed(place.items())}  # of copies the original's, which comes first
+    choose_merges(exact, {at: merges[at] for at in sorted(merges, key=lambda at: name[at])}, place)
     return exact, stored
 
 

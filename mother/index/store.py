@@ -25,7 +25,7 @@ from mother.io.files import write_atomically, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "mother-index/3"
+FORMAT = "mother-index/4"
 FULL = 8192  # budget: models of a shard that stays as it is
 ROW_GROUP = 512  # budget: models that are read at a time where one group is looked for
 DICTIONARY = 1 << 26  # budget: bytes of the different shapes of ROW_GROUP models, each of which is then kept once
@@ -57,6 +57,8 @@ def schema() -> "pa.Schema":
             ("shapes", once),  # JSON: (block, kind, rows, columns) of each matrix
             ("signature", pa.binary()),  # float16, little-endian: read at the speed of the disk, unlike lists
             ("tensors", pa.list_(pa.uint64())),  # of each tensor 64 bits of the digest of name and values, ascending
+            ("parts", pa.list_(pa.uint64())),  # the same of what a sketch keeps of some matrices, ascending
+            ("casts", pa.list_(pa.uint64())),  # and of what casts to coarser types would make of these
             ("facts", text),  # JSON: half precisions that hold all weights, share of zeros, weights
             ("claims", text),  # JSON: what the model says of its origin
             ("files", text),  # JSON: name, size and SHA-256 of what was read
@@ -199,11 +201,13 @@ def _outdated(index: Index, shards: tuple[Path, ...]) -> dict[str, set[str]]:
     return found
 
 
-def tensor_digests(table: "pa.Table") -> tuple[Integer[np.ndarray, "tensors"], Integer[np.ndarray, "tensors"]]:
-    """The digests of the tensors of all models in a table, and the row that each is of."""
-    column = table["tensors"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat, np.repeat(np.arange(len(table)), column.value_lengths().to_numpy(zero_copy_only=False))
+def digests(
+    table: "pa.Table", column: str = "tensors"
+) -> tuple[Integer[np.ndarray, "digests"], Integer[np.ndarray, "digests"]]:
+    """The digests in a column of lists, of all models of a table, and the row that each is of."""
+    lists = table[column].combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat, np.repeat(np.arange(len(table)), lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
 
 
 def _finite(values: Float[np.ndarray, "values"]) -> bool:

@@ -6,8 +6,10 @@ middle that another block knows, the prior for hubs, casts, and models that are 
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,23 +101,24 @@ def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
     ends = [[place.get(one, -1) for one in table[name].to_pylist()] for name in ("parent", "child")]
     parent, child = (np.array(some, dtype=np.int64) for some in ends)
     is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
-    row = np.flatnonzero(is_offer & (parent >= 0) & (child >= 0))
+    row = np.flatnonzero(is_offer & (parent >= 0) & (child >= 0) & (parent != child))
     names = ("weight", "beside", "between", "arrow", "most", "own")
     weight, beside, between, told, most, own = (table[name].to_numpy()[row].astype(np.float64) for name in names)
     parent, child = parent[row], child[row]
     order = np.lexsort((-own, child, parent))
-    key = (parent * max(1, len(place)) + child)[order]
+    models = max(place.values(), default=-1) + 1
+    key = (parent * max(1, models) + child)[order]
     first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
     # A model in the middle may be in one of the blocks alone.
     middle = np.maximum.reduceat(between[order], first) if len(first) else between
     # A pair is one of two blocks', both ways alike.
-    largest = np.full(len(place), -np.inf)
+    largest = np.full(models, -np.inf)
     np.maximum.at(largest, child, most)
     slope = read_coefficients().structure[STRUCTURE.index("equality")]
     kept = order[first]
     shift = slope * (most[kept] - largest[child[kept]])
     values = weight[kept] + shift, beside[kept] + shift, told[kept], row[kept]
-    found = Offers(len(place), parent[kept], child[kept], *values)
+    found = Offers(models, parent[kept], child[kept], *values)
     middle = np.maximum(middle, found.back(middle, -np.inf))
     return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
 
@@ -219,9 +222,19 @@ def acyclic_tree(offers: Offers, exact: Exact, largest: int) -> tuple[Offers, Tr
         offers = offers.chosen(some)
 
 
-def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Table", largest: int = EXACT) -> list[Edge]:
-    """The edges of the tree of a family by what was traced of it, typed; fills in `nodes`, hidden ones as well."""
+def best_edges(
+    nodes: dict[str, dict[str, Any]],
+    ids: list[str],
+    table: "pa.Table",
+    largest: int = EXACT,
+    copies: Mapping[str, str] = MappingProxyType({}),
+) -> list[Edge]:
+    """The edges of the tree of a family by what was traced of it, typed; fills in `nodes`, hidden ones as well.
+
+    `copies` are models that some block took for those that they are copies of.
+    """
     place = {one: at for at, one in enumerate(ids)}
+    place |= {copy: place[original] for copy, original in copies.items() if original in place}
     exact, stored = read_exact(table, place)
     offers = without_ancestors(read_offers(table, place), exact)
     offers = prefer_casts(with_priors(offers, largest), exact, stored)
