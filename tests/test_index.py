@@ -451,7 +451,14 @@ def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
     """c is a merge of a and b; that b comes from c, which the offers say, cannot be."""
     ids = ["a", "b", "c"]
     offers = [("a", "c", 9.0), ("c", "b", 5.0), ("a", "b", 4.0), ("b", "a", 0.0)]
-    none = {"beside": -np.inf, "between": 0.0, "most": 0.0, "own": True, "facts": '{"kind": "fine-tune"}'}
+    none = {
+        "beside": -np.inf,
+        "between": 0.0,
+        "private": 0.0,
+        "most": 0.0,
+        "own": True,
+        "facts": '{"kind": "fine-tune"}',
+    }
     rows = [none | {"what": "offer", "parent": p, "child": c, "weight": w} for p, c, w in offers]
     rows += [{"what": "edge", "parent": p, "child": "c", "facts": '{"kind": "merge"}'} for p in "ab"]
     columns = {name: [row.get(name) for row in rows] for name in trace_schema().names}

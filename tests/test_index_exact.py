@@ -11,6 +11,8 @@ from conftest import save_model
 from test_index import built, neighbours
 
 from mother.collection.find import search
+from mother.evidence.edges import STRUCTURE
+from mother.heritage.calibration import read_coefficients
 from mother.index.blocks import cut
 from mother.index.candidates import near_models, with_pairs
 from mother.index.casts import originals
@@ -20,6 +22,7 @@ from mother.index.groups import find_copies, group_names, load_group
 from mother.index.search import search_index
 from mother.index.store import Index
 from mother.index.traced import trace_schema
+from mother.index.trees import Offers, by_exact, read_offers, without_ancestors
 
 NAMES = [f"encoder.layer.{block}.attention.attention.query.weight" for block in range(4)]
 NEAR = 30  # models that are nearer to a cast than signatures can tell
@@ -146,7 +149,7 @@ def test_blocks_may_tell_copies_one_after_the_other() -> None:
     found = Found({one: {"tree": ""} for one in "abcd"})
     rows = [{"what": "alias", "parent": p, "child": c, "facts": "{}"} for p, c in ("bc", "ab")]
     rows = [rows[1] | {"parent": "c", "child": "b"}, rows[0] | {"parent": "b", "child": "a"}]
-    told = {"weight": 1.0, "beside": -np.inf, "between": 0.0, "most": 0.0, "arrow": 0.0}
+    told = {"weight": 1.0, "beside": -np.inf, "between": 0.0, "private": 0.0, "most": 0.0, "arrow": 0.0}
     facts = json.dumps({"kind": "fine-tune"})
     rows += [
         {"what": "offer", "parent": p, "child": c, "own": True, "facts": facts} | told for p, c in ("ad", "bd", "ab")
@@ -155,3 +158,35 @@ def test_blocks_may_tell_copies_one_after_the_other() -> None:
     _add_family(found, "group", list("abcd"), table, Sizes())
     assert found.nodes["c"]["aliases"] == ["a", "b"] and set(found.nodes) == {"c", "d"}
     assert [(edge.parent, edge.child) for edge in found.edges] == [("c", "d")]
+
+
+def test_both_arrows_of_a_pair_hear_what_each_of_two_blocks_knows() -> None:
+    """The block of a knows a model in the middle, that of b one that lacks what a has."""
+    rows = [("a", "b", 2.0, 0.1, 0.7), ("b", "a", 3.0, 0.4, 0.2), ("b", "a", 9.0, 0.6, 0.1)]
+    same = {"what": "offer", "beside": -np.inf, "most": 5.0, "arrow": 0.0, "facts": "{}"}
+    told = [
+        same | {"parent": p, "child": c, "weight": w, "between": b, "private": own, "own": w < 9}
+        for p, c, w, b, own in rows
+    ]
+    table = pyarrow.table({name: [row.get(name) for row in told] for name in trace_schema().names}, trace_schema())
+    worth = read_coefficients().structure[STRUCTURE.index("private")]
+    found = read_offers(table, {"a": 0, "b": 1})
+    assert found.as_parent == pytest.approx([2.0 + 0.7 * worth - 0.6, 3.0 + 0.7 * worth - 0.6])
+
+
+def test_priors_know_of_exact_relations_and_not_of_what_cannot_be() -> None:
+    """Model 1 is quantized from 0, 2 from 1, 3 is quantized, too."""
+    parent, child = np.nonzero(~np.eye(4, dtype=bool))
+    offers = Offers(4, parent, child, np.zeros(12), np.full(12, -5.0), np.zeros(12), np.arange(12))
+    exact = {1: {0: {"kind": "quantize"}}, 2: {1: {"kind": "quantize"}}}
+
+    def told(some: Offers) -> set[tuple[int, int]]:
+        there = np.isfinite(some.as_parent)
+        return set(zip(some.parent[there].tolist(), some.child[there].tolist()))
+
+    before = by_exact(offers, exact)
+    assert told(before) == {(0, 1), (1, 2), (2, 0), (3, 0), (0, 3), (1, 3), (2, 3)}
+    after = without_ancestors(before, exact, [1, 2, 3])
+    assert told(after) == {(0, 1), (1, 2), (3, 0), (0, 3)}
+    # Two quantized models may have a parent that is not there.
+    assert np.isfinite(after.beside[(after.parent == 1) & (after.child == 3)]).all()

@@ -18,16 +18,17 @@ Parents = dict[int, dict[str, Any]]  # parent -> what is said of the edge
 Exact = dict[int, Parents]  # by child
 
 
-def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float]]:
-    """What is exact, and the mantissa bits in which models are stored."""
+def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float], list[int]]:
+    """What is exact, the mantissa bits in which models are stored, and which of them are quantized."""
     exact: Exact = defaultdict(dict)
     merges: dict[int, dict[float, Parents]] = defaultdict(lambda: defaultdict(dict))
-    stored = {}
+    stored, quantized = {}, []
     wanted = np.flatnonzero([one in (EDGE, MERGE, STORED) for one in table["what"].to_pylist()])
     for row in table.take(wanted).to_pylist():
         child, parent = place.get(row["child"]), place.get(row["parent"])
         if row["what"] == STORED and child is not None:
             stored[child] = row["weight"]
+            quantized += [child] if json.loads(row["facts"])["quantized"] else []
         elif child is not None and parent is not None:
             parents = exact[child] if row["what"] == EDGE else merges[child][row["weight"]]
             parents[parent] = json.loads(row["facts"])
@@ -36,7 +37,7 @@ def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[in
         del exact[circle[-1][1]]
     name = {at: one for one, at in reversed(place.items())}  # of copies the original's, which comes first
     choose_merges(exact, {at: merges[at] for at in sorted(merges, key=lambda at: name[at])}, place)
-    return exact, stored
+    return exact, stored, quantized
 
 
 def choose_merges(exact: Exact, merges: Mapping[int, Mapping[float, Parents]], place: Mapping[str, int]) -> None:

@@ -166,6 +166,7 @@ def signature_offers(ids: Sequence[str], near: Near) -> "pa.Table":
         "weight": np.r_[weight, weight],
         "beside": nothing - np.inf,
         "between": nothing,
+        "private": nothing,
         "arrow": nothing,
         "most": nothing,
         "own": nothing == 0,

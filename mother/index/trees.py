@@ -102,25 +102,26 @@ def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
     parent, child = (np.array(some, dtype=np.int64) for some in ends)
     is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
     row = np.flatnonzero(is_offer & (parent >= 0) & (child >= 0) & (parent != child))
-    names = ("weight", "beside", "between", "arrow", "most", "own")
-    weight, beside, between, told, most, own = (table[name].to_numpy()[row].astype(np.float64) for name in names)
+    names = ("weight", "beside", "between", "private", "arrow", "most", "own")
+    columns = (table[name].to_numpy()[row].astype(np.float64) for name in names)
+    weight, beside, between, private, told, most, own = columns
     parent, child = parent[row], child[row]
     order = np.lexsort((-own, child, parent))
     models = max(place.values(), default=-1) + 1
     key = (parent * max(1, models) + child)[order]
     first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
-    # A model in the middle may be in one of the blocks alone.
-    middle = np.maximum.reduceat(between[order], first) if len(first) else between
-    # A pair is one of two blocks', both ways alike.
+    # A model in the middle, or one that lacks what another has, may be in one of the blocks alone.
+    middle, lacking = (np.maximum.reduceat(one[order], first) if len(first) else one for one in (between, private))
     largest = np.full(models, -np.inf)
     np.maximum.at(largest, child, most)
-    slope = read_coefficients().structure[STRUCTURE.index("equality")]
+    slope, worth = (read_coefficients().structure[STRUCTURE.index(name)] for name in ("equality", "private"))
     kept = order[first]
     shift = slope * (most[kept] - largest[child[kept]])
     values = weight[kept] + shift, beside[kept] + shift, told[kept], row[kept]
     found = Offers(models, parent[kept], child[kept], *values)
-    middle = np.maximum(middle, found.back(middle, -np.inf))
-    return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
+    # A pair is one of two blocks', both ways alike.
+    middle, lacking = (np.maximum(one, found.back(one, -np.inf)) for one in (middle, lacking))
+    return replace(found, as_parent=found.as_parent + worth * lacking - middle, beside=found.beside - middle)
 
 
 def with_priors(offers: Offers, largest: int) -> Offers:
@@ -155,21 +156,34 @@ def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offe
     return replace(offers, as_parent=value)
 
 
-def without_ancestors(offers: Offers, exact: Exact) -> Offers:
-    """The same without edges from what exact relations put below a model; into a model of such a one its own alone.
+def by_exact(offers: Offers, exact: Exact) -> Offers:
+    """The same, but into a model that an exact relation made that one alone, and none back.
 
     That of a merge has the weight of what is exact; of the others the blocks gave it.
     """
+    firsts = {child: next(iter(parents)) for child, parents in exact.items()}
+    key, told = offers.key(), np.isin(offers.child, list(exact))
+    own = np.isin(key, [parent * offers.models + child for child, parent in firsts.items()])
+    back = np.isin(key, [child * offers.models + parent for child, parent in firsts.items()])
+    merges = [child for child, parent in firsts.items() if exact[child][parent]["kind"] == "merge"]
+    value = offers.as_parent + EXACT_WEIGHT * (own & np.isin(offers.child, merges))
+    beside = np.where(told, -np.inf, offers.beside)
+    some = (own | ~told) & ~back & np.isfinite(np.maximum(value, beside))
+    return replace(offers, as_parent=value, beside=beside).chosen(some)
+
+
+def without_ancestors(offers: Offers, exact: Exact, quantized: list[int]) -> Offers:
+    """The same without edges from what exact relations put below a model.
+
+    No quantized model is made from another one, see mother/heritage/trees.py. As there the priors know of neither.
+    """
     known = [(parent, child) for child, parents in exact.items() for parent in parents]
     above = [descendant * offers.models + ancestor for ancestor, descendant in descents(known)]
-    told = np.isin(offers.child, list(exact))
-    firsts = {child: next(iter(parents)) for child, parents in exact.items()}
-    own = np.isin(offers.key(), [parent * offers.models + child for child, parent in firsts.items()])
-    merges = [child for child, parent in firsts.items() if exact[child][parent]["kind"] == "merge"]
-    beside = np.where(told, -np.inf, offers.beside)
-    some = ~np.isin(offers.key(), above) & (own | ~told) & np.isfinite(np.maximum(offers.as_parent, beside))
-    value = offers.as_parent + EXACT_WEIGHT * (own & np.isin(offers.child, merges))
-    return replace(offers, as_parent=value, beside=beside).chosen(some)
+    of_another = np.isin(offers.parent, quantized) & np.isin(offers.child, quantized)
+    of_another &= ~np.isin(offers.key(), [parent * offers.models + child for parent, child in known])
+    value = np.where(of_another, -np.inf, offers.as_parent)
+    some = ~np.isin(offers.key(), above) & np.isfinite(np.maximum(value, offers.beside))
+    return replace(offers, as_parent=value).chosen(some)
 
 
 def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
@@ -235,9 +249,9 @@ def best_edges(
     """
     place = {one: at for at, one in enumerate(ids)}
     place |= {copy: place[original] for copy, original in copies.items() if original in place}
-    exact, stored = read_exact(table, place)
-    offers = without_ancestors(read_offers(table, place), exact)
-    offers = prefer_casts(with_priors(offers, largest), exact, stored)
+    exact, stored, quantized = read_exact(table, place)
+    offers = with_priors(by_exact(read_offers(table, place), exact), largest)
+    offers = without_ancestors(prefer_casts(offers, exact, stored), exact, quantized)
     offers, tree = acyclic_tree(offers, exact, largest)
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
