@@ -34,8 +34,9 @@ from mother.index.candidates import CELLS_SEEN, COARSE, FLAT, MANY, faiss_search
 from mother.index.engine import Engine
 from mother.index.graph import Sizes, index_graph
 from mother.index.groups import group_names, load_group
+from mother.index.offers import with_priors
 from mother.index.store import create_index
-from mother.index.trees import likeliest_tree, with_priors
+from mother.index.trees import likeliest_tree
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the local Hub is that of the tests

@@ -37,12 +37,13 @@ from mother.index.exact import choose_merges
 from mother.index.graph import Found as Graph
 from mother.index.graph import Sizes, index_graph
 from mother.index.groups import find_copies, group_names, load_group, relate
+from mother.index.offers import Offers, prefer_casts, with_priors
 from mother.index.related import families, scores, significant
 from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
 from mother.index.store import Index, create_index, open_index, signatures
 from mother.index.traced import trace_schema
-from mother.index.trees import Offers, best_edges, prefer_casts, with_priors
+from mother.index.trees import best_edges
 from mother.io.open import open_checkpoint
 
 ENTRIES, SAMPLES = 4096, 512

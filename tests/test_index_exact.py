@@ -12,24 +12,26 @@ from test_index import built, neighbours
 
 from mother.collection.find import search
 from mother.evidence.edges import STRUCTURE
-from mother.heritage.calibration import read_coefficients
+from mother.graph.arborescence import edge_marginals
+from mother.heritage.calibration import Weights, read_coefficients
 from mother.index.blocks import cut
 from mother.index.candidates import near_models, with_pairs
 from mother.index.casts import originals
 from mother.index.engine import Engine
 from mother.index.graph import Found, Sizes, _add_family, index_graph
 from mother.index.groups import find_copies, group_names, load_group
+from mother.index.offers import Offers, by_exact, read_offers, without_ancestors
 from mother.index.search import search_index
 from mother.index.store import Index
 from mother.index.traced import trace_schema
-from mother.index.trees import Offers, by_exact, read_offers, without_ancestors
+from mother.index.trees import likeliest_tree
 
 NAMES = [f"encoder.layer.{block}.attention.attention.query.weight" for block in range(4)]
 NEAR = 30  # models that are nearer to a cast than signatures can tell
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
-def moved(weights: Weights | None, seed: int, size: float) -> Weights:
+def moved(weights: Tensors | None, seed: int, size: float) -> Tensors:
     draw = torch.Generator().manual_seed(seed)
     step = {name: size * torch.randn(48, 48, generator=draw) for name in NAMES}
     return step if weights is None else {name: weights[name] + step[name] for name in NAMES}
@@ -190,3 +192,15 @@ def test_priors_know_of_exact_relations_and_not_of_what_cannot_be() -> None:
     assert told(after) == {(0, 1), (1, 2), (3, 0), (0, 3)}
     # Two quantized models may have a parent that is not there.
     assert np.isfinite(after.beside[(after.parent == 1) & (after.child == 3)]).all()
+
+
+def test_what_is_not_there_is_as_probable_as_among_all_pairs(rng: np.random.Generator) -> None:
+    parent, child = np.nonzero(~np.eye(6, dtype=bool))
+    values = rng.normal(size=(2, 6, 6))
+    values[:, np.arange(6), np.arange(6)] = -np.inf
+    weights = Weights(*values)
+    expected = 1 - weights.parents(edge_marginals(weights.both)[0]).sum(axis=0)
+    offers = Offers(6, parent, child, *values[:, parent, child], np.zeros(30), np.arange(30))
+    assert likeliest_tree(offers).absent == pytest.approx(expected)
+    local = likeliest_tree(offers, 0).absent
+    assert ((local > 0) & (local < 1)).all() and np.abs(local - expected).mean() < 0.2

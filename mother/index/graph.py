@@ -72,6 +72,7 @@ def index_graph(
 
     Raises InputError where nothing is in the index.
     """
+    index = index.as_it_is()
     groups = joined_groups(index, work, engine)
     if not groups:
         raise InputError(f"{index.folder} holds no models that could be read.")

@@ -160,7 +160,7 @@ def search_sketch(
     index: Index, sketch: Sketch, room: Path, error: float = 0.01, control: str = "family", by_sketch: bool = True
 ) -> tuple[int, list[Relative]]:
     """The same of a model that was read; `room` is a folder for models of the index that are read."""
-    group = group_of(sketch.shapes)
+    index, group = index.as_it_is(), group_of(sketch.shapes)
     groups = [(group, sketch, sketch.shapes)]
     groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, room))
     rows, z, square, tests = _candidates(index, groups)

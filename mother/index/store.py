@@ -10,7 +10,7 @@ reason, and is tried again.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -75,6 +75,7 @@ class Index:
     samples: int
     entries: int  # of a matrix in a sketch, at most: signatures are drawn from these
     keep: bool  # whether sketches are kept
+    fixed: tuple[Path, ...] | None = None  # the files of models that count, of all that are there
 
     @property
     def sketches(self) -> Path:
@@ -83,7 +84,11 @@ class Index:
 
     def shards(self) -> list[Path]:
         """The files of models, oldest first."""
-        return sorted((self.folder / SHARDS).glob("[0-9]*.parquet"))
+        return sorted((self.folder / SHARDS).glob("[0-9]*.parquet")) if self.fixed is None else list(self.fixed)
+
+    def as_it_is(self) -> "Index":
+        """The same, in which models stay where they are while another run builds it."""
+        return replace(self, fixed=tuple(self.shards()))
 
     def shard(self, number: int) -> Path:
         """Where a shard is."""
@@ -160,6 +165,8 @@ class Index:
                 parts = [np.array(here[start:end], dtype=bool) for start, end in pairwise(ends.tolist())]
                 some = [at for at, part in enumerate(parts) if part.any()]
                 table = file.read_row_groups(some, wanted)
+        except FileNotFoundError:
+            raise InputError(f"{path} is gone: another run has put the index together meanwhile. Run again.") from None
         except (OSError, pa.ArrowException, KeyError) as error:
             raise InputError(f"{path} cannot be read ({error}). Remove it, and build the index again.") from None
         places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(parts[at] for at in some)]))

@@ -15,7 +15,7 @@ import torch
 from mother.evidence.alignment import align
 from mother.evidence.candidates import comparable_square
 from mother.evidence.edges import DECISIVE, STRUCTURE, Evidence
-from mother.evidence.facts import Facts, mantissa
+from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.heritage import typed_graph
 from mother.heritage.calibration import Weights, blocked, counted_odds, own_weights, read_coefficients
@@ -106,7 +106,7 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     heritage, _ = measure(sketches, torch.device("cpu"), error, core=core)
     first, copies = heritage.first_pass, heritage.aliases
     rows = [_row(ALIAS, models[original], models[copy]) for copy, original in copies.items() if copy in core]
-    rows += [_stored_row(models[place], first.facts[place]) for place in sorted(core)]
+    rows += [_stored_row(heritage, place) for place in sorted(core)]
     members = [place for place in range(len(models)) if place not in copies]
     square = comparable_square(first, turned=True)
     evidence, forced = gather_all(heritage, square, members, core)
@@ -146,9 +146,11 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     return rows + list(_relation_rows(heritage, core, merges))
 
 
-def _stored_row(model: str, facts: Facts) -> dict:
-    """In how many mantissa bits a model is stored, and whether it is quantized."""
-    return _row(STORED, child=model, weight=float(mantissa(facts)), facts={"quantized": is_quantized(facts)})
+def _stored_row(heritage: Heritage, place: int) -> dict:
+    """In how many mantissa bits a model is stored, whether it is quantized, and how it is packed."""
+    facts = heritage.first_pass.facts[place]
+    told = {"quantized": is_quantized(facts), "packed": typed_graph.packed_facts(heritage, place)}
+    return _row(STORED, child=heritage.first_pass.models[place], weight=float(mantissa(facts)), facts=told)
 
 
 def _offered(
