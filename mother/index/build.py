@@ -22,7 +22,7 @@ from mother.index.others import shapes_text
 from mother.index.signature import group_of, signature_of
 from mother.index.store import Index, open_index
 from mother.io.checkpoint import Checkpoint
-from mother.io.open import open_all
+from mother.io.open import open_each
 
 SHARD = 64  # budget: models of a shard: what a killed run, or a worker that dies, reads again
 
@@ -80,7 +80,9 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
     index = open_index(Path(folder))
     chosen = [Source.from_json(one) for one in sources]
     by_id = {one.id: one for one in chosen}
-    opened, left_out = open_all(one.opened_by() for one in chosen)
+    opened, failed = open_each(one.opened_by() for one in chosen)
+    left_out = {model: str(error) for model, error in failed.items()}
+    passing = {model for model, error in failed.items() if error.transient}
     missing = [one for one in opened if not _is_there(one, index, before.get(one.model))]
     with nullcontext(folder) if index.keep else TemporaryDirectory() as room:
         taken = sketch_models(missing, Path(room) / "sketches", index.entries)
@@ -91,11 +93,13 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
             except CheckpointError as error:
                 left_out[sketch.model] = str(error)
     left_out |= taken.left_out
-    # One that failed before, too, has its row.
-    failed = [_place(by_id[one]) | {"error": why} for one, why in left_out.items() if before.get(one, "") is not None]
-    if rows or failed:
-        index.write(number, rows + failed)
-    return {"read": len(rows), "there": len(opened) - len(missing), "left_out": left_out}
+    read = len(rows)
+    # One that failed before, too, has its row; so has one that was read, and cannot be while a fault lasts.
+    stay = {one for one, key in before.items() if key is None or one in passing | taken.passing}
+    rows += [_place(by_id[one]) | {"error": why} for one, why in left_out.items() if one not in stay]
+    if rows:
+        index.write(number, rows)
+    return {"read": read, "there": len(opened) - len(missing), "left_out": left_out}
 
 
 def _is_there(checkpoint: Checkpoint, index: Index, key: str | None) -> bool:
