@@ -37,6 +37,7 @@ NAMES = (
     "blocks",
     "engines",
     "many",
+    "millions",
     "zoo",
     "audit",
     "precision",

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mother.collection.find import search
@@ -43,6 +44,12 @@ def edges(found: Found) -> dict[tuple[str, str], Edge]:
     """Edges to models that are there by their ends; of those whose parent is not there one end is the same."""
     there = [edge for edge in found.edges if not found.nodes[edge.child].get("hidden")]
     return {("" if edge.attributes.get("hidden") else edge.parent, edge.child): edge for edge in there}
+
+
+def probability(edge: Edge) -> float:
+    """That an edge is there as it is drawn."""
+    facts = edge.attributes
+    return facts.get("probability", facts.get("adjacency", 1.0)) * facts.get("arrow", 1.0)
 
 
 def is_sure(edge: Edge) -> bool:
@@ -78,9 +85,11 @@ def compare(split: str, folder: Path, sizes: Sizes) -> tuple[list[object], list[
         f"{split}: {ends} is {expected[ends].attributes['kind']}, found as {found[ends].attributes['kind']}"
         for ends in kinds
     ]
+    far = [abs(probability(expected[ends]) - probability(found[ends])) for ends in expected.keys() & found.keys()]
     lost = sum(is_sure(expected[ends]) for ends in missed)
     same = len(expected) - len(missed)
     row = [split, len(dense.nodes), len(edges(dense)), len(expected), same, lost, len(turned), len(kinds)]
+    row += [f"{max(far, default=0):.2f}", f"{np.mean(far or [0]):.4f}"]
     return [*row, *(f"{seconds:.0f}" for _, seconds in took)], words, lost == 0
 
 
@@ -100,6 +109,7 @@ def main() -> bool:
             kept &= same
             print("\n".join(words), file=sys.stderr, flush=True)
     head = ["split", "nodes", "dense edges", "among candidates", "the same", "sure but missed", "turned", "other kind"]
+    head += ["probability differs by at most", "in the mean"]
     print(format_table([*head, "seconds dense", "sparse"], rows))
     return kept
 

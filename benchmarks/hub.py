@@ -52,11 +52,16 @@ class Family:
         return values
 
 
+def family_sizes(models: int, families: int) -> np.ndarray:
+    """How many models each family has, largest first."""
+    share = 1 / np.arange(1, families + 1) ** SPREAD
+    return np.maximum(1, np.round(models * share / share.sum())).astype(int)
+
+
 def simulate(models: int, families: int, moves: np.ndarray, seed: int = 0) -> Iterator[Family]:
     """Families of so many models in all, largest first. `moves` are those of grown edges."""
     draw = np.random.default_rng(seed)
-    share = 1 / np.arange(1, families + 1) ** SPREAD
-    for rank, size in enumerate(np.maximum(1, np.round(models * share / share.sum())).astype(int).tolist()):
+    for rank, size in enumerate(family_sizes(models, families).tolist()):
         kind = draw.choice(list(KINDS), size, p=list(KINDS.values()))
         kind[0] = "base"
         trained = np.flatnonzero(kind != "quantization")

@@ -35,11 +35,12 @@ from mother.index.candidates import Near
 from mother.index.engine import Engine
 from mother.index.graph import index_graph
 from mother.index.groups import group_names, load_group
+from mother.index.offers import Offers, with_priors
 from mother.index.others import shapes_text
 from mother.index.search import Scan, search_sketch
 from mother.index.signature import group_of
 from mother.index.store import Index, create_index
-from mother.index.trees import Offers, likeliest_tree, with_priors
+from mother.index.trees import likeliest_tree
 from mother.io.open import open_all
 
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")  # the moves of the hub are those of their edges

@@ -37,6 +37,7 @@ def test_folders_files_and_folders_of_folders(tmp_path: Path) -> None:
     torch.save(vit_weights(1), tmp_path / "one" / "epoch 3.pt")
     assert ids(tmp_path / "one") == ["one"]
     assert ids(tmp_path / "all", tmp_path / "all" / "a") == ids(tmp_path / "all")  # each once
+    assert not search(list(map(str, (tmp_path / "all", tmp_path / "all" / "a", tmp_path / "all")))).gaps.unusable
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:

@@ -37,12 +37,13 @@ from mother.index.exact import choose_merges
 from mother.index.graph import Found as Graph
 from mother.index.graph import Sizes, index_graph
 from mother.index.groups import find_copies, group_names, load_group, relate
+from mother.index.offers import Offers, prefer_casts, with_priors
 from mother.index.related import families, scores, significant
 from mother.index.search import search_index
 from mother.index.signature import counts, group_of, signature_of
 from mother.index.store import Index, create_index, open_index, signatures
 from mother.index.traced import trace_schema
-from mother.index.trees import Offers, best_edges, prefer_casts, with_priors
+from mother.index.trees import best_edges
 from mother.io.open import open_checkpoint
 
 ENTRIES, SAMPLES = 4096, 512
@@ -265,7 +266,7 @@ def test_search_by_cells_says_its_recall(rng: np.random.Generator) -> None:
 def test_equal_tensors_pair_models_and_copies() -> None:
     digests = np.array([1, 2, 3, 1, 2, 9, 3, 1, 2, 3], dtype=np.uint64)
     owner = np.array([0, 0, 0, 1, 1, 1, 2, 3, 3, 3])
-    assert find_copies(["d", "c", "b", "a"], digests, owner) == {0: 3}
+    assert find_copies(["d", "c", "b", "a"], digests, owner, 0) == {0: 3}
     assert sharing_pairs(digests, owner, most=1) == [(0, 1), (0, 2), (0, 3)]
     many = np.zeros(100, dtype=np.uint64)
     assert sharing_pairs(many, np.arange(100)) == []
@@ -451,7 +452,14 @@ def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
     """c is a merge of a and b; that b comes from c, which the offers say, cannot be."""
     ids = ["a", "b", "c"]
     offers = [("a", "c", 9.0), ("c", "b", 5.0), ("a", "b", 4.0), ("b", "a", 0.0)]
-    none = {"beside": -np.inf, "between": 0.0, "most": 0.0, "own": True, "facts": '{"kind": "fine-tune"}'}
+    none = {
+        "beside": -np.inf,
+        "between": 0.0,
+        "private": 0.0,
+        "most": 0.0,
+        "own": True,
+        "facts": '{"kind": "fine-tune"}',
+    }
     rows = [none | {"what": "offer", "parent": p, "child": c, "weight": w} for p, c, w in offers]
     rows += [{"what": "edge", "parent": p, "child": "c", "facts": '{"kind": "merge"}'} for p in "ab"]
     columns = {name: [row.get(name) for row in rows] for name in trace_schema().names}

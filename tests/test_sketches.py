@@ -148,7 +148,7 @@ def test_bad_models_are_left_out_and_stopping_stops(tmp_path: Path, monkeypatch:
     checkpoints = models(tmp_path, a=base(0), nan=broken, none={"x.bias": torch.ones(3)}, z=base(2))
     taken = sketch_models(checkpoints, tmp_path / "kept")
     assert [sketch.model for sketch in taken.sketches] == ["a", "z"] and set(taken.left_out) == {"nan", "none"}
-    assert "NaN" in taken.left_out["nan"] and "no weight matrix" in taken.left_out["none"] and not taken.transient
+    assert "NaN" in taken.left_out["nan"] and "no weight matrix" in taken.left_out["none"] and not taken.passing
 
     def stop(self: Checkpoint, names: Sequence[str], *into: Mapping) -> dict[str, torch.Tensor]:
         raise KeyboardInterrupt

@@ -86,5 +86,5 @@ def sketch_once(
     in_order = [sketches[one.model] for one in opened if one.model in sketches]
     left_out = taken.left_out | rest.left_out
     copied = {model: other.model for model, other in earlier.items()}
-    transient = taken.transient or rest.transient
-    return replace(taken, sketches=in_order, left_out=left_out, transient=transient, copied=copied)
+    passing = taken.passing | rest.passing
+    return replace(taken, sketches=in_order, left_out=left_out, passing=passing, copied=copied)

@@ -91,6 +91,8 @@ def _find_one(argument: str, search: Search, notes: list[str]) -> list[Source]:
     if path.is_file():
         name = path.name.removesuffix(".index.json")
         return [Source(printable(stem_of(name) if name == path.name else path.parent.name), str(path))]
+    if os.path.realpath(path) in search.seen:  # named twice, or with the folder that it is in
+        return []
     found = search.below(path, path.name)
     if not found:
         unread = summary(item for item in search.gaps.not_read.items() if item[0].startswith(printable(str(path))))

@@ -208,7 +208,7 @@ class Taken:
 
     sketches: list[Sketch]
     left_out: dict[str, str] = field(default_factory=dict)
-    transient: bool = False  # whether a model is left out for a reason that may pass
+    passing: frozenset[str] = frozenset()  # of these those that are left out for a reason that may pass
     reused: float = 0.0  # seconds that earlier runs took for sketches that were kept
     copied: dict[str, str] = field(default_factory=dict)  # models whose files are those of another one: not read
 
@@ -258,7 +258,7 @@ def sketch_models(
     return Taken(
         [one for one in outcome if isinstance(one, Sketch)],
         {error.model: str(error) for error in failed},
-        any(error.transient for error in failed),
+        frozenset(error.model for error in failed if error.transient),
         reused / min(workers, max(1, len(checkpoints))),
     )
 

@@ -44,7 +44,7 @@ def _training_kind(heritage: Heritage, parent: int, child: int) -> dict[str, Any
     return {"kind": "fine-tune", **facts}
 
 
-def _packed(heritage: Heritage, child: int) -> dict[str, Any]:
+def packed_facts(heritage: Heritage, child: int) -> dict[str, Any]:
     """How a model is packed that no model which is there was quantized to."""
     storage = storage_of(heritage.first_pass.facts[child])
     return {} if storage is None else {"format": str(storage)}
@@ -52,7 +52,7 @@ def _packed(heritage: Heritage, child: int) -> dict[str, Any]:
 
 def pair_facts(heritage: Heritage, parent: int, child: int) -> dict[str, Any]:
     """What is said of an edge between two models if training made it, but for probabilities."""
-    facts = _training_kind(heritage, parent, child) | _packed(heritage, child)
+    facts = _training_kind(heritage, parent, child) | packed_facts(heritage, child)
     return facts | {"compared": _round(heritage.first_pass.compared(parent, child))}
 
 
@@ -85,7 +85,7 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
                 edges.append(Edge(models[parent], models[child], relation_facts(heritage, parent, child)))
         elif child in under:
             facts = HIDDEN_EDGE | {"probability": _round(cluster.roots[place[child]])}
-            facts |= _others(models, cluster, place[child], set()) | _packed(heritage, child)
+            facts |= _others(models, cluster, place[child], set()) | packed_facts(heritage, child)
             edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in cluster.parents:
             parent = cluster.parents[child]

@@ -4,7 +4,9 @@ A block's core are neighbours in the spanning tree of least distance; its halo a
 a model of the core is complete: whatever it is compared with is in the block. Memory is that of a block.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int
@@ -43,17 +45,25 @@ def walk(near: Near, members: Int[np.ndarray, "members"]) -> list[int]:
     return members[order].tolist()
 
 
-def cut(near: Near, members: Int[np.ndarray, "members"], core: int = CORE, most: int = BLOCK) -> list[Block]:
-    """Blocks whose cores are a family, each of at most `most` models.
+def cut(
+    near: Near,
+    members: Int[np.ndarray, "members"],
+    core: int = CORE,
+    most: int = BLOCK,
+    casts: Mapping[int, list[int]] = MappingProxyType({}),
+) -> list[Block]:
+    """Blocks whose cores are a family, each of at most `most` models, but for what casts in it may have been made from.
 
-    `near` are the pairs of the family alone, which they connect; `members` are in ascending order.
+    `near` are the pairs of the family alone, which they connect; `members` are in ascending order. Pairs that digests
+    tell are in a block however far the two are apart. By `casts`, see Group, each block can tell which of its models
+    are casts, those of its halo as well.
     """
     count = np.bincount(np.concatenate([near.first, near.second]), minlength=int(members.max()) + 1)
     beside: dict[int, list[int]] = {member: [] for member in members.tolist()}
-    for pair in np.argsort(near.square, kind="stable"):
+    for pair in np.lexsort((near.square, ~near.exact)):
         i, j = int(near.first[pair]), int(near.second[pair])
         for one, other in ((i, j), (j, i)):
-            if len(beside[one]) < HALO or count[other] >= HUB:
+            if near.exact[pair] or len(beside[one]) < HALO or count[other] >= HUB:
                 beside[one].append(other)
     blocks: list[Block] = []
     some: list[int] = []
@@ -61,8 +71,13 @@ def cut(near: Near, members: Int[np.ndarray, "members"], core: int = CORE, most:
     for member in walk(near, members):
         own = {member, *beside[member][: most // 4]}
         if some and (len(some) == core or len(everyone | own) > most):
-            blocks.append(Block(some, sorted(everyone)))
+            blocks.append(_closed(some, everyone, casts))
             some, everyone = [], set()
         some.append(member)
         everyone |= own
-    return [*blocks, Block(some, sorted(everyone))]
+    return [*blocks, _closed(some, everyone, casts)]
+
+
+def _closed(core: list[int], models: set[int], casts: Mapping[int, list[int]]) -> Block:
+    """A block, with all that its casts may have been made from."""
+    return Block(core, sorted(models.union(*(casts.get(one, ()) for one in models))))

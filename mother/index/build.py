@@ -4,7 +4,6 @@ A shard that is written stays. A run that was killed, and one with more models, 
 reads those that are new or changed.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,12 +16,13 @@ from mother.collection.find import Source
 from mother.errors import CheckpointError
 from mother.evidence.keys import sketch_key
 from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
+from mother.index.casts import cast_numbers, number_of
 from mother.index.engine import Engine
 from mother.index.others import shapes_text
 from mother.index.signature import group_of, signature_of
 from mother.index.store import Index, open_index
 from mother.io.checkpoint import Checkpoint
-from mother.io.open import open_all
+from mother.io.open import open_each
 
 SHARD = 64  # budget: models of a shard: what a killed run, or a worker that dies, reads again
 
@@ -80,7 +80,9 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
     index = open_index(Path(folder))
     chosen = [Source.from_json(one) for one in sources]
     by_id = {one.id: one for one in chosen}
-    opened, left_out = open_all(one.opened_by() for one in chosen)
+    opened, failed = open_each(one.opened_by() for one in chosen)
+    left_out = {model: str(error) for model, error in failed.items()}
+    passing = {model for model, error in failed.items() if error.transient}
     missing = [one for one in opened if not _is_there(one, index, before.get(one.model))]
     with nullcontext(folder) if index.keep else TemporaryDirectory() as room:
         taken = sketch_models(missing, Path(room) / "sketches", index.entries)
@@ -91,11 +93,13 @@ def read_shard(folder: str, number: int, sources: list[dict], before: dict[str, 
             except CheckpointError as error:
                 left_out[sketch.model] = str(error)
     left_out |= taken.left_out
-    # One that failed before, too, has its row.
-    failed = [_place(by_id[one]) | {"error": why} for one, why in left_out.items() if before.get(one, "") is not None]
-    if rows or failed:
-        index.write(number, rows + failed)
-    return {"read": len(rows), "there": len(opened) - len(missing), "left_out": left_out}
+    read = len(rows)
+    # One that failed before, too, has its row; so has one that was read, and cannot be while a fault lasts.
+    stay = {one for one, key in before.items() if key is None or one in passing | taken.passing}
+    rows += [_place(by_id[one]) | {"error": why} for one, why in left_out.items() if one not in stay]
+    if rows:
+        index.write(number, rows)
+    return {"read": read, "there": len(opened) - len(missing), "left_out": left_out}
 
 
 def _is_there(checkpoint: Checkpoint, index: Index, key: str | None) -> bool:
@@ -115,20 +119,23 @@ def _place(source: Source) -> dict[str, Any]:
 
 def tensor_numbers(digests: Mapping[str, str]) -> list[int]:
     """Of each tensor 64 bits of the digest of its name and its values."""
-    joined = (f"{name}\0{digest}".encode(errors="surrogatepass") for name, digest in digests.items())
-    return sorted(int.from_bytes(hashlib.sha256(one).digest()[:8], "little") for one in joined)
+    return sorted(number_of(name, digest) for name, digest in digests.items())
 
 
 def row_of(sketch: Sketch, source: Source, index: Index) -> dict[str, Any]:
     """The row of a model in an index. Raises CheckpointError."""
     facts = sketch.facts
     said = {"fits": sorted(facts.fits), "zeros": facts.zeros, "entries": facts.entries, "weights": facts.weights}
-    return _place(source) | {
-        "key": sketch.key,
-        "group": group_of(sketch.shapes),
-        "shapes": shapes_text(sketch.shapes),
-        "signature": signature_of(sketch, index.entries, index.samples),
-        "tensors": tensor_numbers(facts.digests),
-        "facts": json.dumps(said),
-        "files": json.dumps(sketch.files),
-    }
+    return (
+        _place(source)
+        | cast_numbers(sketch)
+        | {
+            "key": sketch.key,
+            "group": group_of(sketch.shapes),
+            "shapes": shapes_text(sketch.shapes),
+            "signature": signature_of(sketch, index.entries, index.samples),
+            "tensors": tensor_numbers(facts.digests),
+            "facts": json.dumps(said),
+            "files": json.dumps(sketch.files),
+        }
+    )

@@ -8,7 +8,7 @@ most: every model is held against the models that are nearest to many of its rel
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
@@ -32,13 +32,26 @@ MOST_HOLDERS = 64  # budget: models that may hold one tensor for it to say who b
 
 @dataclass
 class Near:
-    """Pairs of models of a group: `square` is the squared distance of unit signatures, `z` the score of relatedness."""
+    """Pairs of models of a group: `square` is the squared distance of unit signatures, `z` the score of relatedness.
+
+    `exact` says of which digests tell that they belong together.
+    """
 
     first: Int[np.ndarray, "pairs"]
     second: Int[np.ndarray, "pairs"]
     square: Float[np.ndarray, "pairs"]
     z: Float[np.ndarray, "pairs"]
     recall: float = 1.0  # share of the MANY nearest that the search found, by measure; 1 where it is exact
+    exact: Bool[np.ndarray, "pairs"] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def __post_init__(self) -> None:
+        if len(self.exact) != len(self.first):
+            self.exact = np.zeros(len(self.first), dtype=bool)
+
+    def chosen(self, some: np.ndarray) -> "Near":
+        """Some of the pairs, by their places or by a mask."""
+        arrays = (getattr(self, name)[some] for name in ("first", "second", "square", "z"))
+        return Near(*arrays, self.recall, self.exact[some])
 
 
 def _unit(signatures: Float[np.ndarray, "models samples"]) -> Float[np.ndarray, "models samples"]:
@@ -180,11 +193,13 @@ def with_hubs(signatures: Float[np.ndarray, "models samples"], near: Near, label
 
 def joined(one: Near, other: Near) -> Near:
     """The pairs of both, each once."""
-    first, second, square, z = (
-        np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("first", "second", "square", "z")
+    first, second, square, z, exact = (
+        np.concatenate([getattr(one, name), getattr(other, name)])
+        for name in ("first", "second", "square", "z", "exact")
     )
-    keep = _firsts(first, second)
-    return Near(first[keep], second[keep], square[keep], z[keep], min(one.recall, other.recall))
+    order = np.argsort(~exact, kind="stable")  # of two that are one pair the exact one
+    both = Near(first[order], second[order], square[order], z[order], min(one.recall, other.recall), exact[order])
+    return both.chosen(np.sort(_firsts(both.first, both.second)))
 
 
 def sharing_pairs(
@@ -208,12 +223,16 @@ def sharing_pairs(
     return sorted({(min(pair), max(pair)) for pair in pairs})
 
 
-def with_pairs(signatures: Float[np.ndarray, "models samples"], near: Near, pairs: list[tuple[int, int]]) -> Near:
-    """The same with these pairs."""
+def with_pairs(
+    signatures: Float[np.ndarray, "models samples"], near: Near, pairs: list[tuple[int, int]], exact: bool = False
+) -> Near:
+    """The same with these pairs, which digests tell if they are `exact`."""
     if not pairs:
         return near
     first, second = (np.array(ends, dtype=np.int64) for ends in zip(*pairs))
-    return joined(near, _once(signatures, first, second, _compare(signatures, first, second, square_distance)))
+    more = _once(signatures, first, second, _compare(signatures, first, second, square_distance))
+    more.exact[:] = exact
+    return joined(near, more)
 
 
 def near_misses(signatures: Float[np.ndarray, "models samples"], near: Near, labels: Int[np.ndarray, "models"]) -> Near:

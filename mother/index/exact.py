@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,23 +19,35 @@ Parents = dict[int, dict[str, Any]]  # parent -> what is said of the edge
 Exact = dict[int, Parents]  # by child
 
 
-def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, dict[int, float]]:
-    """What is exact, and the mantissa bits in which models are stored."""
+@dataclass
+class Stored:
+    """How models are stored: the mantissa bits, which are quantized, and how those are packed that are."""
+
+    bits: dict[int, float] = field(default_factory=dict)
+    quantized: list[int] = field(default_factory=list)
+    packed: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, Stored]:
+    """What is exact, and how models are stored."""
     exact: Exact = defaultdict(dict)
     merges: dict[int, dict[float, Parents]] = defaultdict(lambda: defaultdict(dict))
-    stored = {}
+    stored = Stored()
     wanted = np.flatnonzero([one in (EDGE, MERGE, STORED) for one in table["what"].to_pylist()])
     for row in table.take(wanted).to_pylist():
         child, parent = place.get(row["child"]), place.get(row["parent"])
         if row["what"] == STORED and child is not None:
-            stored[child] = row["weight"]
+            facts = json.loads(row["facts"])
+            stored.bits[child], stored.packed[child] = row["weight"], facts["packed"]
+            stored.quantized += [child] if facts["quantized"] else []
         elif child is not None and parent is not None:
             parents = exact[child] if row["what"] == EDGE else merges[child][row["weight"]]
             parents[parent] = json.loads(row["facts"])
     # Blocks may tell relations that close a circle.
     while circle := find_circle([(parent, child) for child, parents in exact.items() for parent in parents]):
         del exact[circle[-1][1]]
-    choose_merges(exact, {place[one]: merges[place[one]] for one in sorted(place) if place[one] in merges}, place)
+    name = {at: one for one, at in reversed(place.items())}  # of copies the original's, which comes first
+    choose_merges(exact, {at: merges[at] for at in sorted(merges, key=lambda at: name[at])}, place)
     return exact, stored
 
 

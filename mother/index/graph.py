@@ -72,6 +72,7 @@ def index_graph(
 
     Raises InputError where nothing is in the index.
     """
+    index = index.as_it_is()
     groups = joined_groups(index, work, engine)
     if not groups:
         raise InputError(f"{index.folder} holds no models that could be read.")
@@ -127,7 +128,7 @@ def _traced(
             continue
         parts, outs = [(None, members.tolist())], []
         if len(members) > sizes.whole:
-            parts = [(block.core, block.models) for block in cut(near, members, sizes.core, sizes.block)]
+            parts = [(block.core, block.models) for block in cut(near, members, sizes.core, sizes.block, group.casts)]
         for core, models in parts:
             what = [(group.ids[place], group.keys[place]) for place in models]
             inside = None if core is None else [group.ids[place] for place in core]
@@ -166,6 +167,7 @@ def signature_offers(ids: Sequence[str], near: Near) -> "pa.Table":
         "weight": np.r_[weight, weight],
         "beside": nothing - np.inf,
         "between": nothing,
+        "private": nothing,
         "arrow": nothing,
         "most": nothing,
         "own": nothing == 0,
@@ -178,6 +180,7 @@ def _add_family(found: Found, group: str, ids: list[str], table: "pa.Table", siz
     """Put what was traced of a family into the graph: as it is, or as the most probable tree of all offers."""
     is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
     rows = table.take(np.flatnonzero(~is_offer)).to_pylist()
+    copies = {row["child"]: row["parent"] for row in rows if row["what"] == ALIAS}
     for row in rows:
         facts = json.loads(row["facts"])
         if row["what"] == NODE:
@@ -190,13 +193,22 @@ def _add_family(found: Found, group: str, ids: list[str], table: "pa.Table", siz
             found.left_out[row["child"]] = facts["why"]
             found.nodes.pop(row["child"], None)
         elif row["what"] == ALIAS:
-            _make_alias(found, row["child"], row["parent"])
+            _make_alias(found, row["child"], _original(row["parent"], copies))
     if is_offer.any():
-        found.edges += best_edges(found.nodes, [one for one in ids if one in found.nodes], table, sizes.exact)
+        there = [one for one in ids if one in found.nodes]
+        named = {copy: _original(copy, copies) for copy in copies}
+        found.edges += best_edges(found.nodes, there, table, sizes.exact, named)
     else:
         found.edges += [
             Edge(row["parent"], row["child"], json.loads(row["facts"])) for row in rows if row["what"] == EDGE
         ]
+
+
+def _original(model: str, copies: dict[str, str]) -> str:
+    """What a model is a copy of, where blocks tell this of others one after the other."""
+    while model in copies:
+        model = copies[model]
+    return model
 
 
 def _make_alias(found: Found, copy: str, original: str) -> None:

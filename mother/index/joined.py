@@ -15,7 +15,9 @@ from mother.evidence.alignment import renamed
 from mother.evidence.matching import Match, match_models
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.index.build import tensor_numbers
+from mother.index.casts import cast_numbers
 from mother.index.engine import Engine
+from mother.index.groups import DIGESTS
 from mother.index.others import MATCHED, Shapes, group_shapes, likely_groups
 from mother.index.signature import signature_of
 from mother.index.store import Index, arrow, open_index, schema
@@ -110,9 +112,10 @@ def sign_again(folder: str, models: Models, match: Sequence[tuple], shapes: Sequ
             sketch = renamed(sketch, names) if names else sketch
             values = signature_of(sketch, index.entries, index.samples, among)
             tensors = tensor_numbers(sketch.facts.digests)
-            rows.append({"id": model, "key": key, "signature": values.astype("<f2").tobytes(), "tensors": tensors})
+            row = {"id": model, "key": key, "signature": values.astype("<f2").tobytes(), "tensors": tensors}
+            rows.append(row | cast_numbers(sketch, among))
     pa, parquet = arrow()
-    columns = pa.schema([schema().field(name) for name in ("id", "key", "signature", "tensors")])
+    columns = pa.schema([schema().field(name) for name in ("id", "key", "signature", *DIGESTS)])
     table = pa.table({name: [row[name] for row in rows] for name in columns.names}, columns)
     write_atomically(Path(out), lambda file: parquet.write_table(table, file))
     return out

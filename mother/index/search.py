@@ -7,7 +7,7 @@ can be; else signatures alone speak of it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,16 +25,17 @@ from mother.heritage.trace import trace_sketches
 from mother.heritage.trees import Heritage
 from mother.index.build import tensor_numbers
 from mother.index.candidates import NEAR_MISS
+from mother.index.casts import cast_numbers
 from mother.index.others import other_groups
 from mother.index.related import scores, significant
 from mother.index.signature import group_of, signature_of
-from mother.index.store import Index, signatures, tensor_digests
+from mother.index.store import Index, digests, signatures
 from mother.index.traced import odds, pair_facts
 from mother.io.open import open_all
 
 K, HUBS = 12, 4  # budget: nearest models, and models nearest to most of these, that are candidates
 PROBES = 32  # budget: nearest models whose own neighbours are looked for hubs among
-SHARING = 3  # budget: models that share most tensors
+SHARING = 3  # budget: models that share most tensors, that it may be a cast of, that may be its casts
 VOTED = 1024  # budget: values of signatures by which these are found
 VOTES = 4  # budget: neighbours of each of these that count
 SHOWN = 10  # relatives that are told
@@ -107,14 +108,15 @@ class Scan:
             start += len(values)
         return np.stack([found[place] for place in places])
 
-    def sharing(self, tensors: list[int]) -> list[int]:
-        """Places of the SHARING models that share most of these tensors."""
-        start, count = 0, Counter[int]()
-        for table in self.index.tables(["tensors"], self.group):
-            digests, owner = tensor_digests(table)
-            count.update((start + owner[np.isin(digests, np.array(tensors, dtype=np.uint64))]).tolist())
+    def sharing(self, wanted: Mapping[str, list[int]]) -> list[int]:
+        """Places of models of which digests tell: of each column the SHARING ones that have most of what is wanted."""
+        start, count = 0, {column: Counter[int]() for column in wanted}
+        for table in self.index.tables(list(wanted), self.group):
+            for column, some in wanted.items():
+                found, owner = digests(table, column)
+                count[column].update((start + owner[np.isin(found, np.array(some, dtype=np.uint64))]).tolist())
             start += len(table)
-        return [place for place, _ in count.most_common(SHARING)]
+        return [place for some in count.values() for place, _ in some.most_common(SHARING)]
 
     def nearest(
         self, probes: Float[np.ndarray, "probes samples"], count: int
@@ -158,7 +160,7 @@ def search_sketch(
     index: Index, sketch: Sketch, room: Path, error: float = 0.01, control: str = "family", by_sketch: bool = True
 ) -> tuple[int, list[Relative]]:
     """The same of a model that was read; `room` is a folder for models of the index that are read."""
-    group = group_of(sketch.shapes)
+    index, group = index.as_it_is(), group_of(sketch.shapes)
     groups = [(group, sketch, sketch.shapes)]
     groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, room))
     rows, z, square, tests = _candidates(index, groups)
@@ -186,7 +188,10 @@ def _candidates(
         there = index.rows(["id", "location", "base", "state", "key"], name)
         if there:
             own = signature_of(sketch, index.entries, index.samples, shapes).astype(np.float32)
-            chosen, score, far = candidates_of(Scan(index, name), own, tensor_numbers(sketch.facts.digests))
+            one = cast_numbers(sketch, shapes)
+            # What it is a cast of would have its parts, and its own casts would have what was cast from it.
+            exact = {"tensors": tensor_numbers(sketch.facts.digests), "casts": one["parts"], "parts": one["casts"]}
+            chosen, score, far = candidates_of(Scan(index, name), own, exact)
             rows += [there[place] for place in chosen]
             z.append(score)
             square.append(far)
@@ -226,7 +231,7 @@ def _read(sources: Sequence[Source], room: Path, entries: int) -> list[Sketch]:
 
 
 def candidates_of(
-    scan: Scan, own: Float[np.ndarray, "samples"], tensors: list[int]
+    scan: Scan, own: Float[np.ndarray, "samples"], exact: Mapping[str, list[int]]
 ) -> tuple[list[int], Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"]]:
     """Places of the models that may be relatives, with scores and squared distances."""
     unit = unit_of(own[None])[0]
@@ -236,7 +241,7 @@ def candidates_of(
     for row, probe in zip(scan.nearest(unit_of(units[0][:, :VOTED]), VOTES + 1)[0].tolist(), near):
         votes.update(one for one in row if one != probe)
     chosen = near[:K] + [one for one, _ in votes.most_common(HUBS)]
-    chosen += scan.sharing(tensors)
+    chosen += scan.sharing(exact)
     chosen = list(dict.fromkeys(chosen))
     theirs = scan.units(chosen)
     return chosen, scores(theirs, unit[None]), np.square(theirs - unit).sum(axis=1, dtype=np.float64)

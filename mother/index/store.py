@@ -10,7 +10,7 @@ reason, and is tried again.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from mother.io.files import write_atomically, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "mother-index/3"
+FORMAT = "mother-index/4"
 FULL = 8192  # budget: models of a shard that stays as it is
 ROW_GROUP = 512  # budget: models that are read at a time where one group is looked for
 DICTIONARY = 1 << 26  # budget: bytes of the different shapes of ROW_GROUP models, each of which is then kept once
@@ -57,6 +57,8 @@ def schema() -> "pa.Schema":
             ("shapes", once),  # JSON: (block, kind, rows, columns) of each matrix
             ("signature", pa.binary()),  # float16, little-endian: read at the speed of the disk, unlike lists
             ("tensors", pa.list_(pa.uint64())),  # of each tensor 64 bits of the digest of name and values, ascending
+            ("parts", pa.list_(pa.uint64())),  # the same of what a sketch keeps of some matrices, ascending
+            ("casts", pa.list_(pa.uint64())),  # and of what casts to coarser types would make of these
             ("facts", text),  # JSON: half precisions that hold all weights, share of zeros, weights
             ("claims", text),  # JSON: what the model says of its origin
             ("files", text),  # JSON: name, size and SHA-256 of what was read
@@ -73,6 +75,7 @@ class Index:
     samples: int
     entries: int  # of a matrix in a sketch, at most: signatures are drawn from these
     keep: bool  # whether sketches are kept
+    fixed: tuple[Path, ...] | None = None  # the files of models that count, of all that are there
 
     @property
     def sketches(self) -> Path:
@@ -81,7 +84,11 @@ class Index:
 
     def shards(self) -> list[Path]:
         """The files of models, oldest first."""
-        return sorted((self.folder / SHARDS).glob("[0-9]*.parquet"))
+        return sorted((self.folder / SHARDS).glob("[0-9]*.parquet")) if self.fixed is None else list(self.fixed)
+
+    def as_it_is(self) -> "Index":
+        """The same, in which models stay where they are while another run builds it."""
+        return replace(self, fixed=tuple(self.shards()))
 
     def shard(self, number: int) -> Path:
         """Where a shard is."""
@@ -158,6 +165,8 @@ class Index:
                 parts = [np.array(here[start:end], dtype=bool) for start, end in pairwise(ends.tolist())]
                 some = [at for at, part in enumerate(parts) if part.any()]
                 table = file.read_row_groups(some, wanted)
+        except FileNotFoundError:
+            raise InputError(f"{path} is gone: another run has put the index together meanwhile. Run again.") from None
         except (OSError, pa.ArrowException, KeyError) as error:
             raise InputError(f"{path} cannot be read ({error}). Remove it, and build the index again.") from None
         places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(parts[at] for at in some)]))
@@ -199,11 +208,13 @@ def _outdated(index: Index, shards: tuple[Path, ...]) -> dict[str, set[str]]:
     return found
 
 
-def tensor_digests(table: "pa.Table") -> tuple[Integer[np.ndarray, "tensors"], Integer[np.ndarray, "tensors"]]:
-    """The digests of the tensors of all models in a table, and the row that each is of."""
-    column = table["tensors"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat, np.repeat(np.arange(len(table)), column.value_lengths().to_numpy(zero_copy_only=False))
+def digests(
+    table: "pa.Table", column: str = "tensors"
+) -> tuple[Integer[np.ndarray, "digests"], Integer[np.ndarray, "digests"]]:
+    """The digests in a column of lists, of all models of a table, and the row that each is of."""
+    lists = table[column].combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat, np.repeat(np.arange(len(table)), lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
 
 
 def _finite(values: Float[np.ndarray, "values"]) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from mother.evidence.alignment import align
 from mother.evidence.candidates import comparable_square
-from mother.evidence.edges import DECISIVE, Evidence
+from mother.evidence.edges import DECISIVE, STRUCTURE, Evidence
 from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.heritage import typed_graph
@@ -23,7 +23,7 @@ from mother.heritage.merged import SPARSE, merges_of, sparse_merge
 from mother.heritage.quantized import is_quantized
 from mother.heritage.relation import Relation
 from mother.heritage.trace import measure, row_scaled_ranks, trace_sketches
-from mother.heritage.trees import Cluster, Heritage, gather_all, none_of_another
+from mother.heritage.trees import Cluster, Heritage, gather_all
 from mother.index.store import arrow, open_index
 from mother.io.files import write_atomically
 from mother.io.snapshots import Snapshot
@@ -39,8 +39,9 @@ LIKELY = 2  # budget: offers of each model of a core whose update is searched fo
 def trace_schema() -> Any:
     """The columns of what is traced. Of an offer, a parent that a model may have:
 
-    weight, beside   log weights that it is the parent, and that both have one that is not there, without these three:
+    weight, beside   log weights that it is the parent, and that both have one that is not there, without these four:
     between          what models in the middle take from both
+    private          share of directions that one of the two has for itself, see Evidence; it takes from the first
     arrow            log odds of its direction; nan where something exact decides
     most             log of how many entries the model has in common with the one that it shares most with, there
     own              whether the child is of the core of its block: what others say of it is for want of more
@@ -49,7 +50,7 @@ def trace_schema() -> Any:
     made its parents, and another block may know that. Its `weight` is the number of likelier ones.
     """
     pa, _ = arrow()
-    numbers = ("weight", "beside", "between", "arrow", "most")
+    numbers = ("weight", "beside", "between", "private", "arrow", "most")
     columns = [("what", pa.string()), ("parent", pa.string()), ("child", pa.string())]
     columns += [(name, pa.float64()) for name in numbers]
     return pa.schema([*columns, ("own", pa.bool_()), ("facts", pa.string())])
@@ -105,7 +106,7 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     heritage, _ = measure(sketches, torch.device("cpu"), error, core=core)
     first, copies = heritage.first_pass, heritage.aliases
     rows = [_row(ALIAS, models[original], models[copy]) for copy, original in copies.items() if copy in core]
-    rows += [_row(STORED, child=models[place], weight=float(mantissa(first.facts[place]))) for place in sorted(core)]
+    rows += [_stored_row(heritage, place) for place in sorted(core)]
     members = [place for place in range(len(models)) if place not in copies]
     square = comparable_square(first, turned=True)
     evidence, forced = gather_all(heritage, square, members, core)
@@ -113,8 +114,6 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     # Which parents a merge has is told of all blocks together, see mother/index/exact.py.
     alone = {child: parent for child, parent in forced.items() if members[child] not in merges}
     weights = own_weights(evidence, read_coefficients(), alone)
-    quantized = [at for at, member in enumerate(members) if is_quantized(first.facts[member])]
-    none_of_another(weights.parent, quantized, forced)
     inside = [at for at, member in enumerate(members) if member in core]
     place = {member: at for at, member in enumerate(members)}
     firsts = [(place[one.parents[0]], place[child]) for child, options in merges.items() for one in options]
@@ -128,13 +127,16 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
     ]
     heritage.row_scaled = row_scaled_ranks(heritage, sketches, likely, Snapshot(None, {}))
     middle = blocked(evidence, read_coefficients())
+    at = STRUCTURE.index("private")
+    private, worth = evidence.structure[..., at], read_coefficients().structure[at]
     told = evidence.direction @ read_coefficients().direction + counted_odds(evidence)
     arrow_odds = np.where(np.abs(evidence.exact) > DECISIVE, np.nan, told)
     for i, j in some:
         values = {
-            "weight": float(weights.parent[i, j] + middle[i, j]),
+            "weight": float(weights.parent[i, j] + middle[i, j] - worth * private[i, j]),
             "beside": float(weights.beside[i, j] + middle[i, j]),
             "between": float(middle[i, j]),
+            "private": float(private[i, j]),
             "arrow": float(arrow_odds[i, j]),
             "most": float(evidence.most[j]),
             "own": members[j] in core,
@@ -142,6 +144,13 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
         facts = typed_graph.pair_facts(heritage, members[i], members[j])
         rows.append(_row(OFFER, models[members[i]], models[members[j]], facts, **values))
     return rows + list(_relation_rows(heritage, core, merges))
+
+
+def _stored_row(heritage: Heritage, place: int) -> dict:
+    """In how many mantissa bits a model is stored, whether it is quantized, and how it is packed."""
+    facts = heritage.first_pass.facts[place]
+    told = {"quantized": is_quantized(facts), "packed": typed_graph.packed_facts(heritage, place)}
+    return _row(STORED, child=heritage.first_pass.models[place], weight=float(mantissa(facts)), facts=told)
 
 
 def _offered(

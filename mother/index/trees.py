@@ -1,175 +1,42 @@
-"""The most probable tree of a large family from the offers of all its blocks, as method "map" has it of a small one.
-
-What depends on all of a family is done here, on edges alone: with which model one shares most entries, models in the
-middle that another block knows, the prior for hubs, casts, and models that are not there.
-"""
+"""The most probable tree of a large family from the offers of all its blocks, as method "map" has it of a small one."""
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mother.evidence.edges import STRUCTURE
-from mother.graph.acyclic import descents, find_circle
+from mother.graph.acyclic import find_circle
 from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
-from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
-from mother.heritage.calibration import EXACT_WEIGHT, elder_priors, hub_priors, read_coefficients, soft_arrow
-from mother.heritage.casts import is_trained_in
-from mother.heritage.trees import RECAST, by_twins, hang, hidden_name
+from mother.graph.sparse import EXACT, edge_shares, minimum_spanning_forest, most_probable_forest
+from mother.heritage.trees import hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.exact import Exact, read_exact
-from mother.index.traced import OFFER
+from mother.index.offers import Offers, by_exact, prefer_casts, read_offers, with_priors, without_ancestors
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class Offers:
-    """Edges that may be, of which there is one at most from one model to another: log weights as in `Weights`.
-
-    `arrow` are log odds of the direction alone, nan where something exact decides. `row` is where each is in the table
-    of what was traced.
-    """
-
-    models: int
-    parent: Int[np.ndarray, "offers"]
-    child: Int[np.ndarray, "offers"]
-    as_parent: Float[np.ndarray, "offers"]
-    beside: Float[np.ndarray, "offers"]
-    arrow: Float[np.ndarray, "offers"]
-    row: Int[np.ndarray, "offers"]
-
-    def edges(self, value: Float[np.ndarray, "offers"]) -> Edges:
-        """The same with one value each."""
-        return Edges(self.models, self.parent, self.child, value)
-
-    def both(self) -> Edges:
-        """Log weights of either."""
-        return self.edges(np.logaddexp(self.as_parent, self.beside))
-
-    def by_parent(self) -> Float[np.ndarray, "offers"]:
-        """Of the odds of each edge the share of those that it is from a parent that is there."""
-        both = np.logaddexp(self.as_parent, self.beside)
-        return np.exp(self.as_parent - np.where(np.isneginf(both), 0, both))
-
-    def chosen(self, some: Bool[np.ndarray, "offers"]) -> "Offers":
-        """Some of them."""
-        arrays = (getattr(self, name)[some] for name in ("parent", "child", "as_parent", "beside", "arrow", "row"))
-        return Offers(self.models, *arrays)
-
-    def key(self, turned: bool = False) -> Int[np.ndarray, "offers"]:
-        """A number for each (parent, child), or for (child, parent)."""
-        one, other = (self.child, self.parent) if turned else (self.parent, self.child)
-        return one * self.models + other
-
-    @cached_property
-    def turned(self) -> tuple[Bool[np.ndarray, "offers"], Int[np.ndarray, "offers"]]:
-        """Of each edge whether it is there turned round, too, and where. Edges are in the order of their keys."""
-        key, back = self.key(), self.key(turned=True)
-        places = np.searchsorted(key, back).clip(0, max(0, len(key) - 1))
-        return (key[places] == back if len(key) else np.zeros(0, bool)), places
-
-    def back(self, value: Float[np.ndarray, "offers"], none: float = 0.0) -> Float[np.ndarray, "offers"]:
-        """Of each edge the value of the same one turned round; `none` where that is not there."""
-        there, places = self.turned
-        return np.where(there, value[places], none)
-
-
-@dataclass(frozen=True)
 class Tree:
-    """Of each model: its parent in the tree (-1: none), the offer, probabilities, and whether these are exact."""
+    """Of each model: its parent in the tree (-1: none), the offer, probabilities, and whether these are exact.
+
+    `absent` is the probability that its parent is not there: that it is the root, or hangs beside another one.
+    """
 
     parent: Int[np.ndarray, "models"]
     offer: Int[np.ndarray, "models"]
     adjacency: Float[np.ndarray, "models"]
     arrow: Float[np.ndarray, "models"]
-    root: Float[np.ndarray, "models"]
+    absent: Float[np.ndarray, "models"]
     exact: Bool[np.ndarray, "models"]
     share: Float[np.ndarray, "offers"]  # that an offer is the parent
-
-
-def read_offers(table: "pa.Table", place: dict[str, int]) -> Offers:
-    """The offers in a table of what was traced; of several of one edge that of its child's own block counts."""
-    ends = [[place.get(one, -1) for one in table[name].to_pylist()] for name in ("parent", "child")]
-    parent, child = (np.array(some, dtype=np.int64) for some in ends)
-    is_offer = np.array([one == OFFER for one in table["what"].to_pylist()], dtype=bool)
-    row = np.flatnonzero(is_offer & (parent >= 0) & (child >= 0))
-    names = ("weight", "beside", "between", "arrow", "most", "own")
-    weight, beside, between, told, most, own = (table[name].to_numpy()[row].astype(np.float64) for name in names)
-    parent, child = parent[row], child[row]
-    order = np.lexsort((-own, child, parent))
-    key = (parent * max(1, len(place)) + child)[order]
-    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
-    # A model in the middle may be in one of the blocks alone.
-    middle = np.maximum.reduceat(between[order], first) if len(first) else between
-    # A pair is one of two blocks', both ways alike.
-    largest = np.full(len(place), -np.inf)
-    np.maximum.at(largest, child, most)
-    slope = read_coefficients().structure[STRUCTURE.index("equality")]
-    kept = order[first]
-    shift = slope * (most[kept] - largest[child[kept]])
-    values = weight[kept] + shift, beside[kept] + shift, told[kept], row[kept]
-    found = Offers(len(place), parent[kept], child[kept], *values)
-    middle = np.maximum(middle, found.back(middle, -np.inf))
-    return replace(found, as_parent=found.as_parent - middle, beside=found.beside - middle)
-
-
-def with_priors(offers: Offers, largest: int) -> Offers:
-    """The same with the priors of hubs and of elders, see mother/heritage/calibration.py."""
-    both, coefficients = offers.both(), read_coefficients()
-    edge = edge_shares(both, most_probable_forest(both, 0), largest).edge
-    there, places = offers.turned
-    once = (offers.parent < offers.child) | ~there
-    number = np.cumsum(once) - 1
-    pair = np.where(once, number, number[places])  # of each edge; a pair reads as the edge that counts it
-    shares = (share + offers.back(share) for share in (edge * offers.by_parent(), edge))
-    made, joined = (share[once] for share in shares)
-    ends = offers.models, offers.parent[once], offers.child[once]
-    hub, elder = hub_priors(*ends, made)[pair], np.where(once, 1, -1) * elder_priors(*ends, joined)[pair]
-    older = np.log(soft_arrow(offers.arrow + coefficients.elder * elder)) - np.log(soft_arrow(offers.arrow))
-    told = np.where(np.isnan(offers.arrow), 0, older) + coefficients.hub * hub
-    return replace(offers, as_parent=offers.as_parent + told)
-
-
-def prefer_casts(offers: Offers, exact: Exact, stored: dict[int, float]) -> Offers:
-    """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py.
-
-    No sketches are at hand here, so the rounding that a model holds takes no part.
-    """
-    key, value = offers.key(), offers.as_parent.copy()
-    for cast, parents in exact.items():
-        if any(facts["kind"] == "cast" and is_trained_in(facts["dtype"]) for facts in parents.values()):
-            one = np.arange(*np.searchsorted(offers.parent, [cast, cast + 1]))
-            child = offers.child[one]
-            wanted = next(iter(parents)) * offers.models + child  # from the original
-            other = np.searchsorted(key, wanted).clip(0, max(0, len(key) - 1))
-            alike = np.array([stored.get(at) == stored.get(cast) for at in child.tolist()], dtype=bool)
-            some = alike & (key[other] == wanted)
-            value[one[some]], value[other[some]] = by_twins(value[one[some]], value[other[some]], RECAST)
-    return replace(offers, as_parent=value)
-
-
-def without_ancestors(offers: Offers, exact: Exact) -> Offers:
-    """The same without edges from what exact relations put below a model; into a model of such a one its own alone.
-
-    That of a merge has the weight of what is exact; of the others the blocks gave it.
-    """
-    known = [(parent, child) for child, parents in exact.items() for parent in parents]
-    above = [descendant * offers.models + ancestor for ancestor, descendant in descents(known)]
-    told = np.isin(offers.child, list(exact))
-    firsts = {child: next(iter(parents)) for child, parents in exact.items()}
-    own = np.isin(offers.key(), [parent * offers.models + child for child, parent in firsts.items()])
-    merges = [child for child, parent in firsts.items() if exact[child][parent]["kind"] == "merge"]
-    beside = np.where(told, -np.inf, offers.beside)
-    some = ~np.isin(offers.key(), above) & (own | ~told) & np.isfinite(np.maximum(offers.as_parent, beside))
-    value = offers.as_parent + EXACT_WEIGHT * (own & np.isin(offers.child, merges))
-    return replace(offers, as_parent=value, beside=beside).chosen(some)
 
 
 def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
@@ -195,7 +62,10 @@ def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
     sure = shares.exact[has]
     adjacency[has[sure]] = (share + back)[chosen[sure]].clip(0, 1)
     arrow[has[sure]] = (share / (share + back).clip(1e-300))[chosen[sure]]
-    return Tree(parent, offer, adjacency, arrow, shares.root, shares.exact, share)
+    beside = np.bincount(offers.child, shares.edge - share, offers.models)
+    # Local shares are those of a model that is no root.
+    absent = shares.root + np.where(shares.exact, 1, 1 - shares.root) * beside
+    return Tree(parent, offer, adjacency, arrow, absent.clip(0, 1), shares.exact, share)
 
 
 def acyclic_tree(offers: Offers, exact: Exact, largest: int) -> tuple[Offers, Tree]:
@@ -222,12 +92,22 @@ def acyclic_tree(offers: Offers, exact: Exact, largest: int) -> tuple[Offers, Tr
         offers = offers.chosen(some)
 
 
-def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Table", largest: int = EXACT) -> list[Edge]:
-    """The edges of the tree of a family by what was traced of it, typed; fills in `nodes`, hidden ones as well."""
+def best_edges(
+    nodes: dict[str, dict[str, Any]],
+    ids: list[str],
+    table: "pa.Table",
+    largest: int = EXACT,
+    copies: Mapping[str, str] = MappingProxyType({}),
+) -> list[Edge]:
+    """The edges of the tree of a family by what was traced of it, typed; fills in `nodes`, hidden ones as well.
+
+    `copies` are models that some block took for those that they are copies of.
+    """
     place = {one: at for at, one in enumerate(ids)}
+    place |= {copy: place[original] for copy, original in copies.items() if original in place}
     exact, stored = read_exact(table, place)
-    offers = without_ancestors(read_offers(table, place), exact)
-    offers = prefer_casts(with_priors(offers, largest), exact, stored)
+    offers = with_priors(by_exact(read_offers(table, place), exact), largest)
+    offers = without_ancestors(prefer_casts(offers, exact, stored.bits), exact, stored.quantized)
     offers, tree = acyclic_tree(offers, exact, largest)
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
@@ -237,7 +117,7 @@ def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Tabl
     group = nodes[ids[0]].get("group") if ids else None
     for at, one in enumerate(ids):
         how = "exact" if tree.exact[at] else "local"
-        nodes[one] |= {"root": round(float(tree.root[at]), 4), "how": how}
+        nodes[one] |= {"root": round(float(tree.absent[at]), 4), "how": how}
         if parents.get(at, -1) in exact.get(at, ()):
             edges += [Edge(ids[other], one, facts | {"how": "exact relation"}) for other, facts in exact[at].items()]
         elif at in parents:
@@ -249,7 +129,8 @@ def best_edges(nodes: dict[str, dict[str, Any]], ids: list[str], table: "pa.Tabl
         if one.parent is not None:
             edges.append(Edge(ids[one.parent], name, dict(HIDDEN_EDGE)))
         for child in one.children:
-            edges.append(Edge(name, ids[child], HIDDEN_EDGE | {"probability": round(float(tree.root[child]), 4)}))
+            facts = HIDDEN_EDGE | {"probability": round(float(tree.absent[child]), 4)} | others(child, -1)
+            edges.append(Edge(name, ids[child], facts | stored.packed.get(child, {})))
     return edges
 
 

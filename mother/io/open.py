@@ -158,6 +158,12 @@ def open_all(
 
     Returns those that can be read, in their order, and why the others cannot.
     """
+    opened, failed = open_each(models)
+    return opened, {model: str(error) for model, error in failed.items()}
+
+
+def open_each(models: Iterable[tuple]) -> tuple[list[Checkpoint], dict[str, CheckpointError]]:
+    """The same, with the errors themselves."""
 
     def look(model: tuple) -> Checkpoint | CheckpointError:
         try:
@@ -167,8 +173,8 @@ def open_all(
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         found = list(pool.map(look, models))
-    left_out = {one.model: str(one) for one in found if isinstance(one, CheckpointError)}
-    return [one for one in found if isinstance(one, Checkpoint)], left_out
+    failed = {one.model: one for one in found if isinstance(one, CheckpointError)}
+    return [one for one in found if isinstance(one, Checkpoint)], failed
 
 
 VECTORS = "By vectors, embeddings and heads alone models cannot be compared: leave it out."
