@@ -45,7 +45,7 @@ class Case:
     lone: Lone
     family: tuple[str, ...]
     related: dict[str, bool]  # the base, and strangers that it fits: whether each is named as family
-    stranger: float | None  # score of the unrelated root of its architecture
+    strangers: dict[str, float]  # scores of the roots of other families that it fits; "other" is of its architecture
     figures: Float[np.ndarray, "models two"]
 
     @property
@@ -84,7 +84,8 @@ def measure(architecture: str, models: dict[str, Path], lone: list[Lone], foreig
         least = {m: -ndtri(ERROR / (len(family) + 1)) if m in family else -ndtri(ERROR) for m in scores}
         marks = {model: bool(z > least[model]) for model, z in scores.items()}
         both = figures(own, [candidates.surroundings(model) for model in family])
-        cases.append(Case(architecture, one, family, marks, scores.get("other"), both))
+        strangers = {model: z for model, z in scores.items() if model not in family}
+        cases.append(Case(architecture, one, family, marks, strangers, both))
     return cases
 
 
@@ -142,9 +143,11 @@ def show(cases: Sequence[Case], chances: Sequence[np.ndarray]) -> bool:
         rows.append(row(name, [cases[at] for at in of], [chances[at] for at in of]))
     head = ("adapters", "count", f"family right at {ERROR:g}", "base right", "stated", "of the true base", "ECE")
     print(format_table(head, rows))
-    null = np.array([case.stranger for case in cases if case.stranger is not None])
-    print(f"\nunrelated roots of the same architecture: z {null.mean():+.2f} with deviation {null.std():.2f},", end=" ")
-    print(f"largest {null.max():.2f}, of {len(null)}; above 1.64: {(null > 1.64).sum()}")
+    for what, same in (("the same architecture", True), ("other architectures that it fits", False)):
+        null = np.array([z for case in cases for model, z in case.strangers.items() if (model == "other") == same])
+        if len(null):
+            print(f"\nunrelated roots of {what}: z {null.mean():+.2f} with deviation {null.std():.2f},", end=" ")
+            print(f"largest {null.max():.2f}, of {len(null)}; above 1.64: {(null > 1.64).sum()}")
     _, _, family, base, _, _, error = rows[-1]
     return family >= FAMILY and base >= BASE and error <= ECE
 

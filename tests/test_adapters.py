@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from conftest import save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
@@ -162,6 +163,10 @@ REFUSED = {
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, GOOD, "changed its base"),
     "replicated layers": ({"layer_replication": [[0, 1], [0, 1]]}, GOOD, "layer_replication"),
     "trained tokens": ({"trainable_token_indices": [1, 2]}, GOOD, "trainable_token_indices"),
+    "halves of experts": ({"target_parameters": ["mlp.experts.down_proj"]}, GOOD, "uses target_parameters"),
+    "another factor": ({"kasa_config": {"beta": 1}}, GOOD, "uses kasa_config"),
+    "pooled inputs": ({"use_qalora": True}, GOOD, "uses use_qalora"),
+    "lora-ga": ({"init_lora_weights": "lora_ga"}, GOOD, "changed its base"),
     "bias of B": ({}, GOOD | {"m.lora_B.bias": (4,)}, "with a bias"),
     "B of three sides": ({}, {"m.lora_A.weight": (2, 4), "m.lora_B.weight": (4, 2, 3)}, "do not fit"),
     "short magnitude": ({"use_dora": True}, GOOD | {"m.lora_magnitude_vector": (1,)}, "magnitude that does not fit"),
@@ -316,6 +321,25 @@ def test_whole_modules_replace_those_of_a_base_with_other_wrappers(tmp_path: Pat
     assert set(opened.tensors) == set(bare)
     for name, weight in expected.items():
         assert torch.allclose(opened.read_tensor(name.removeprefix("vit.")), weight, atol=1e-6), name
+
+
+def test_what_training_left_in_an_adapter_is_left_aside(tmp_path: Path) -> None:
+    save_model(tmp_path / "base", {"m.weight": torch.zeros(4, 4)})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    parts = {name: torch.ones(shape) for name, shape in GOOD.items()}
+    parts |= {"m.lora_velora_embed": torch.ones(3, 3), "score.weight": torch.ones(2, 4)}
+    save_file(parts, tmp_path / "a" / "adapter_model.safetensors")
+    opened = open_checkpoint("a", tmp_path / "a", tmp_path / "base")
+    assert set(opened.tensors) == {"m.weight", "score.weight"}  # a new head is one of its own
+    assert opened.aside == ("1 tensors that its base has not",)
+
+
+def test_a_model_with_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
+    parts = {"m.base_layer.weight": torch.zeros(4, 4), "n.weight": torch.zeros(4, 4), "o.weight": torch.zeros(4, 4)}
+    save_model(tmp_path, parts | {name: torch.ones(shape) for name, shape in GOOD.items()})
+    with pytest.raises(CheckpointError, match=r"not merged into it \(m.base_layer.weight\).*merge_and_unload"):
+        open_checkpoint("m", tmp_path)
 
 
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:

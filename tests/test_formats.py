@@ -16,6 +16,7 @@ from test_gguf import write as write_gguf
 from test_keras import named, numbered
 
 from dataset import packing
+from mother.errors import CheckpointError
 from mother.heritage.trace import trace
 from mother.heritage.typed_graph import build_graph
 from mother.io.checkpoint import Checkpoint
@@ -150,6 +151,17 @@ def test_from_the_hub_as_from_disk_and_by_ranges(name: str, hub: HubServer) -> N
     else:
         least = needed(local, wanted)
     assert least <= sent <= 1.05 * least
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "a.ckpt", "a.gguf", "model.onnx", "a.h5", "flax_model.msgpack"]
+)
+def test_a_pointer_of_git_lfs_is_told(name: str, tmp_path: Path) -> None:
+    """What a clone without Git LFS has in place of each large file."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"pointer of Git LFS.*{name}.*Run git lfs pull"):
+        open_checkpoint("m", tmp_path)
 
 
 def test_the_same_weights_in_other_formats_are_copies(tmp_path: Path) -> None:

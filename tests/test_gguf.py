@@ -207,6 +207,16 @@ def test_a_model_in_several_files(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00002.gguf").unlink()
     with pytest.raises(CheckpointError, match="no such file"):
         open_checkpoint("m", tmp_path)
+    (tmp_path / "model-00001-of-00002.gguf").rename(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match="one of 2 files, and its name does not say which"):
+        open_checkpoint("m", tmp_path)
+
+
+def test_an_adapter_is_named(tmp_path: Path) -> None:
+    tensor = {"blk.0.attn_v.weight.lora_a": (np.zeros((4, 32), dtype=np.float32), TYPES.F32)}
+    write(tmp_path / "a.gguf", "llama", tensor, lambda writer: writer.add_string("general.type", "adapter"))
+    with pytest.raises(CheckpointError, match="an adapter in the form of llama.cpp, which is not read"):
+        open_checkpoint("m", tmp_path)
 
 
 @pytest.mark.slow

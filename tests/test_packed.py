@@ -64,6 +64,16 @@ def test_bitsandbytes_4_bit(kind: str, block: int, double: bool, tmp_path: Path)
     check(save(tmp_path, tensors), functional.dequantize_4bit(stored, state), said, 1e-6)
 
 
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.float32])
+def test_bitsandbytes_bytes_in_another_type(kept: torch.dtype, tmp_path: Path) -> None:
+    """As models are trained in shards (bnb_4bit_quant_storage): many of these bytes are NaN as floats."""
+    functional = pytest.importorskip("bitsandbytes.functional", reason="needs bitsandbytes: pip install bitsandbytes")
+    stored, state = functional.quantize_4bit(weight(48, 128), quant_type="nf4", quant_storage=kept)
+    assert stored.dtype == kept
+    tensors = {"weight": stored} | {f"weight.{end}": value for end, value in state.as_dict(packed=True).items()}
+    check(save(tmp_path, tensors), functional.dequantize_4bit(stored, state), "nf4", 1e-6)
+
+
 def test_bitsandbytes_blocks_across_rows(tmp_path: Path) -> None:
     """Its own code for CPUs wants whole blocks in a row, so that what was quantized is the measure here."""
     functional = pytest.importorskip("bitsandbytes.functional", reason="needs bitsandbytes: pip install bitsandbytes")
@@ -94,6 +104,26 @@ def test_mlx(bits: int, group: int, tmp_path: Path) -> None:
     check(folder, expected, f"mlx {bits} bit, group {group}", 1e-6)
     with pytest.raises(CheckpointError, match="config.json gives no group_size"):
         open_checkpoint("m", save(tmp_path / "bare", tensors))
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "group", "storage"),
+    [
+        ("mxfp4", 4, 32, "mxfp4 4 bit, group 32"),
+        ("nvfp4", 4, 16, "nvfp4 4 bit, group 16"),
+        ("mxfp8", 8, 32, "fp8 8 bit, group 32"),
+    ],
+)
+def test_floats_of_mlx(mode: str, bits: int, group: int, storage: str, tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core", reason="needs MLX: pip install mlx mlx-cpu")
+    parts = mx.quantize(mx.array(weight(6, 256).numpy()), group_size=group, bits=bits, mode=mode)
+    plain = mx.dequantize(*parts, group_size=group, bits=bits, mode=mode).astype(mx.float32)
+    expected = torch.from_numpy(np.array(plain))
+    tensors = {end: torch.from_numpy(np.array(part)) for end, part in zip(("weight", "scales"), parts)}
+    config = {"group_size": group, "bits": bits}
+    check(save(tmp_path / "a", tensors, quantization=config | {"mode": mode}), expected, storage, 1e-6)
+    with pytest.raises(CheckpointError, match="do not fit"):  # affine, without what is added
+        open_checkpoint("m", save(tmp_path / "b", tensors, quantization=config))
 
 
 def packing() -> Any:
@@ -257,6 +287,40 @@ def test_fp8(dtype: torch.dtype, tmp_path: Path) -> None:
     assert open_checkpoint("m", folder).fingerprint() != before
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_scales_of_groups_and_of_blocks_of_other_sizes(dtype: torch.dtype, tmp_path: Path) -> None:
+    """compressed-tensors, strategies "group" and "block"."""
+    values, scales = (20 * weight(64, 192)).to(dtype), torch.rand(64, 6) + 0.1
+    name = "fp8" if dtype.is_floating_point else "int8"
+    zeros = torch.randint(-9, 9, (64, 6), dtype=torch.int8)
+    folder = save(tmp_path / "groups", {"weight": values, "weight_scale": scales})
+    each = scales.repeat_interleave(32, 1)
+    check(folder, values.float() * each, f"{name} 8 bit, group 32")
+    folder = save(tmp_path / "zeros", {"weight": values, "weight_scale": scales, "weight_zero_point": zeros})
+    check(folder, (values.float() - zeros.repeat_interleave(32, 1)) * each, f"{name} 8 bit, group 32", 1e-6)
+    said = {"weights": {"num_bits": 8, "strategy": "block", "block_structure": [32, 48]}}
+    config = {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": said}}}
+    blocks = torch.rand(2, 4) + 0.1
+    folder = save(tmp_path / "blocks", {"weight": values, "weight_scale": blocks}, **config)
+    each = blocks.repeat_interleave(32, 0).repeat_interleave(48, 1)
+    check(folder, values.float() * each, f"{name} 8 bit, blocks 32 x 48")
+
+
+@pytest.mark.parametrize("end", ["scale", "scale_inv"])
+def test_experts_in_fp8_in_one_tensor(end: str, tmp_path: Path) -> None:
+    """Of each expert a scale of all, of rows, or of blocks; they are no weights of modules."""
+    values = torch.randn(2, 160, 256).to(torch.float8_e4m3fn)
+    for count in ((2, 1, 1), (2, 160, 1), (2, 2, 2)):
+        scales = torch.rand(count) + 0.1
+        each = scales.repeat_interleave(128, 1)[:, :160] if count[1] == 2 else scales
+        each = each.repeat_interleave(128, 2) if count[2] == 2 else each
+        name = "model.layers.0.mlp.experts.gate_up_proj"
+        save_file({name: values, f"{name}_{end}": scales}, tmp_path / "model.safetensors")
+        opened = open_checkpoint("m", tmp_path)
+        assert list(opened.tensors) == [name] and "fp8 8 bit" in str(opened.storage[name])
+        assert torch.equal(opened.read_tensor(name), values.float() * each)
+
+
 @pytest.mark.parametrize("where", ["", "model.diffusion_model."])
 def test_fp8_of_comfyui(where: str, tmp_path: Path) -> None:
     """Bytes by hand: a sign, four bits of exponent with the bias 7, three of mantissa; all times `scale_weight`."""
@@ -321,6 +385,21 @@ def test_layouts_that_are_not_read_are_named(method: str, tmp_path: Path) -> Non
     tensors = {"weight_other": torch.zeros(4, 4, dtype=torch.uint8)}
     folder = save(tmp_path, tensors, quantization_config={"quant_method": method})
     with pytest.raises(CheckpointError, match=f"packed as {method}, which is not read.* Give the model"):
+        open_checkpoint("m", folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "awq", "version": "gemv"},
+        {"quant_method": "awq", "version": "GEMV_FAST"},
+        {"quant_method": "gptq", "checkpoint_format": "marlin"},
+    ],
+)
+def test_layouts_of_one_kernel_are_named(config: dict[str, str], tmp_path: Path) -> None:
+    tensors = {"qweight": torch.zeros(64, 16, dtype=torch.int32), "scales": torch.zeros(64, 8)}
+    folder = save(tmp_path, tensors | {"qzeros": torch.zeros(64, 1, dtype=torch.int32)}, quantization_config=config)
+    with pytest.raises(CheckpointError, match=f"{config['quant_method']} in the layout .*, which is not read"):
         open_checkpoint("m", folder)
 
 

@@ -152,6 +152,18 @@ def test_the_state_that_is_asked_for(tmp_path: Path) -> None:
     assert one != other
 
 
+def test_an_average_among_the_names_of_the_weights(tmp_path: Path) -> None:
+    """As in checkpoints of latent diffusion, whose copies have no dots."""
+    raw, average = vit_weights(1), {name.replace(".", ""): value for name, value in vit_weights(2).items()}
+    both = raw | {f"model_ema.{name}": value for name, value in average.items()}
+    torch.save({"state_dict": both, "epoch": 3}, tmp_path / "a.ckpt")
+    assert set(check(tmp_path / "a.ckpt", raw)) == {"state_dict.model_ema (13 tensors)", "epoch"}
+    check(tmp_path / "a.ckpt", average, "model_ema")
+    alone = {f"ema.{name}": value for name, value in raw.items()}
+    torch.save(alone, tmp_path / "b.ckpt")
+    assert check(tmp_path / "b.ckpt", alone) == ()
+
+
 def test_the_state_is_a_flag_of_the_commands(tmp_path: Path) -> None:
     for number in range(2):
         content = {"model": vit_weights(7 + number, 2, 48), "ema": vit_weights(5, 2, 48)}

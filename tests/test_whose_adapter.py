@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dataset.lone_adapters import LINEAR, adapt, recipe_of
+from dataset.lone_adapters import FRESH, LINEAR, adapt, recipe_of
 from dataset.zoo import train
 from dataset.zoo_models import build
 from mother.cli.commands import main
@@ -54,7 +54,7 @@ def inner(base: Surroundings) -> list[str]:
     return [name for name, piece in base.pieces.items() if piece.layer is not None and piece.layer.block]
 
 
-@pytest.mark.parametrize("architecture", LINEAR)
+@pytest.mark.parametrize("architecture", FRESH)
 def test_random_directions_score_as_their_null_says(architecture: str) -> None:
     base, scores = surroundings(architecture, 0), []
     names = inner(base)[:4]
@@ -72,7 +72,7 @@ def test_random_directions_score_as_their_null_says(architecture: str) -> None:
     assert max(scores) < 3.6
 
 
-@pytest.mark.parametrize("architecture", LINEAR)
+@pytest.mark.parametrize("architecture", FRESH)
 def test_updates_that_lie_under_the_consumers_are_seen(architecture: str) -> None:
     base, stranger = surroundings(architecture, 0), surroundings(architecture, 1)
     torch.manual_seed(2)

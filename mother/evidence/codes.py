@@ -243,7 +243,7 @@ def block_of(storage: Storage) -> int | None:
     if storage.format in ("nf4", "fp4"):
         return storage.group or 64
     if "blocks" in storage.detail:
-        return 128
+        return int(storage.detail.rpartition(" ")[2])
     return storage.group if storage.group and storage.group <= 128 else None
 
 
@@ -257,7 +257,7 @@ def _fits(rule: Rule, storage: Storage) -> bool:
     if storage.format in ("int8", "bnb int8", "fp8"):
         rows = "row" in storage.detail or storage.format == "bnb int8"
         start = "fp8" if storage.format == "fp8" else "int8"
-        return rule.name.startswith(start) and rule.group == (None if rows else 0)
+        return rule.name.startswith(start) and rule.group == (None if rows else storage.group or 0)
     return False
 
 

@@ -12,8 +12,12 @@ from mother.io.patterns import Patterns, read_patterns
 KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr", "IA3": "ia3", "VERA": "vera"}  # peft_type -> kind
 
 # Ways to begin that change the base, too: what is saved is not all that was trained.
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
-IGNORED = ("layer_replication", "trainable_token_indices")  # keys that change what an adapter does to its base
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Keys that change what an adapter does to its base.
+IGNORED = (
+    *"layer_replication trainable_token_indices target_parameters".split(),
+    *"use_qalora use_bdlora kasa_config".split(),  # variants of LoRA with other factors
+)
 REMEDY = "Merge it into its base with PEFT (merge_and_unload) and give that."
 AGAIN = "Save the adapter again."
 

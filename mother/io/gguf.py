@@ -178,6 +178,8 @@ def _info(row: list[Any]) -> tuple[str, TensorInfo]:
 def read_table(read: Read, size: int) -> dict[str, Any]:
     """What a file holds as JSON: how many files the model is split into, and a row for each tensor."""
     facts, rows = read_header(read, size)
+    if facts.get("general.type") == "adapter":
+        raise ValueError("it is an adapter in the form of llama.cpp, which is not read: give the one it was made from")
     family, tensors = facts.get("general.architecture"), []
     family = family if isinstance(family, str) else ""
     for name, kind, shape, start, end in rows:
@@ -195,6 +197,8 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
     table = file.remembered(lambda: read_table(bytes_of(file), file.size))
     tensors = {name: (file, info) for name, info in map(_info, table["tensors"])}
     split = _SHARD.fullmatch(PurePath(str(file)).name)
+    if split is None and table["files"] > 1:
+        raise ValueError(f"it is one of {table['files']} files, and its name does not say which (...-00001-of-...)")
     if split is not None and table["files"] > 1 and int(split["number"]) == 1:
         count = int(split["count"])
         if count != table["files"] or count > MOST_FILES:

@@ -104,19 +104,21 @@ def fp4(packed: np.ndarray, scales: Float[np.ndarray, "... groups"]) -> Float[np
     return grouped.reshape(values.shape)
 
 
-def scaled(values: np.ndarray, scales: np.ndarray, block: tuple[int, int] | None) -> Float[np.ndarray, "rows columns"]:
-    """Values times the scale of all, of their row, or of their block of so many rows and columns.
+def spread(scales: np.ndarray, shape: tuple[int, ...], block: tuple[int, ...] | None) -> Shaped[np.ndarray, "..."]:
+    """What all entries share, or those of a row, or of a block of so many entries along each axis, for each entry."""
+    if block is None:
+        return scales.reshape(()) if scales.size == 1 else scales.reshape(-1, *[1] * (len(shape) - 1))
+    for axis, (size, each) in enumerate(zip(shape, block)):
+        scales = scales.repeat(each, axis).take(range(size), axis) if scales.shape[axis] > 1 else scales
+    return scales
+
+
+def scaled(values: np.ndarray, scales: np.ndarray, block: tuple[int, ...] | None) -> Float[np.ndarray, "..."]:
+    """Values times the scale of all, of their row, or of their block.
 
     DeepSeek-V3, inference/kernel.py: `weight_scale_inv` is multiplied, too.
     """
-    scales = scales.astype(np.float32)
-    if block is not None:
-        scales = scales.repeat(block[0], 0)[: len(values)].repeat(block[1], 1)[:, : values.shape[1]]
-    elif scales.size == 1:
-        scales = scales.reshape(())
-    else:
-        scales = scales.reshape(-1, *[1] * (values.ndim - 1))
-    return values.astype(np.float32) * scales
+    return values.astype(np.float32) * spread(scales.astype(np.float32), values.shape, block)
 
 
 def bnb_state(content: bytes) -> dict[str, Any]:
@@ -139,6 +141,19 @@ def bnb_4bit(parts: Arrays, state: Mapping[str, Any], shape: tuple[int, ...]) ->
     count = int(np.prod(shape))
     codes = parts["weight.quant_map"].reshape(-1)[_nibbles(parts["weight"].reshape(-1), high_first=True)[:count]]
     return (codes * absmax.astype(np.float32).repeat(state["blocksize"])[:count]).reshape(shape)
+
+
+def mlx_floats(parts: Arrays, mode: str) -> Float[np.ndarray, "... inputs"]:
+    """Floats of 4 or 8 bits with scales of groups, as `quantize` of MLX makes them in its modes mxfp4, nvfp4 and mxfp8.
+
+    https://github.com/ml-explore/mlx, mlx/backend/cpu/quantized.cpp: words hold bytes in order.
+    """
+    content = np.ascontiguousarray(parts["weight"]).view(np.uint8)
+    scales = float8(parts["scales"], "F8_E4M3" if mode == "nvfp4" else "F8_E8M0")
+    if mode != "mxfp8":
+        return fp4(content, scales)
+    values = float8(content, "F8_E4M3")
+    return (values.reshape(*scales.shape, -1) * scales[..., None]).reshape(values.shape)
 
 
 def mlx(parts: Arrays, bits: int, inputs: int) -> Float[np.ndarray, "... inputs"]:

@@ -31,9 +31,14 @@ from mother.io.weights import (
 )
 from mother.io.weights import WEIGHT_FILES as WEIGHT_FILES  # where others look for it
 
+POINTER = b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+
 
 def _listing(place: Place, file: File, state: str | None) -> Listing:
     """The tensors of a file, whatever format it has; raises CheckpointError."""
+    if file.head(len(POINTER)) == POINTER:
+        reason = "it is a pointer of Git LFS; the file that it stands for is not there"
+        raise CheckpointError(place.model, file, reason, "Run git lfs pull in its folder.")
     reader = reader_of(file)
     if reader is None:
         known = ", ".join(one.name for one in READERS)

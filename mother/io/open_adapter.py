@@ -28,6 +28,10 @@ def with_base(place: Place, opened: Checkpoint, base: Checkpoint | None, config:
         if base is not None:
             reason = "has a base but is no adapter"
             raise CheckpointError(opened.model, place, reason, "Leave out its base in the manifest.")
+        wrapped = next((name for name in opened.tensors if name.endswith(".base_layer.weight")), None)
+        if wrapped is not None:
+            reason = f"holds a model and an adapter that is not merged into it ({wrapped})"
+            raise CheckpointError(opened.model, place, reason, REMEDY)
         return opened
     infos = {name: info for name, (_, info) in opened.tensors.items()}
     file = next(iter(opened.tensors.values()))[0] if opened.tensors else place
@@ -92,9 +96,11 @@ def _on_base(
         name = name.replace(".base_layer.", ".")
         whole[name if name in base.tensors else plain.get(canonical_name(name), name)] = raw
     aside = [f"{len(others)} updates of other parts of a pipeline"] if others else []
-    if config is None and (strange := whole.keys() - base.tensors.keys()):
+    # With a configuration a tensor that its base has not may be a new head.
+    strange = {name for name in whole.keys() - base.tensors.keys() if config is None or ".lora_" in name}
+    if strange:
         aside.append(f"{len(strange)} tensors that its base has not")
-        whole = {name: raw for name, raw in whole.items() if name in base.tensors}
+        whole = {name: raw for name, raw in whole.items() if name not in strange}
     tensors = dict(base.tensors) | {name: parts.tensors[raw] for name, raw in whole.items()}
     adapter = replace(adapter, updates=updates, whole=whole)
     file = config or next(iter(parts.tensors.values()))[0]

@@ -11,7 +11,19 @@ import numpy as np
 from mother.errors import CheckpointError, shown
 from mother.io.checkpoint import Checkpoint, check_sizes, filled
 from mother.io.layers import name_layers
-from mother.io.packings import ENDS, FLOAT8, LOOKED_INTO, MARK, Infos, Packed, Settings, cast_to_float8, experts, packed
+from mother.io.packings import (
+    ENDS,
+    FLOAT8,
+    LOOKED_INTO,
+    MARK,
+    Infos,
+    Packed,
+    Settings,
+    cast_to_float8,
+    experts,
+    packed,
+    scaled_alone,
+)
 from mother.io.places import File, Place
 from mother.io.reader import TensorInfo
 from mother.io.runtime import memory
@@ -19,6 +31,7 @@ from mother.io.runtime import memory
 MOST_SMALL = 1 << 16  # bytes of a tensor that says what another one is
 UNREAD = {"q_weight": "EXL2", "W_q": "HQQ"}  # layouts that are known by a name, and not read
 UNREAD_METHODS = frozenset("torchao exl2 exl3 hqq aqlm quip vptq spqr higgs eetq quanto bitnet".split())
+UNREAD_LAYOUTS = frozenset("gemv gemv_fast marlin bitblas".split())  # of AWQ and GPTQ: for kernels of one GPU
 CONFIG = "config.json"
 CONFIGS = (CONFIG, "quantize_config.json")
 MOST_CONFIG = 1 << 22  # bytes
@@ -45,7 +58,9 @@ class PackedCheckpoint(Checkpoint):
             if name not in self.packed:
                 continue
             one, (file, _) = self.packed[name], self.tensors[name]
-            stored = self.raw.read_stored(list(one.parts.values()))
+            stored = self.raw.read_stored([raw for role, raw in one.parts.items() if role not in one.as_bytes])
+            content = self.raw.read_bytes([one.parts[role] for role in one.as_bytes])
+            stored |= {raw: np.frombuffer(part, dtype=np.uint8) for raw, part in content.items()}
             try:
                 with np.errstate(all="ignore"):  # what is not finite is refused later
                     values = one.unpack({role: stored[raw] for role, raw in one.parts.items()}).reshape(one.shape)
@@ -99,9 +114,10 @@ def _refuse_unread(raw: Checkpoint, place: Place, modules: Mapping[str, Infos], 
     # Its scales of 4 bits are in the order of the GPU's units.
     comfy = [one["weight"] for one in modules.values() if {"comfy_quant", "weight"} <= one.keys()]
     unread |= {"FP4 of ComfyUI" for weight in comfy if weight.dtype == "U8"}
-    method = settings.get("quant_method")
-    if isinstance(method, str) and method.lower() in UNREAD_METHODS:
-        unread.add(method.lower())
+    method, *layout = (str(settings.get(key, "")).lower() for key in ("quant_method", "version", "checkpoint_format"))
+    if method in UNREAD_METHODS:
+        unread.add(method)
+    unread |= {f"{method} in the layout {one}" for one in layout if one in UNREAD_LAYOUTS}
     if unread:
         reason = f"its weights are packed as {' and '.join(sorted(unread))}, which is not read"
         raise CheckpointError(raw.model, place, reason, "Give the model that was packed.")
@@ -138,13 +154,31 @@ def _found_experts(raw: Checkpoint) -> dict[str, Packed]:
     return found
 
 
+def _found_alone(raw: Checkpoint, settings: Settings) -> dict[str, Packed]:
+    """Tensors in FP8 that are no weights of modules and have scales; raises CheckpointError where these do not fit."""
+    infos = {name: info for name, (_, info) in raw.tensors.items()}
+    found = {}
+    for name, info in infos.items():
+        scale = next((one for one in (f"{name}_scale_inv", f"{name}_scale") if one in infos), None)
+        if info.dtype not in FLOAT8 or name.endswith(".weight") or scale is None:
+            continue
+        try:
+            found[name] = scaled_alone(name, scale, infos, settings)
+        except ValueError as error:
+            raise CheckpointError(
+                raw.model, raw.tensors[name][0], str(error), "Fetch or save the model again."
+            ) from None
+    return found
+
+
 def unpacked(place: Place, raw: Checkpoint) -> Checkpoint:
     """The same model with its packed weights as plain ones; raises CheckpointError for a layout that is not read."""
     modules = _modules(raw.tensors)
     integers = any(info.dtype in INTEGERS and len(info.shape) == 2 for _, info in raw.tensors.values())
+    integers = integers or any(info.dtype in FLOAT8 for _, info in raw.tensors.values())
     settings, said = _settings(place) if modules or integers else ({}, "")
     _refuse_unread(raw, place, modules, settings)
-    found = _found(raw, modules, settings) | _found_experts(raw)
+    found = _found(raw, modules, settings) | _found_experts(raw) | _found_alone(raw, settings)
     used = {part for one in found.values() for part in one.parts.values()}
     used |= {f"{stem}.{end}" for stem, infos in modules.items() if f"{stem}.weight" in found for end in infos}
     cast = {name: info for name, (_, info) in raw.tensors.items() if info.dtype in FLOAT8 and name not in used}

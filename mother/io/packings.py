@@ -32,6 +32,7 @@ SCALES = ("weight_scale_inv", "weight_scale", "scale_weight", "SCB")  # the thir
 MARK = "scaled_fp8"  # a tensor without meaning, by which ComfyUI knows that there are scales: comfy/utils.py
 MOST_BLOCK = 1 << 16  # entries that share a scale; bitsandbytes has 4,096 at most
 FLOAT8 = {"F8_E4M3": "e4m3", "F8_E5M2": "e5m2"}
+MLX_FLOATS = {"mxfp4": ("mxfp4", 4), "nvfp4": ("nvfp4", 4), "mxfp8": ("fp8", 8)}  # mode -> format, bits
 Infos = Mapping[str, TensorInfo]
 Settings = Mapping[str, Any]
 
@@ -44,6 +45,7 @@ class Packed:
     shape: tuple[int, ...]
     storage: Storage
     unpack: Callable[[dict[str, np.ndarray]], np.ndarray]
+    as_bytes: tuple[str, ...] = ()  # roles whose type says nothing of what they hold
 
 
 def _expect(sound: bool, stem: str, infos: Infos) -> None:
@@ -114,30 +116,62 @@ def experts(stem: str, infos: Infos) -> Packed:
     return Packed({end: f"{stem}_{end}" for end in ("blocks", "scales")}, shape, Storage("mxfp4", 4, 32), unpack)
 
 
+def _block(shape: tuple[int, ...], scales: tuple[int, ...], said: Any) -> tuple[int, ...] | None:
+    """How many entries along each axis share a scale; None where the numbers of scales do not fit.
+
+    `said` are those of the last two axes, where the configuration says it; else blocks have 128, as usual. Along rows
+    that have scales of their own groups are even.
+    """
+    found: list[int] = []
+    sound = isinstance(said, list) and len(said) == 2 and all(is_count(one) and one > 0 for one in said)
+    told = (*[0] * (len(shape) - 2), *(said if sound else (128, 128)))
+    for size, count, one in zip(shape, scales, told):
+        grouped = len(found) == len(shape) - 1 and all(each == 1 for each in found)
+        group = size // count if grouped and count and size % count == 0 else 0
+        sizes = (size,) if count == 1 else (1,) if count == size else (group, one)
+        fitting = (each for each in sizes if each and -(-size // each) == count)
+        found.append(min(next(fitting, 0), size))  # of a size that can be allocated
+    return tuple(found) if all(found) else None
+
+
+def _said_of_blocks(settings: Settings) -> Any:
+    """Rows and columns of a block as transformers' FP8 or compressed-tensors say it."""
+    groups = settings.get("config_groups")
+    each = [one.get("weights") for one in groups.values() if isinstance(one, dict)] if isinstance(groups, dict) else []
+    said = [one["block_structure"] for one in each if isinstance(one, dict) and one.get("block_structure")]
+    return settings.get("weight_block_size") or next(iter(said), None)
+
+
 def _scaled(stem: str, infos: Infos, settings: Settings) -> tuple[Storage, tuple[int, ...], Any]:
-    """FP8 and INT8 with scales of all, of rows or of blocks."""
+    """FP8 and INT8 with scales of all, of rows, of groups or of blocks."""
     weight, name = infos["weight"], next(end for end in SCALES if end in infos)
-    shape, block, scales = weight.shape, None, infos[name].shape
-    if len(scales) == 2 and len(shape) == 2 and scales[1] > 1:
-        block = settings.get("weight_block_size") or [128, 128]
-        sound = isinstance(block, list) and len(block) == 2 and all(is_count(one) and one > 0 for one in block)
-        _expect(sound and all(-(-n // b) == s for n, b, s in zip(shape, block, scales)), stem, infos)
-        detail = f"blocks {block[0]} x {block[1]}"
-        block = (min(block[0], shape[0]), min(block[1], shape[1]))  # of a size that can be allocated
+    shape, block, group, detail, scales = weight.shape, None, None, "", infos[name].shape
+    if len(scales) == len(shape) > 1 and (scales[-1] > 1 or len(shape) > 2) and math.prod(scales) > 1:
+        block = _block(shape, scales, _said_of_blocks(settings))
+        _expect(block is not None, stem, infos)
+        if block[-2] > 1:
+            detail = f"blocks {block[-2]} x {block[-1]}"
+        elif block[-1] == shape[-1]:
+            detail = "a scale each row"
+        else:
+            group = block[-1]
     else:
         _expect(math.prod(scales) in (1, shape[0] if shape else 1), stem, infos)
         detail = "a scale each row" if math.prod(scales) > 1 else ""
+    zeros = infos.get("weight_zero_point")
+    _expect(zeros is None or zeros.shape == scales or math.prod(zeros.shape) in (1, shape[0]), stem, infos)
 
     def unpack(parts: dict[str, np.ndarray]) -> np.ndarray:
         values = parts["weight"]
         values = layouts.float8(values, weight.dtype) if weight.dtype in FLOAT8 else values.astype(np.float32)
         if "weight_zero_point" in parts:
-            values = values - parts["weight_zero_point"].reshape(-1, *[1] * (values.ndim - 1))
+            zeros = parts["weight_zero_point"].astype(np.float32)
+            values = values - layouts.spread(zeros, shape, block if zeros.shape == scales else None)
         found = layouts.scaled(values, parts[name], block)
         return found / np.float32(127) if name == "SCB" else found
 
     kind = "fp8" if weight.dtype in FLOAT8 else "bnb int8" if name == "SCB" else "int8"
-    return Storage(kind, 8, None, detail), shape, unpack
+    return Storage(kind, 8, group, detail), shape, unpack
 
 
 def _bnb_4bit(stem: str, infos: Infos, content: bytes) -> tuple[Storage, tuple[int, ...], Any]:
@@ -150,7 +184,8 @@ def _bnb_4bit(stem: str, infos: Infos, content: bytes) -> tuple[Storage, tuple[i
     _expect(isinstance(shape, list) and is_shape(shape), stem, infos)
     count = math.prod(shape)
     absmax = math.prod(infos["weight.absmax"].shape)
-    _expect(math.prod(infos["weight"].shape) * 2 >= count and -(-count // block) == absmax, stem, infos)
+    content = infos["weight"].end - infos["weight"].start  # in whatever type they were kept: bnb_4bit_quant_storage
+    _expect(content * 2 >= count and -(-count // block) == absmax, stem, infos)
     _expect(not nested or isinstance(state.get("nested_offset"), float), stem, infos)
     _expect(math.prod(infos["weight.quant_map"].shape) == 16, stem, infos)
     kind = "nf4" if any("nf4" in end for end in infos) else "fp4"
@@ -161,13 +196,17 @@ def _bnb_4bit(stem: str, infos: Infos, content: bytes) -> tuple[Storage, tuple[i
 def _mlx(stem: str, infos: Infos, settings: Settings) -> tuple[Storage, tuple[int, ...], Any]:
     own = settings.get(stem)
     settings = {**settings, **own} if isinstance(own, dict) else settings
-    group, bits = settings.get("group_size"), settings.get("bits")
+    group, bits, mode = settings.get("group_size"), settings.get("bits"), settings.get("mode", "affine")
     if not (is_count(group) and group > 0 and is_count(bits) and 2 <= bits <= 8):
         raise ValueError("its weights are packed as MLX does, and config.json gives no group_size and bits")
     words, scales = infos["weight"].shape, infos["scales"].shape
     inputs = scales[-1] * group if scales else 0
     fits = len(words) == len(scales) >= 2 and words[:-1] == scales[:-1] and words[-1] * 32 == inputs * bits
-    _expect(fits and infos["biases"].shape == scales, stem, infos)
+    if mode in MLX_FLOATS:
+        kind, width = MLX_FLOATS[mode]
+        _expect(fits and bits == width and infos["scales"].dtype == "U8", stem, infos)
+        return Storage(kind, bits, group), (*scales[:-1], inputs), partial(layouts.mlx_floats, mode=mode)
+    _expect(fits and "biases" in infos and infos["biases"].shape == scales, stem, infos)
     return Storage("mlx", bits, group), (*scales[:-1], inputs), partial(layouts.mlx, bits=bits, inputs=inputs)
 
 
@@ -177,25 +216,31 @@ def cast_to_float8(name: str, info: TensorInfo) -> Packed:
     return Packed({"": name}, info.shape, storage, lambda parts: layouts.float8(parts[""], info.dtype))
 
 
+def scaled_alone(name: str, scale: str, infos: Infos, settings: Settings) -> Packed:
+    """A tensor in FP8 that is no module's weight, such as all experts of a layer, and its scales beside it."""
+    storage, shape, unpack = _scaled(name, {"weight": infos[name], "weight_scale": infos[scale]}, settings)
+    return Packed({"weight": name, "weight_scale": scale}, shape, storage, unpack)
+
+
 def packed(stem: str, infos: Infos, small: Mapping[str, Any], settings: Settings) -> Packed | None:
     """The weight of a module, where it is packed; raises ValueError where its parts do not fit."""
     weight = infos.get("weight") or infos.get("weight_packed")
-    state = next((end for end in STATES if end in infos), None)
+    state, as_bytes = next((end for end in STATES if end in infos), None), ()
     if {"qweight", "qzeros", "scales"} <= infos.keys():
         found = _gptq_or_awq(stem, infos, settings)
     elif {"weight_packed", "weight_scale", "weight_shape"} <= infos.keys() and weight.dtype == "I32":
         _expect(infos["weight_shape"].dtype in ("I64", "I32"), stem, infos)
         kind = {"I64": "<i8", "I32": "<i4"}[infos["weight_shape"].dtype]
         found = _packed_integers(stem, infos, np.frombuffer(small["weight_shape"], dtype=kind).tolist())
-    elif weight is not None and weight.dtype == "U8" and {"weight.absmax", "weight.quant_map", state} <= infos.keys():
-        found = _bnb_4bit(stem, infos, bytes(small[state]))
+    elif "weight" in infos and {"weight.absmax", "weight.quant_map", state} <= infos.keys():
+        as_bytes, found = ("weight",), _bnb_4bit(stem, infos, bytes(small[state]))
     elif weight is not None and weight.dtype == "U8" and "weight_scale" in infos:
         found = _fp4(stem, infos)
-    elif weight is not None and weight.dtype == "U32" and {"scales", "biases"} <= infos.keys():
+    elif weight is not None and weight.dtype == "U32" and "scales" in infos:
         found = _mlx(stem, infos, settings)
     elif "weight" in infos and weight.dtype in (*FLOAT8, "I8") and infos.keys() & {*SCALES}:
         found = _scaled(stem, infos, settings)
     else:
         return None
     storage, shape, unpack = found
-    return Packed({end: f"{stem}.{end}" for end in infos if end not in NOT_NEEDED}, shape, storage, unpack)
+    return Packed({end: f"{stem}.{end}" for end in infos if end not in NOT_NEEDED}, shape, storage, unpack, as_bytes)

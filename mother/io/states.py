@@ -67,12 +67,22 @@ def find_states(found: Any) -> dict[Path, dict[Any, StoredTensor]]:
         own = of_module(value, modules) if isinstance(value, SomeObject) else {}
         if isinstance(value, dict):
             own |= {key: one for key, one in value.items() if isinstance(one, StoredTensor)}
-        if own:
-            states[path] = own
+        for part, some in _apart(own).items():
+            states[(*path, *part)] = some
         for key, one in _children(value):
             if not (own and isinstance(one, SomeObject)) and key not in ("_modules", "_parameters", "_buffers"):
                 waiting.append(((*path, key), one))
     return states
+
+
+def _apart(state: dict[Any, StoredTensor]) -> dict[Path, dict[Any, StoredTensor]]:
+    """A state without averages whose names begin with a word of their own, as `model_ema.`, and each of these."""
+    found: dict[Path, dict[Any, StoredTensor]] = {}
+    for name, tensor in state.items():
+        word, dot, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
+        own = bool(dot) and ASIDE.search(word.lower()) is not None
+        found.setdefault((word,) if own else (), {})[rest if own else name] = tensor
+    return found if () in found else ({(): state} if state else {})
 
 
 def entries(state: dict[Any, StoredTensor]) -> int:
@@ -100,7 +110,8 @@ def choose(sizes: dict[str, int], wanted: str | None) -> str:
 
 def beside(found: Any, path: Path, states: dict[Path, dict[Any, StoredTensor]]) -> list[str]:
     """Names of what lies beside a state in a pickle, with the number of tensors in it."""
-    said = []
+    own = [other for other in states if len(other) > len(path) and other[: len(path)] == path]
+    said = [f"{'.'.join(other)[:SHOWN]} ({len(states[other])} tensors)" for other in own]
     for depth, key in enumerate(path):
         for name, value in islice(_children(found), LOOKED_AT):
             if name == key:
