@@ -68,6 +68,14 @@ def test_what_holds_the_rounding_comes_from_the_cast_and_is_not_beside_the_origi
     assert weights.parent[1, 3] == 0 and weights.parent[0, 3] == -RECAST and weights.beside[0, 3] == 0
 
 
+def test_what_holds_no_steps_of_a_quantized_model_is_not_made_from_it() -> None:
+    """Model 1 is a quantized 0; nothing but the measured ratio counts."""
+    weights = Weights(np.zeros((3, 3)), np.zeros((3, 3)))
+    _prefer_casts(weights, [], [23, 23, 23], {(1, 0, 2): -5.0})
+    assert weights.parent[1, 2] == weights.beside[1, 2] == -5 and weights.parent[0, 2] == 0
+    assert np.count_nonzero(weights.parent) == np.count_nonzero(weights.beside) == 1
+
+
 def test_recover_tells_the_child_of_a_cast(tmp_path: Path) -> None:
     """Stored in full precision again, as when a half-precision release is trained on."""
     generator, root = torch.Generator().manual_seed(1), vit_weights(1, blocks=4, width=64)

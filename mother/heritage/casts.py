@@ -56,22 +56,25 @@ def is_trained_in(dtype: str) -> bool:
 def twin_ratios(
     sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass, relations: dict[int, Relation]
 ) -> dict[tuple[int, int, int], float]:
-    """Log likelihood ratios that a model was trained from a cast, by (cast, original, model): see `held_rounding`.
+    """Log likelihood ratios that a model was trained from a cast, or from a quantized model, and not from its original.
 
-    Of models that were looked at with either, and that no exact relation has a parent for.
+    By (cast, original, model), see `held_rounding`; of models that were looked at with either, and that no exact
+    relation has a parent for.
     """
     bits = [mantissa(facts) for facts in first_pass.facts]
     found = {}
-    for cast, relation in relations.items():
-        if relation.kind != "cast" or not is_trained_in(relation.attributes["dtype"]):
+    for twin, relation in relations.items():
+        cast = relation.kind == "cast" and is_trained_in(relation.attributes["dtype"])
+        if not cast and relation.kind != "quantize":
             continue
-        (original,) = relation.parents
+        original = relation.parents[0]
         for model in range(len(first_pass.models)):
-            near = second_pass.number(cast, model), second_pass.number(original, model)
-            if model in (cast, original) or model in relations or near == (None, None):
+            near = second_pass.number(twin, model), second_pass.number(original, model)
+            if model in (twin, original) or model in relations or near == (None, None):
                 continue
-            coarse = bits[model] if bits[model] <= bits[cast] else None
-            found[cast, original, model] = held_rounding(sketches[model], sketches[original], sketches[cast], coarse)
+            # The steps of a quantized model are far above the units of what it is stored in.
+            coarse = bits[model] if cast and bits[model] <= bits[twin] else None
+            found[twin, original, model] = held_rounding(sketches[model], sketches[original], sketches[twin], coarse)
     return found
 
 

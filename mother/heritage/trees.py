@@ -159,8 +159,11 @@ def _prefer_casts(
             own = RECAST * ((bits == stored[cast]) - (bits == stored[original])) + (ratio or 0.0)
             pair = [cast, original], j
             weights.parent[pair] = by_twins(*weights.parent[pair], own)
-            if ratio is not None:  # who holds the rounding is not beside the original
-                weights.beside[pair] += [min(0.0, ratio), min(0.0, -ratio)]
+    for (twin, original, j), ratio in ratios.items():  # those of quantized models, too, which have no such prior
+        loss = [min(0.0, ratio), min(0.0, -ratio)]
+        weights.beside[[twin, original], j] += loss  # who holds the rounding is not beside the original
+        if (twin, original) not in casts:
+            weights.parent[[twin, original], j] += loss
 
 
 Some = Float[np.ndarray, "*some"] | float
