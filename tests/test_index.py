@@ -206,7 +206,12 @@ def test_odd_folders_are_refused(index: Index, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         there.rows(["id"])
     (there.folder / "index.json").write_text('{"format": "mother-index/9"}')
-    with pytest.raises(InputError, match="does not say"):
+    for act in (open_index, lambda folder: create_index(folder, SAMPLES, ENTRIES, False)):
+        with pytest.raises(InputError, match=f"does not say .* Remove {there.folder}, and build it again"):
+            act(there.folder)
+    settings = {"format": "mother-index/3", "samples": SAMPLES, "entries": ENTRIES, "sketches": False}
+    (there.folder / "index.json").write_text(json.dumps(settings))  # an older one
+    with pytest.raises(InputError, match="mother-index/4"):
         open_index(there.folder)
 
 

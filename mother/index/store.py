@@ -270,4 +270,6 @@ def open_index(folder: Path) -> Index:
     except FileNotFoundError:
         raise InputError(f"{folder} holds no index. Run `python index.py build MODEL ... --to {folder}`.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / SETTINGS} cannot be used ({error}). Build the index again.") from None
+        raise InputError(
+            f"{folder / SETTINGS} cannot be used ({error}). Remove {folder}, and build it again."
+        ) from None
