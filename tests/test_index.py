@@ -206,8 +206,26 @@ def test_odd_folders_are_refused(index: Index, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         there.rows(["id"])
     (there.folder / "index.json").write_text('{"format": "mother-index/9"}')
-    with pytest.raises(InputError, match="does not say"):
+    for act in (open_index, lambda folder: create_index(folder, SAMPLES, ENTRIES, False)):
+        with pytest.raises(InputError, match=f"does not say .* Remove {there.folder}, and build it again"):
+            act(there.folder)
+    settings = {"format": "mother-index/3", "samples": SAMPLES, "entries": ENTRIES, "sketches": False}
+    (there.folder / "index.json").write_text(json.dumps(settings))  # an older one
+    with pytest.raises(InputError, match="mother-index/4"):
         open_index(there.folder)
+
+
+def test_damaged_signatures_are_seen(tmp_path: Path) -> None:
+    """Nothing but a checksum tells that some weights are others."""
+    index, values = create_index(tmp_path / "it", 64, 1024, False), np.arange(64, dtype=np.float16)
+    index.write(0, [{"id": "a", "group": "0" * 16, "signature": values}])
+    whole = index.shard(0).read_bytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(values.tobytes()) + 100] ^= 1
+    index.shard(0).write_bytes(damaged)
+    assert index.rows(["id"]) == [{"id": "a"}]
+    with pytest.raises(InputError, match="cannot be read"):
+        index.rows(["signature"])
 
 
 def star(rng: np.random.Generator, children: int, samples: int = 1024) -> np.ndarray:

@@ -111,6 +111,7 @@ class Index:
         # Signatures do not get smaller.
         how = {name: "none" if name == "signature" else "zstd" for name in table.schema.names}
         options = {"compression": how, "row_group_size": ROW_GROUP, "dictionary_pagesize_limit": DICTIONARY}
+        options |= {"write_page_checksum": True}
         write_atomically(self.shard(number), lambda file: parquet.write_table(table, file, **options))
 
     def tables(self, columns: Sequence[str], group: str | None = None) -> Iterator["pa.Table"]:
@@ -154,7 +155,7 @@ class Index:
         pa, parquet = arrow()
         wanted = list(dict.fromkeys(columns))
         try:
-            with parquet.ParquetFile(path, memory_map=True) as file:
+            with parquet.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                 if file.schema_arrow.names != schema().names:
                     raise KeyError("its columns are others")
                 if group is None:
@@ -270,4 +271,6 @@ def open_index(folder: Path) -> Index:
     except FileNotFoundError:
         raise InputError(f"{folder} holds no index. Run `python index.py build MODEL ... --to {folder}`.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / SETTINGS} cannot be used ({error}). Build the index again.") from None
+        raise InputError(
+            f"{folder / SETTINGS} cannot be used ({error}). Remove {folder}, and build it again."
+        ) from None
