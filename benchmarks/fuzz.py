@@ -161,7 +161,8 @@ def _try_sketch(folder: Path, content: bytes) -> None:
 
 
 def _try_packed(folder: Path, content: bytes) -> None:
-    (folder / "config.json").write_text('{"quantization": {"group_size": 32, "bits": 4}}')
+    usual = {"group_size": 32, "bits": 4}
+    (folder / "config.json").write_text(json.dumps({"quantization": usual | {"mx": usual | {"mode": "mxfp4"}}}))
     (folder / "model.safetensors").write_bytes(content)
     _open(folder)
 
@@ -247,13 +248,14 @@ def _packed() -> dict[str, torch.Tensor]:
         "mlx": {"weight": words[:, :4].view(torch.uint32), "scales": torch.ones(4, 1), "biases": torch.ones(4, 1)},
         "fp8": {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)},
         "comfy": {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "scale_weight": torch.ones(())},
-        "nf4": {
-            "weight": torch.zeros(64, 1).byte(),
-            "weight.absmax": torch.ones(2),
-            "weight.quant_map": torch.ones(16),
-        },
+        "mx": {"weight": words[:, :4].view(torch.uint32), "scales": torch.ones(4, 1).byte()},
+        "groups": {"weight": torch.ones(4, 8, dtype=torch.int8), "weight_scale": torch.ones(4, 2)},
+        "experts": {"up": torch.ones(2, 4, 4).to(torch.float8_e4m3fn), "up_scale_inv": torch.ones(2, 1, 1)},
     }
-    modules["nf4"]["weight.quant_state.bitsandbytes__nf4"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+    modules["groups"]["weight_zero_point"] = torch.ones(4, 2, dtype=torch.int8)
+    for name, stored in (("nf4", torch.zeros(64, 1).byte()), ("wide", torch.zeros(32, 1).bfloat16())):
+        modules[name] = {"weight": stored, "weight.absmax": torch.ones(2), "weight.quant_map": torch.ones(16)}
+        modules[name]["weight.quant_state.bitsandbytes__nf4"] = torch.frombuffer(bytearray(state), dtype=torch.uint8)
     return {f"{name}.{end}": part.clone() for name, parts in modules.items() for end, part in parts.items()}
 
 
