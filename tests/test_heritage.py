@@ -143,7 +143,8 @@ def test_chain_of_relations(tmp_path: Path) -> None:
     for parent, coefficient in (("tuned", 0.6), ("other", 0.4)):
         facts = found_edges[(parent, "merged")]
         assert facts["kind"] == "merge" and facts["coefficient"] == pytest.approx(coefficient, abs=0.001)
-    assert ("root", "tuned") in found_edges and ("root", "other") in found_edges
+    pairs = {frozenset(edge) for edge in found_edges}  # arrows of noise say little
+    assert {frozenset(("root", "tuned")), frozenset(("root", "other"))} <= pairs
     assert not any("stranger" in edge for edge in found_edges)
     for attributes in found_edges.values():
         assert 0 <= attributes["adjacency"] <= 1 and 0 <= attributes["arrow"] <= 1 and attributes["compared"] == 1
@@ -232,7 +233,8 @@ def test_grids_are_found_where_no_name_has_a_block(tmp_path: Path) -> None:
     root = plain(base(0))
     child = plain(moved(base(0), 1))
     found = edges(recover(models(tmp_path, child=child, grid=by_row(child), root=root)))
-    assert found["child", "grid"]["kind"] == "quantize" and ("root", "child") in found
+    assert found["child", "grid"]["kind"] == "quantize"
+    assert ("root", "child") in found or ("child", "root") in found  # the arrow of noise says little
 
 
 # Odd collections
@@ -321,7 +323,9 @@ def test_one_collection_of_every_oddity(tmp_path: Path) -> None:
     assert kinds["copy", "root_bf16"] == kinds["full", "full_fp16"] == kinds["stranger", "stranger_bf16"] == "cast"
     related = {frozenset(edge) for edge, kind in kinds.items() if kind == "fine-tune"}
     assert related == {frozenset(pair) for pair in (("copy", "full"), ("copy", "frozen"), ("full", "lacking"))}
-    assert edges(found)["full", "lora_bf16"]["rank"] == 2
+    # What tells the original from its cast to float16 is lost in bfloat16: the other of the two is named as possible.
+    (parent, facts), *others = ((edge[0], one) for edge, one in edges(found).items() if edge[1] == "lora_bf16")
+    assert not others and facts["rank"] == 2 and {parent, *facts["or"]} == {"full", "full_fp16"}
     assert next(facts["compared"] for edge, facts in edges(found).items() if "lacking" in edge) == 0.75
     assert len({facts["tree"] for facts in found.nodes.values()}) == 2
 

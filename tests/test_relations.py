@@ -234,7 +234,9 @@ def test_rounding_once_moves_no_weight_against_a_low_rank_update(stored: str, st
     grids = [[(None, 0.0), (None, 0.0)]] * 2
     values, _ = compare_pairs(parents, children, grids, bits, torch.zeros(2, 2, dtype=torch.bool))
     assert not values["full"].any() and (values["rank"] > 0).all()
-    assert values["scattered"][0] < SCATTERED < 2 * SCATTERED < values["scattered"][1]
+    assert values["scattered"][0] < SCATTERED
+    # Between two types a model may have been rounded twice, which leaves as much as these steps do.
+    assert stored == "float32" or values["scattered"][1] > 2 * SCATTERED
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -21,7 +21,7 @@ from mother.numeric.spectra import changed_sides, leading_triples, rounding_nois
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
-ONCE = 0.75  # units in the last place beyond what rounding once leaves
+ONCE, TWICE = 0.75, 1.25  # units in the last place beyond what rounding once, or twice, leaves
 CLEAR = 4.0  # deviations of the error of truncation in a unit in the last place that this error does not hide
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
@@ -58,11 +58,11 @@ def compare_pairs(
     values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap", "flatness")}
     values["rounding"], values["scattered"] = np.zeros(len(i)), np.zeros(len(i))
     if len(found.low):
-        parts = i[found.low], j[found.low], found.residual
-        tested = rounding_test(*parts) + precision_test(*parts, bits[found.low])
+        parts, types = (i[found.low], j[found.low], found.residual), bits[found.low]
+        tested = rounding_test(*parts) + precision_test(*parts, types)
         low = found.low.cpu().numpy()
         values["rounding"][low] = tested.cpu().numpy()
-        values["scattered"][low] = _scattered(*parts, precision[found.low], found.rank[found.low]).cpu().numpy()
+        values["scattered"][low] = _scattered(*parts, types, found.rank[found.low]).cpu().numpy()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     told = {"newness": newness(added, found.s), "leads": leads(found.s, energy, *i.shape[1:])}
@@ -77,19 +77,21 @@ def _scattered(
     i: Float[Tensor, "pairs rows columns"],
     j: Float[Tensor, "pairs rows columns"],
     residual: Float[Tensor, "pairs rows columns"],
-    bits: Int[Tensor, "pairs"],
+    types: Int[Tensor, "pairs two"],
     rank: Int[Tensor, "pairs"],
 ) -> Float[Tensor, "pairs"]:
     """Share of the entries that changed of which a low rank leaves what no rounding leaves; 1 where none tells.
 
-    Rounding once moves a weight by half a unit in the last place at most. Steps so small that most weights round back
-    change few of them, by a whole unit: what is above the norm of rounding noise then has a low rank, too, but other
-    weights change as well. Where few do, what is seen of a low rank is less than was added: so only large weights, or
-    those that moved against it, tell. Only entries count whose unit is CLEAR times the error that truncation to the
-    rank spreads over the matrix: a rank of r keeps r (rows + columns - r) dimensions of the rounding noise. 0 in full
-    precision, where the arithmetic of an update leaves as much.
+    Rounding moves a weight by half a unit in the last place at most, and between two types a model may have been
+    rounded before the update and after it. Steps so small that most weights round back change few of them, by a whole
+    unit: what is above the norm of rounding noise then has a low rank, too, but other weights change as well. Where
+    few do, what is seen of a low rank is less than was added: so only large weights, or those that moved against it,
+    tell. Only entries count whose unit is CLEAR times the error that truncation to the rank spreads over the matrix: a
+    rank of r keeps r (rows + columns - r) dimensions of the rounding noise. 0 in full precision, where the arithmetic
+    of an update leaves as much.
     """
     rows, columns = i.shape[1:]
+    bits, moved = types.amin(dim=1), torch.where(types[:, 0] == types[:, 1], ONCE, TWICE)
     unit = ulp(torch.maximum(i.abs(), j.abs()), bits[:, None, None]).double()
     kept = rank * (rows + columns - rank) / (rows * columns)
     spread = (unit.square().mean(dim=(1, 2)) / 12 * kept).sqrt()
@@ -97,8 +99,9 @@ def _scattered(
     difference = (j - i).double()
     large = unit >= unit.square().mean(dim=(1, 2), keepdim=True).sqrt()
     tells = large | (difference * (difference - residual) <= 0)
-    count, beyond = told.sum(dim=(1, 2)), ((residual.abs() > ONCE * unit) & told & tells).sum(dim=(1, 2))
-    share = torch.where(count > 0, beyond / count.clamp(min=1), 1.0)
+    beyond = told & tells & (residual.abs() > moved[:, None, None] * unit)
+    count = told.sum(dim=(1, 2))
+    share = torch.where(count > 0, beyond.sum(dim=(1, 2)) / count.clamp(min=1), 1.0)
     return torch.where(bits < MANTISSA["float32"], share, 0)
 
 
