@@ -16,11 +16,14 @@ import numpy as np
 import tyro
 from scipy.stats import binomtest
 
-from benchmarks.fitted import fitted, judge
+from benchmarks.incomplete import taught
 from benchmarks.traced import FITTED, ZOOS, Case, cases, expected_calibration_error, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
+from mother.graph.arborescence import edge_marginals
 from mother.graph.text import format_table
-from mother.heritage.calibration import BETWEEN, PATH, PRIORS, Coefficients
+from mother.heritage.calibration import BETWEEN, PATH, PRIORS, Coefficients, log_weights
+from mother.heritage.fitting import fit
+from mother.heritage.trees import best_tree, likeliest_edges
 from mother.io.files import write_figure, write_json
 
 LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots left out
@@ -36,6 +39,27 @@ class Args:
     """fit on all of them and write mother/heritage/calibration.json"""
     figure: Path = Path("imgs/reliability.png")
     """where the reliability diagram goes"""
+
+
+def judge(case: Case, coefficients: Coefficients) -> list[tuple[float, float, bool, bool]]:
+    """(P(edge), P(adjacent), edge right, adjacent right) of each recovered edge whose relation is not exact."""
+    example = case.example
+    weights = log_weights(example.evidence, coefficients, example.forced)
+    for way in example.excluded:
+        weights = weights.without(*way)
+    edges, root, _ = edge_marginals(weights.both)
+    marginals = weights.parents(edges)
+    tree = likeliest_edges(edges, root, best_tree(weights)[0], list(range(len(root))), [])
+    found = []
+    for child, parent in tree.items():
+        exact = child in example.forced or example.forced.get(parent) == child
+        if exact or weights.beside[parent, child] > weights.parent[parent, child]:
+            continue
+        both = marginals[parent, child] + marginals[child, parent]
+        right = parent in {example.parents.get(child), example.twins.get(child)}
+        back = child in {example.parents.get(parent), example.twins.get(parent)}
+        found.append((marginals[parent, child], both, right, right or back))
+    return found
 
 
 def draw(probability: np.ndarray, right: np.ndarray, error: float) -> plt.Figure:
@@ -72,7 +96,7 @@ def leave_out(everything: list[Case], group: Callable[[Case], str | None]) -> di
     """By group, the judged edges of its cases with coefficients from all others."""
     found = {}
     for name in sorted({name for case in everything if (name := group(case)) is not None}):
-        coefficients = fitted(case for case in everything if group(case) != name)
+        coefficients = fit(taught(case for case in everything if group(case) != name))
         edges = [edge for case in everything if group(case) == name for edge in judge(case, coefficients)]
         if edges:
             found[name] = np.array(edges, dtype=float)
@@ -120,7 +144,7 @@ def main(args: Args) -> None:
             write_figure(args.figure, draw(judged[:, 0], judged[:, 2], left_out[title]), dpi=200)
     print(format_table(("left out", "group", "edges", "right", "adjacent", "ECE", "ECE adjacent"), rows))
     if args.write:
-        write_json(PATH, to_json(fitted(everything), everything, left_out))
+        write_json(PATH, to_json(fit(taught(everything)), everything, left_out))
         print(f"written: {PATH.name}")
     if failed:
         sys.exit(f"a calibration error is above {LARGEST_ERROR}")

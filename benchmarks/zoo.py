@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import tyro
 
-from benchmarks.fitted import fitted
+from benchmarks.incomplete import taught
 from benchmarks.traced import FITTED, ZOOS, Case, cases, error_of_calibrated, expected_calibration_error, traced
 from benchmarks.zoo_tables import merge_table, named_parents, unannealed_families
 from mother.graph.manifest import Manifest
@@ -23,6 +23,7 @@ from mother.graph.model_graph import ModelGraph
 from mother.graph.scores import present_parents, score_graph
 from mother.graph.text import format_table
 from mother.heritage.calibration import Coefficients
+from mother.heritage.fitting import fit
 from mother.heritage.trees import Heritage, recover_clusters
 from mother.heritage.typed_graph import build_graph
 
@@ -134,7 +135,7 @@ def leave_out(
     found: dict[str, Judged] = defaultdict(Judged)
     for value in sorted({str(node.recipe[key]) for node in manifest.nodes}):
         if value not in seen:
-            seen[value] = fitted(case for case in examples if group(case, key) != value)
+            seen[value] = fit(taught(case for case in examples if group(case, key) != value))
         graph = build_graph(manifest.name, recover_clusters(heritage, seen[value]))
         judge(*part(manifest, graph, key, value), found[value])
     return found
