@@ -92,7 +92,7 @@ def judge(manifest: Manifest, graph: ModelGraph, into: Judged) -> None:
     # The base of task vectors is a parent with a coefficient of its own, though it is not called so.
     bases = {(n.recipe["base"], n.id) for n in manifest.nodes if n.recipe and "base" in n.recipe}
     true = {(original.get(p, p), n.id) for n in manifest.nodes for p in n.all_parents} | bases
-    # As where edges are counted: in place of an absent parent its nearest ancestor that is there.
+    # As where edges are counted: for an absent parent a copy of it, or else its nearest ancestor, that is there.
     true |= {(p, child) for child, parents in present_parents(manifest).items() for p in parents}
     names = {m: {m, *facts.get("aliases", ())} for m, facts in graph.nodes.items()}
     for edge in graph.edges:

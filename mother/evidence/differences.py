@@ -17,7 +17,7 @@ from mother.evidence.direction import (
 )
 from mother.evidence.grids import Grid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
-from mother.numeric.spectra import changed_sides, leading_triples, rounding_noise, spectrum
+from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
 DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
@@ -37,7 +37,6 @@ def compare_pairs(
     difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
     energy = difference.square().sum(dim=(1, 2))
     values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
-    values["side"] = changed_sides(difference).cpu().numpy()
     same = i == j
     values["equal"] = same.sum(dim=(1, 2)).cpu().numpy()
     for key, child, end in (("zeroed", j, 1), ("zeroed_back", i, 0)):
@@ -55,7 +54,7 @@ def compare_pairs(
     # Between two types, parent and update may both have been rounded to the coarser.
     noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
     found = spectrum(difference, noise, DIRECTIONS)
-    values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap", "flatness")}
+    values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap", "flatness", "side")}
     values["rounding"], values["scattered"] = np.zeros(len(i)), np.zeros(len(i))
     if len(found.low):
         parts, types = (i[found.low], j[found.low], found.residual), bits[found.low]

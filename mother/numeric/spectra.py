@@ -109,6 +109,7 @@ class Spectrum:
     full   whether the rank is more than RANK_SHARE of the directions that can be seen, or of what changed
     gap    smallest singular value above the noise over the next: large where a low rank ends, near 1 in a continuum
     flatness   see `flatness`
+    side   the largest rank that it can have, see `changed_sides`
     u, s, v   leading triples; s is 0 beyond the rank
     low, residual   places of differences of low rank, not 0, and what is left of these beyond it
     """
@@ -117,6 +118,7 @@ class Spectrum:
     full: Bool[Tensor, "pairs"]
     gap: Float[Tensor, "pairs"]
     flatness: Float[Tensor, "pairs"]
+    side: Int[Tensor, "pairs"]
     u: Float[Tensor, "pairs rows k"]
     s: Float[Tensor, "pairs k"]
     v: Float[Tensor, "pairs columns k"]
@@ -194,7 +196,7 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         return replace(turned, u=turned.v, v=turned.u, residual=turned.residual.transpose(1, 2))
     count, seen = min(count, rows, columns), _directions_seen(difference)
     gram = difference @ difference.transpose(1, 2) if rows <= FULL_SIDE else None
-    full = surely_full(difference, noise, gram)
+    full, side = surely_full(difference, noise, gram), changed_sides(difference)
     rank = torch.full((pairs,), int(RANK_SHARE * seen) + 1, device=difference.device)
     gap, s = difference.new_ones(pairs), difference.new_zeros(pairs, count)
     u, v = difference.new_zeros(pairs, rows, count), difference.new_zeros(pairs, columns, count)
@@ -206,7 +208,7 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         left, values, right = singular_triples(difference[rest], count)
         above = rank_above_noise(values, noise[rest])
         rank[rest] = above
-        full[rest] = above > RANK_SHARE * changed_sides(difference[rest]).clamp(max=seen)
+        full[rest] = above > RANK_SHARE * side[rest].clamp(max=seen)
         number = torch.arange(seen, device=rank.device)
         kept = torch.where(number < above[:, None], values, 0)
         u[rest], s[rest], v[rest] = left[:, :, :count], kept[:, :count], right
@@ -217,4 +219,4 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
         basis = left[some][:, :, :largest] * (number[:largest] < end)[:, None, :]
         residual = difference[low] - basis @ (basis.transpose(1, 2) @ difference[low])
     flat = flatness(difference) if gram is None else _flatness(gram)
-    return Spectrum(rank, full, gap, flat, u, s, v, low, residual)
+    return Spectrum(rank, full, gap, flat, side, u, s, v, low, residual)
