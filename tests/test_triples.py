@@ -260,3 +260,53 @@ def test_a_child_that_decays_is_still_the_newer_one(monkeypatch: pytest.MonkeyPa
     assert abs(newness(parent, only)) < 0.2
     monkeypatch.setattr(differences, "RADIAL", float("inf"))
     assert newness(parent, child) < 0.05
+
+
+def share_kept(one: Tensor, other: Tensor, third: Tensor) -> float:
+    """Share that `find_sides` states, of three matrices, by definition: both differences without W_one + W_other."""
+    one, other, third = (w.double().flatten() for w in (one, other, third))
+    both = (one + other) / (one + other).norm()
+    differ, to_third = (w - one - both * (both @ (w - one)) for w in (other, third))
+    return float(to_third @ differ / (differ @ differ))
+
+
+def test_the_share_that_a_third_model_kept_is_that_of_what_turns() -> None:
+    generator = torch.Generator().manual_seed(3)
+    one, *updates = (torch.randn(40, 30, generator=generator) for _ in range(4))
+    weights = torch.stack([one, 0.8 * one + 0.1 * updates[0], 0.8 * one + 0.06 * updates[0] + 0.1 * updates[1]])
+    square = torch.cdist(weights.double().flatten(1), weights.double().flatten(1)).square().numpy()
+    length = weights.double().flatten(1).norm(dim=1).square().numpy()
+    ends = np.array([0, 1]), np.array([1, 0])
+    energy, share = differences._share_kept(square, length, *ends, 2)
+    assert share == pytest.approx([share_kept(*weights), share_kept(weights[1], weights[0], weights[2])], rel=1e-6)
+    assert share[0] == pytest.approx(1 - share[1]) == pytest.approx(0.6, abs=0.05)
+    shrunk = float((weights[1] - weights[0]).norm() ** 2)
+    assert energy[0] == pytest.approx(energy[1]) and energy[0] < 0.4 * shrunk
+    factors = np.array([1, 0.8, 0.7])  # of one matrix: nothing but its length changes
+    square = np.subtract.outer(factors, factors) ** 2 * length[0]
+    assert differences._share_kept(square, factors**2 * length[0], *ends, 2)[0].max() == 0
+
+
+def test_siblings_that_decayed_alike_do_not_lie_between(tmp_path: Path) -> None:
+    """Two children that shrank by a tenth share nine tenths of what either changed; their parent is in the middle."""
+    parent = base(0)
+
+    def child(seed: int) -> Weights:
+        return {name: 0.9 * w if w.ndim == 2 else w for name, w in moved(parent, seed, size=0.05).items()}
+
+    said = between(trace(models(tmp_path, parent=parent, one=child(1), other=child(2), third=child(3)), CPU))
+    for one, other in (("one", "other"), ("other", "third"), ("third", "one")):
+        for feature, least in (("share", 5), ("kurtosis", 0.5)):
+            assert said[one, "parent", other][feature] > least and said["parent", one, other][feature] < -least
+
+
+def test_a_low_rank_beside_full_updates_tells_no_middle_by_its_spectrum(tmp_path: Path) -> None:
+    """A LoRA adds to few directions of a full update: the way to it looks like fewer directions than it has."""
+    parent = base(0)
+    fine = fading(parent, 1, 0.02)
+    content = {"parent": parent, "fine": fine, "lora": moved(fine, 2, rank=2), "other": fading(parent, 3, 0.02)}
+    said = between(trace(models(tmp_path, **content), CPU))
+    for way, values in said.items():
+        if {"fine", "lora"} < {*way}:
+            assert values["flatness"] == values["kurtosis"] == 0
+    assert said["fine", "parent", "other"]["flatness"] > 0.5

@@ -23,6 +23,7 @@ DIRECTIONS = 8  # singular directions that newness and inheritance look at
 RADIAL = 0.01  # share of the energy of a difference, in the length alone, from which length is taken out
 ONCE, TWICE = 0.75, 1.25  # units in the last place beyond what rounding once, or twice, leaves
 CLEAR = 4.0  # deviations of the error of truncation in a unit in the last place that this error does not hide
+TURNED = 1e-3  # share of the energy of a difference that is more than a change of length
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -168,6 +169,7 @@ def find_sides(
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
     u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
     asking: dict[int, list[int]] = {}
     for at, some in enumerate(s.any(dim=1).tolist()):
@@ -186,11 +188,28 @@ def find_sides(
         sides[:, pairs, third] += found
         triple["looked"][pairs, third] += 1
         first, second = np.array([ends[row] for row in rows]).T
-        energy = square[first, second]
-        some = energy > 0
-        energy = np.where(some, energy, 1)
-        whole = (square[first, place[third]] + energy - square[second, place[third]]) / 2 / energy
-        weight = np.where(some, energy, 0)
+        weight, whole = _share_kept(square, length, first, second, place[third])
         values = weight, weight**2, weight * whole, weight * whole**2
         for name, value in zip(TRIPLE, values):
             triple[name][pairs, third] += value
+
+
+def _share_kept(
+    square: Float[np.ndarray, "members members"],
+    length: Float[np.ndarray, "members"],
+    first: Int[np.ndarray, "pairs"],
+    second: Int[np.ndarray, "pairs"],
+    third: int,
+) -> tuple[Float[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
+    """Energy of D = W_second - W_first, and the share of it that a third model has: <W_third - W_first, D> / |D|^2.
+
+    What lies along W_first + W_second is taken out of both: decay shrinks all that it trains alike, so that siblings
+    share it. `square` are squared distances, `length` squared lengths. The energy is 0 where nothing else changed.
+    """
+    energy, start, end = square[first, second], square[first, third], square[second, third]
+    along, third_along = length[second] - length[first], length[third] - length[first] + (energy - start - end) / 2
+    both = np.maximum(2 * (length[first] + length[second]) - energy, 1e-300)  # |W_first + W_second|^2
+    left = energy - along**2 / both
+    some = left > TURNED * energy
+    inner = (start + energy - end) / 2 - along * third_along / both
+    return np.where(some, left, 0), np.where(some, inner / np.where(some, left, 1), 0)

@@ -94,7 +94,9 @@ class _Measured:
         one, other = self.index[i, third], self.index[third, j]
         known = (one >= 0) & (other >= 0)
         a, b = one[known], other[known]
-        told = self.trained[p] & self.trained[a] & self.trained[b]
+        # A low rank beside full updates is fewer directions, and other kurtosis, by itself: they tell no middle there.
+        alike = (self.low[a] == self.low[p]) & (self.low[b] == self.low[p])
+        told = self.trained[p] & self.trained[a] & self.trained[b] & alike
         for k, name in ((2, "kurtosis"), (5, "flatness")):
             values[known, k] = np.where(told, self._paired(name, p, a, b), 0)
         # All three are compared in the coarsest of their types.
