@@ -17,7 +17,7 @@ import tyro
 from scipy.stats import binomtest
 
 from benchmarks.incomplete import taught
-from benchmarks.traced import FITTED, ZOOS, Case, cases, expected_calibration_error, traced
+from benchmarks.traced import SPLITS, ZOOS, Case, cases, expected_calibration_error, traced
 from mother.evidence.edges import DIRECTION, STRUCTURE
 from mother.graph.arborescence import edge_marginals
 from mother.graph.text import format_table
@@ -33,7 +33,7 @@ LARGEST_ERROR = 0.05  # expected calibration error of edges on recipes and roots
 class Args:
     """Cross-validate the calibration of edge probabilities."""
 
-    collections: tuple[str, ...] = (*FITTED, *ZOOS)
+    collections: tuple[str, ...] = (*SPLITS, *ZOOS)
     """grown models to fit on; each plot of the zoos counts as a recipe"""
     write: bool = False
     """fit on all of them and write mother/heritage/calibration.json"""

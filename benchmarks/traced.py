@@ -22,7 +22,6 @@ from mother.heritage.trees import Cluster, Heritage, cast_twins, known_pairs
 from mother.io.runtime import code_digest
 
 SPLITS = ("mini_ft", "mini_lora_v", "mini_lora_f", "mini_wild")
-FITTED = ("small_ft", "small_lora_v", "small_lora_f", "mini_wild")  # two trees of each split: the others are a test
 ZOOS = ("mini_zoo", "mini_zoo_1", "mini_zoo_2")  # of seeds 0, 1, 2: other weights, tasks and casts of the plots
 FOLDER = Path(__file__).parent.parent / "dataset"
 

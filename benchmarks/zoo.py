@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks.incomplete import taught
-from benchmarks.traced import FITTED, ZOOS, Case, cases, error_of_calibrated, expected_calibration_error, traced
+from benchmarks.traced import SPLITS, ZOOS, Case, cases, error_of_calibrated, expected_calibration_error, traced
 from benchmarks.zoo_tables import merge_table, named_parents, unannealed_families
 from mother.graph.manifest import Manifest
 from mother.graph.model_graph import ModelGraph
@@ -150,7 +150,7 @@ def pooled(found: Iterable[Judged]) -> Judged:
 def main(args: Args) -> None:
     """Print the tables, and every wrong edge that was stated as sure."""
     zoos = [traced(name) for name in ZOOS[: args.seeds]]
-    splits = [case for split in FITTED for case in cases(*traced(split))]
+    splits = [case for split in SPLITS for case in cases(*traced(split))]
     examples = splits + [case for manifest, heritage in zoos for case in cases(manifest, heritage)]
     coefficients: dict[str, dict[str, Coefficients]] = {"architecture": {}, "plot": {}}
     missed: list[str] = []
