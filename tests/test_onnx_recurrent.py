@@ -115,6 +115,16 @@ def test_layers_whose_module_is_unknown_are_called_by_their_weight(tmp_path: Pat
     assert same({name.removeprefix("val_0."): value for name, value in read(tmp_path).items()}, lstm)
 
 
+@pytest.mark.parametrize("path", ["\x1b[2J", "x" * 280])
+def test_a_module_that_is_no_name_is_unknown(path: str, tmp_path: Path) -> None:
+    tensors, nodes = by_hand(nn.LSTM(3, 4), "rnn")
+    nodes[0].metadata_props[1].value = f"['', '{path}', 'lstm']"
+    tensors.append(numpy_helper.from_array(np.ones((3, 4), np.float32), "val_9"))
+    nodes.append(helper.make_node("MatMul", ["x", "val_9"], ["z"], name=f"/{path}/MatMul"))
+    save(tmp_path / "model.onnx", tensors, nodes)
+    assert all(name.startswith("val_") for name in open_checkpoint("m", tmp_path).tensors)
+
+
 @pytest.mark.parametrize("change", ["shapes", "rank", "list", "computed", "no state", "names"])
 def test_what_is_no_layer_of_torch_stays_as_it_is(change: str, tmp_path: Path) -> None:
     tensors, nodes = by_hand(nn.LSTM(3, 4), "rnn")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mother.errors import shown
-from mother.io.onnx_recurrent import GATES, Cell, as_torch
+from mother.io.onnx_recurrent import GATES, LONGEST, Cell, as_torch
 from mother.io.places import File, Place, check_inside, is_plain
 from mother.io.reader import BITS, DTYPES, MAX_NAME, Listing, Reader, TensorInfo, bytes_of, is_count, is_shape
 
@@ -160,11 +160,14 @@ class _Node(NamedTuple):
 
 
 def _path(name: str, scopes: str) -> str | None:
-    """The path of the module that a node belongs to; None where nothing says it."""
+    """The path of the module that a node belongs to; None where nothing says it, or it can be no name."""
     if name.startswith("/"):
-        return ".".join(name.strip("/").split("/")[:-1])
-    modules = re.findall(r"'([^']*)'", scopes)  # from the outermost in, and the operation at last
-    return modules[-2] if len(modules) > 1 else None
+        found = ".".join(name.strip("/").split("/")[:-1])
+    else:
+        modules = re.findall(r"'([^']*)'", scopes)  # from the outermost in, and the operation at last
+        found = modules[-2] if len(modules) > 1 else None
+    usable = found is not None and found.isprintable() and len(found) <= MAX_NAME - LONGEST
+    return found if usable else None
 
 
 def _node(walk: _Walk, place: Any) -> _Node:

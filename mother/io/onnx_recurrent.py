@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mother.io.reader import BITS
+from mother.io.reader import BITS, MAX_NAME
 
 # The gates of torch by their places in ONNX: i, f, g, o of i, o, f, c; r, z, n of z, r, h.
 GATES: dict[str, list[int]] = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}
+LONGEST = 24  # characters that are added to the name of a module: ".weight_ih_l100_reverse"
 _NAMELESS = re.compile(r"(/.*/)?Constant(_\d+)?_output_0|onnx::\w+|val_\d+")
 Row = list[Any]  # name, type, shape, first and last byte, file outside, and how it is stored
 
@@ -79,7 +80,7 @@ def as_torch(table: list[Row], cells: list[Cell], expanded: Mapping[str, str]) -
             continue
         stem = cell.tensors[0] if cell.path is None else cell.path
         found = _torch_rows(cell, rows, f"{stem}." if stem else "", layers[stem])
-        if found and not any(row[0] in names for row in found):
+        if found and max(len(row[0]) for row in found) <= MAX_NAME and not any(row[0] in names for row in found):
             layers[stem] += 1
             taken.update(cell.tensors)
             names.update(row[0] for row in found)
