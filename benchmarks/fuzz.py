@@ -260,7 +260,7 @@ def _packed() -> dict[str, torch.Tensor]:
 
 
 def small_onnx() -> bytes:
-    """A small graph: a matrix whose name is lost, one of a name, one that lies in another file."""
+    """A small graph: a matrix whose name is lost, one of a name, one in another file, a recurrent layer."""
 
     def part(number: int, value: bytes | int) -> bytes:
         if isinstance(value, int):
@@ -268,15 +268,25 @@ def small_onnx() -> bytes:
         length = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
         return bytes([number << 3 | 2]) + length + value
 
-    def tensor(name: bytes, more: bytes) -> bytes:
-        return part(5, part(1, 4) + part(1, 4) + part(2, 1) + part(8, name) + more)
+    def tensor(name: bytes, more: bytes, shape: tuple[int, ...] = (4, 4)) -> bytes:
+        return part(5, b"".join(part(1, size) for size in shape) + part(2, 1) + part(8, name) + more)
 
     place = [(b"location", b"data"), (b"offset", b"64"), (b"length", b"64")]
     away = b"".join(part(13, part(1, key) + part(2, value)) for key, value in place) + part(14, 1)
     node = (
         part(1, b"x") + part(1, b"onnx::MatMul_3") + part(2, b"y") + part(3, b"/block.0/up/MatMul") + part(4, b"MatMul")
     )
-    graph = part(1, node) + tensor(b"onnx::MatMul_3", part(9, bytes(64))) + tensor(b"block.0.down.weight", away)
+    scopes = part(1, b"pkg.torch.onnx.name_scopes") + part(2, b"['', 'rnn', 'lstm']")
+    recurrent = b"".join(part(1, name) for name in (b"x", b"W", b"R", b"B")) + part(4, b"LSTM") + part(9, scopes)
+    weights = tensor(b"W", part(9, bytes(32)), (1, 4, 2)) + tensor(b"R", part(9, bytes(16)), (1, 4, 1))
+    weights += tensor(b"B", part(9, bytes(32)), (1, 8))
+    graph = (
+        part(1, node)
+        + part(1, recurrent)
+        + weights
+        + tensor(b"onnx::MatMul_3", part(9, bytes(64)))
+        + tensor(b"block.0.down.weight", away)
+    )
     return part(1, 8) + part(2, b"pytorch") + part(7, graph + tensor(b"block.1.up.weight", part(4, bytes(64))))
 
 

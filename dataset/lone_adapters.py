@@ -29,7 +29,7 @@ LINEAR = {  # by architecture: what PEFT is told to adapt of attention, and besi
     "resnet": (["conv2"], ["conv1"]),
 }
 FRESH = LINEAR | {"t5": (["q", "k", "v", "o"], ["wi", "wo"]), "unet": (["conv2"], ["conv1"])}
-DRAWS = (LINEAR, FRESH)
+DRAWS = (LINEAR, FRESH, FRESH)
 SEEDS = 3
 RELATIVES = 10  # of a family, the root among them
 RATES = (1e-3, 2e-3, 3e-3)
@@ -95,6 +95,18 @@ def grow_models(architecture: str, folder: Path, draw: int = 0) -> dict[str, Pat
         above = found[parent] if parent else None
         found[name] = _once(folder / name, lambda part: train(recipe, above, part))
     return found
+
+
+def grow_roots(architecture: str, folder: Path, count: int) -> list[Path]:
+    """So many models of one architecture that have nothing in common with each other, nor with any family."""
+    first = 70_000 + 100 * sorted(FRESH).index(architecture)
+    return [
+        _once(
+            folder / f"root{k}",
+            lambda part: train(recipe_of(architecture, k, 3e-3, ROOT, first + 1000 * k), None, part),  # noqa: B023
+        )
+        for k in range(count)
+    ]
 
 
 def adapt(

@@ -68,7 +68,8 @@ def test_what_an_encoder_ends_in_is_read_by_the_decoder() -> None:
     torch.testing.assert_close(side.gram, sum(grams) / 4)  # and not by the head
     crossed = base.inputs(raw["decoder.block.0.layer.1.EncDecAttention.k.weight"])
     own = base.inputs(raw["decoder.block.0.layer.1.EncDecAttention.q.weight"])
-    assert crossed.space != own.space and not torch.equal(crossed.gram, own.gram)
+    assert crossed.space == own.space  # an embedding may tie the two streams: their units are drawn as one
+    assert not torch.equal(crossed.gram, own.gram)
 
 
 @pytest.mark.parametrize(

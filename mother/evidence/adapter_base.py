@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mother.evidence.consumers import Side, Surroundings
 
-DRAWS, MORE = 499, 1999  # budget: orders of the units that are looked at; where the score is near where families begin
-NEAR = (2.5, 5.0)  # such scores
+DRAWS, MORE, MOST = 499, 1999, 19_999  # budget: orders of the units; near where families begin, as many as WORK allows
+NEAR, WORK = (2.5, 6.0), 1e13  # such scores; multiplications
 COUNTED = 10  # draws that must reach the score for their number to be the p-value
+HIGHEST = 200  # draws that tell the tail
 RANGE = 160  # random vectors by which the range of a large update is found: usual ranks, and some more
 LARGEST = 38.0  # of a score; smaller p-values are no numbers
 
@@ -96,18 +97,19 @@ class _Null:
 
     def of(self, side: Side, units: int) -> Tensor:
         """(draws, units): orders, or signs; the first draw leaves all as it is."""
-        key = (*side.space, side.signs, side.shared, units)
+        key = (*side.space, side.signs, units // side.shared)
         if key not in self.kept:
             generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
             if side.signs:
                 drawn = torch.randint(0, 2, (self.draws + 1, units // side.shared), generator=generator) * 2 - 1
                 drawn[0] = 1
-                if side.shared > 1:  # what the heads of a group have in common is no sign of this base
-                    drawn = drawn.unflatten(1, (-1, 1, side.head)).expand(-1, -1, side.shared, -1).flatten(1)
             else:
                 drawn = orders(self.draws, units, generator)
             self.kept[key] = drawn
-        return self.kept[key]
+        drawn = self.kept[key]
+        if side.shared > 1:  # what the heads of a group have in common is no sign of this base
+            drawn = drawn.unflatten(1, (-1, 1, side.head)).expand(-1, -1, side.shared, -1).flatten(1)
+        return drawn
 
 
 def _energies(side: Side, found: Float[Tensor, "units directions"], drawn: Tensor) -> Float[Tensor, "draws"]:
@@ -126,15 +128,21 @@ def _energies(side: Side, found: Float[Tensor, "units directions"], drawn: Tenso
 def fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surroundings) -> Fit | None:
     """Hold the updates of an adapter, by the pieces of a base, against that base; None where nothing can be compared.
 
-    The sum over sides of matrices of their scores over the root of their number, in deviations of the same sum under
-    the draws. Sides that share units share the draws, so that what they have in common counts once.
+    Two figures of the scores of all sides of matrices: their sum, and the squares of those above 0. Both as normal
+    scores, the larger one is held against the larger one under each of the draws. Sides that share units share the
+    draws, so that what they have in common counts once.
     """
-    found = _fit(updates, base, DRAWS)
-    return _fit(updates, base, MORE) if found is not None and NEAR[0] < found.z < NEAR[1] else found
+    found, work = _fit(updates, base, DRAWS)
+    if found is not None and NEAR[0] < found.z < NEAR[1]:
+        found, _ = _fit(updates, base, int(min(max(WORK / work, MORE), MOST)))
+    return found
 
 
-def _fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surroundings, draws: int) -> Fit | None:
-    null, scores, kinds = _Null(draws), [], []
+def _fit(
+    updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surroundings, draws: int
+) -> tuple[Fit | None, int]:
+    """The fit by so many draws, and the multiplications that one draw takes."""
+    null, scores, kinds, work = _Null(draws), [], [], 0
     for name, at in base.ordered(updates):
         side = base.inputs(name) if at else base.outputs(name)
         if side is None:
@@ -145,25 +153,43 @@ def _fit(updates: Mapping[str, Float[Tensor, "rows columns"]], base: Surrounding
         score = deviations(_energies(side, found, null.of(side, len(found))))
         if score is not None:
             scores.append(score)
+            work += len(found) ** 2 * (1 if side.signs else found.shape[1])
             layer = base.pieces[name].layer
             kinds.append(f"{'outputs' if at == 0 else 'inputs'} of {layer.kind if layer else name}")
     if not scores:
-        return None
+        return None, 0
     table = torch.stack(scores).numpy()
     total = table.sum(0) / np.sqrt(len(table))
+    # What all sides have a little of the sum tells, and what few sides have the squares.
+    z = standard_score(np.maximum(normal_scores(total), normal_scores((table.clip(min=0) ** 2).sum(0))))
     by_kind = {
         kind: float(table[[one == kind for one in kinds]].sum(0)[0] / np.sqrt(kinds.count(kind)))
         for kind in dict.fromkeys(kinds)
     }
-    return Fit(standard_score(total), float(total[0]), len(table), by_kind)
+    return Fit(z, float(total[0]), len(table), by_kind), work
+
+
+def normal_scores(figure: Float[np.ndarray, "draws"]) -> Float[np.ndarray, "draws"]:
+    """All values as standard normal scores under all but the first, as if these were of Pearson III."""
+    null = figure[1:]
+    p = pearson3.sf((figure - null.mean()) / max(float(null.std()), 1e-12), max(float(skew(null)), 1e-3))
+    return -ndtri(np.clip(p, 1e-300, 1 - 1e-12))
 
 
 def standard_score(total: Float[np.ndarray, "draws"]) -> float:
-    """The first value as a standard normal score under the others: by their number, in the tail by their shape."""
+    """The first value as a standard normal score under the others: by their number, in the tail by their shape.
+
+    The tail is that of Pearson III, by mean, deviation and skewness. A sum of squares falls off exponentially, which
+    that may miss: of MORE draws the highest give a second tail, and the larger p-value counts.
+    """
     null = total[1:]
     above = int((null >= total[0]).sum())
     if above >= COUNTED:
         return float(-ndtri((1 + min(above, len(null) - 1)) / (1 + len(null))))
     z = float((total[0] - null.mean()) / null.std())
     p = float(pearson3.sf(z, max(float(skew(null)), 1e-3)))
+    if len(null) >= MORE:
+        highest = np.sort(null)[-min(HIGHEST, len(null) // 20) :]
+        excess = (total[0] - highest[0]) / (highest - highest[0]).mean()
+        p = max(p, len(highest) / len(null) * float(np.exp(-max(excess, 0.0))))
     return float(min(-ndtri(p), LARGEST)) if p > 0 else LARGEST

@@ -45,7 +45,7 @@ Matrices = Mapping[str, Float[Tensor, "rows columns"]]  # by the name of the pie
 class Side:
     """One side of a matrix: the units there, and the weights on the other side of these units."""
 
-    space: tuple  # units that are the same have one space
+    space: tuple  # units that are the same, or may be, have one space
     signs: bool  # units of a head keep their places under the null: only their signs are open
     kernel: int  # entries of a row for each unit
     gram: Float[Tensor, "units units"]
@@ -185,9 +185,9 @@ class Surroundings:
                     parts.append(_unit(matrix))
         if not parts:
             return None
-        space = "values" if site.kind in ("value", "output") else site.kind if attention else "mlp"
+        space = "mlp" if not attention else "values" if site.kind in ("value", "output") else "keys"
         gram = sum(parts) / len(parts)
-        return Side((site.module, space, units), attention, 1, gram, units // smallest, head)
+        return Side((site.module, space), attention, 1, gram, units // smallest, head)
 
     def _residual(self, name: str, site: Site, side: int) -> Side | None:
         """Those that read the stream behind a matrix (side 0), or wrote into it before (side 1)."""
@@ -216,7 +216,8 @@ class Surroundings:
             parts |= {(n, True) for n in self.pieces if _FIRST.fullmatch(n) and self._shape(n)[1] == units}  # tied
         parts = {(one, turned) for one, turned in parts if self._shape(one)[int(turned)] == units}
         stream = site.stack if not ends else ("other than", *site.stack)
-        return Side((RESIDUAL, stream, units), False, 1, self._mean((stream, side, units), parts)) if parts else None
+        # Streams of one width may be tied by an embedding, and what goes by shape may stand on one: one space for all.
+        return Side(("units",), False, 1, self._mean((stream, side, units), parts)) if parts else None
 
     def _shape(self, name: str) -> tuple[int, int]:
         """Rows and columns of a matrix."""
@@ -248,7 +249,7 @@ class Surroundings:
         found = self._met(name, side, alike) or self._met(name, side, line)
         parts = [_unit(self._other_side(one, units, side)) for one in found[:NEAREST]]
         kernel = self.kernel[name] if side else 1
-        return Side(("units", units), False, kernel, sum(parts) / len(parts)) if parts and units > 2 else None
+        return Side(("units",), False, kernel, sum(parts) / len(parts)) if parts and units > 2 else None
 
     def _met(self, name: str, side: int, line: list[str]) -> list[str]:
         """Those of a line of matrices that share the units of a side, the nearest first."""

@@ -1,19 +1,21 @@
 """ONNX files: the initializers of a graph, by ranges. https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 
 The package `onnx` loads a whole file into memory; what is needed of it, names, shapes and places, is a walk over the
-fields of its Protocol Buffers. Exporters lose the names of matrices that they turn round, and keep them in those of the
-nodes that use them: `/encoder/layer.0/query/MatMul`.
+fields of its Protocol Buffers. Exporters lose the names of matrices that they turn round or join. The module that they
+were in stands in the name of the node that uses them, `/encoder/layer.0/query/MatMul`, or, of `torch.onnx.export` with
+`dynamo=True`, in its metadata.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mother.errors import shown
+from mother.io.onnx_recurrent import GATES, LONGEST, Cell, as_torch
 from mother.io.places import File, Place, check_inside, is_plain
 from mother.io.reader import BITS, DTYPES, MAX_NAME, Listing, Reader, TensorInfo, bytes_of, is_count, is_shape
 
@@ -25,9 +27,10 @@ TYPES |= {12: "U32", 13: "U64", 16: "BF16", 17: "F8_E4M3", 19: "F8_E5M2"}
 
 # Numbers of fields: of the model, the graph, a node, its attribute, a tensor, and a text by its key.
 GRAPH, NODE, INITIALIZER = 7, 1, 5
-INPUT, OUTPUT, NAME_OF_NODE, KIND, ATTRIBUTE, VALUE, BRANCH = 1, 2, 3, 4, 5, 5, 6
+INPUT, OUTPUT, NAME_OF_NODE, KIND, ATTRIBUTE, METADATA, VALUE, BRANCH = 1, 2, 3, 4, 5, 9, 5, 6
 BRANCHING = ("If", "Loop", "Scan")  # nodes whose attributes are graphs
 DIMENSIONS, TYPE, FLOATS, NAME, RAW, DOUBLES, OUTSIDE, PLACE = 1, 2, 4, 8, 9, 10, 13, 14
+SCOPES = "pkg.torch.onnx.name_scopes"  # key of the metadata that name the modules around a node
 _LOST = re.compile(r"(onnx::)?[A-Za-z]*_?[0-9]+|onnx::\w+|_v_[0-9]+|val_[0-9]+")
 Read = Callable[[int, int], bytes]
 Field = tuple[int, Any]  # number; a number, or where a text, a message or packed numbers begin and end
@@ -146,9 +149,30 @@ def _tensor(walk: _Walk, place: Any, named: str | None = None) -> list[Any]:
     return [name, dtype, shape, start, end, None]
 
 
-def _node(walk: _Walk, place: Any) -> tuple[str, str, list[str], list[str], list[Any]]:
-    """Name and kind of a node, what goes in and comes out, and where the tensors or graphs in its attributes are."""
-    name, kind, inputs, outputs, values = "", "", [], [], []
+class _Node(NamedTuple):
+    """A node of the graph."""
+
+    kind: str
+    path: str | None  # of the module that it belongs to
+    inputs: list[str]
+    outputs: list[str]
+    values: list[Any]  # where the tensors or graphs in its attributes are
+
+
+def _path(name: str, scopes: str) -> str | None:
+    """The path of the module that a node belongs to; None where nothing says it, or it can be no name."""
+    if name.startswith("/"):
+        found = ".".join(name.strip("/").split("/")[:-1])
+    else:
+        modules = re.findall(r"'([^']*)'", scopes)  # from the outermost in, and the operation at last
+        found = modules[-2] if len(modules) > 1 else None
+    usable = found is not None and found.isprintable() and len(found) <= MAX_NAME - LONGEST
+    return found if usable else None
+
+
+def _node(walk: _Walk, place: Any) -> _Node:
+    """Read a node; raises ValueError."""
+    name, kind, scopes, inputs, outputs, values = "", "", "", [], [], []
     for number, value in walk.of(*place) if isinstance(place, tuple) else ():
         if number == INPUT:
             inputs.append(walk.text(value))
@@ -160,29 +184,41 @@ def _node(walk: _Walk, place: Any) -> tuple[str, str, list[str], list[str], list
             kind = walk.text(value)
         elif number == ATTRIBUTE and kind in ("", "Constant", *BRANCHING) and isinstance(value, tuple):
             values += [one for one in walk.of(*value) if isinstance(one[1], tuple)]
+        elif number == METADATA and kind in ("", "MatMul", *GATES) and isinstance(value, tuple):
+            entry = dict(walk.of(*value))
+            if isinstance(entry.get(1), tuple) and entry[1][1] - entry[1][0] == len(SCOPES):
+                scopes = walk.text(entry.get(2)) if walk.text(entry[1]) == SCOPES else scopes
     wanted = BRANCH if kind in BRANCHING else VALUE if kind == "Constant" else None
-    return name, kind, inputs, outputs, [one for inner, one in values if inner == wanted]
+    return _Node(kind, _path(name, scopes), inputs, outputs, [one for inner, one in values if inner == wanted])
 
 
 def read_table(read: Read, size: int) -> list[list[Any]]:
-    """A row for each tensor: name, type, shape, bytes, file outside, whether it is turned round; raises ValueError."""
+    """A row for each tensor: name, type, shape, bytes, file outside, and how it is stored; raises ValueError.
+
+    The last is None for as it is, "turned", or the places of the gates that torch has one after another.
+    """
     walk = _Walk(read, size)
     graphs = [value for number, value in walk.of(0, size) if number == GRAPH and isinstance(value, tuple)]
     if len(graphs) != 1:
         raise ValueError(f"this is no ONNX file: it has {len(graphs)} graphs")
     rows: dict[str, list[Any]] = {}
-    used: dict[str, str] = {}  # a matrix -> the node that multiplies by it
+    used: dict[str, str] = {}  # a matrix -> the module that multiplies by it
+    cells, expanded = list[Cell](), dict[str, str]()
     for at, graph in enumerate(graphs):  # to which those are added that nodes hold
         for number, value in walk.of(*graph):
             found = []
             if number == NODE:
-                name, kind, inputs, outputs, values = _node(walk, value)
-                if kind == "MatMul" and len(inputs) == 2 and name.startswith("/"):
-                    used[inputs[1]] = name
-                if kind in BRANCHING:
-                    graphs += values
-                elif outputs:
-                    found = [_tensor(walk, one, outputs[0]) for one in values]
+                node = _node(walk, value)
+                if node.kind == "MatMul" and len(node.inputs) == 2 and node.path:
+                    used.setdefault(node.inputs[1], node.path)
+                if node.kind in GATES:
+                    cells.append(Cell(node.kind, node.path, node.inputs))
+                if node.kind == "Expand":
+                    expanded |= dict(zip(node.outputs, node.inputs))
+                if node.kind in BRANCHING:
+                    graphs += node.values
+                elif node.outputs:
+                    found = [_tensor(walk, one, node.outputs[0]) for one in node.values]
             elif number == INITIALIZER:
                 found = [_tensor(walk, value)]
             for row in found:
@@ -196,12 +232,11 @@ def read_table(read: Read, size: int) -> list[list[Any]]:
     names = set(rows)
     table = []
     for name, row in rows.items():
-        path = ".".join(used.get(name, "").strip("/").split("/")[:-1])
-        own = f"{path}.weight"
-        lost = _LOST.fullmatch(name) is not None and path and len(row[2]) == 2 and own not in names
+        own = f"{used.get(name, '')}.weight"
+        lost = _LOST.fullmatch(name) is not None and name in used and len(row[2]) == 2 and own not in names
         names.add(own if lost else name)
-        table.append([own, *row[1:], True] if lost else [*row, False])
-    return table
+        table.append([own, *row[1:], "turned"] if lost else [*row, None])
+    return as_torch(table, cells, expanded)
 
 
 def _turned(dtype: str, shape: tuple[int, ...], part: Any) -> np.ndarray:
@@ -211,12 +246,17 @@ def _turned(dtype: str, shape: tuple[int, ...], part: Any) -> np.ndarray:
     return np.ascontiguousarray(decoded(part, dtype).reshape(shape).T)
 
 
+def _gates(dtype: str, shape: tuple[int, ...], order: list[int], part: Any) -> np.ndarray:
+    """A tensor of a recurrent layer with its gates in the order of torch."""
+    from mother.io.checkpoint import decoded
+
+    return decoded(part, dtype).reshape(len(order), -1)[order].reshape(shape)
+
+
 def _listing(place: Place, file: File, state: str | None) -> Listing:
     tensors: dict[str, tuple[File, TensorInfo]] = {}
     others: dict[str, File] = {}
-    for name, dtype, stored, start, end, outside, turned in file.remembered(
-        lambda: read_table(bytes_of(file), file.size)
-    ):
+    for name, dtype, stored, start, end, outside, how in file.remembered(lambda: read_table(bytes_of(file), file.size)):
         there, shape = file, tuple(stored)
         if not shape:
             continue  # a constant of the graph, and no weight
@@ -229,8 +269,11 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
             there = others[outside]
         if not (is_count(start) and start <= end <= there.size):
             raise ValueError(f"the file is truncated: tensor {name} ends at byte {end} of {there}")
-        unpack = partial(_turned, dtype, shape) if turned and dtype in DTYPES else None
-        tensors[name] = (there, TensorInfo(dtype, shape[::-1] if unpack else shape, start, end, None, unpack))
+        unpack = None
+        if how and how != [0] and dtype in DTYPES:
+            unpack = partial(_turned, dtype, shape) if how == "turned" else partial(_gates, dtype, shape, how)
+        shape = shape[::-1] if unpack and how == "turned" else shape
+        tensors[name] = (there, TensorInfo(dtype, shape, start, end, None, unpack))
     return Listing(tensors)
 
 

@@ -89,7 +89,7 @@ class RemoteFile:
         return found.location
 
     def _changed(self) -> CheckpointError:
-        for suffix in ("json", "head", "table"):  # what is kept is of another file
+        for suffix in ("json", "head", "table2"):  # what is kept is of another file
             with contextlib.suppress(OSError):
                 self._kept(suffix).unlink()
         return CheckpointError(
@@ -241,7 +241,7 @@ class RemoteFile:
 
     def remembered(self, make: Callable[[], Any]) -> Any:
         """JSON that `make()` found in the file, kept in the cache: what lies where in a pickle takes many requests."""
-        kept = self._kept("table")
+        kept = self._kept("table2")
         try:
             return json.loads(kept.read_text())
         except (OSError, ValueError):
