@@ -107,7 +107,7 @@ def best_edges(
     place |= {copy: place[original] for copy, original in copies.items() if original in place}
     exact, stored = read_exact(table, place)
     offers = with_priors(by_exact(read_offers(table, place), exact), largest)
-    offers = without_ancestors(prefer_casts(offers, exact, stored.bits), exact, stored.quantized)
+    offers = without_ancestors(prefer_casts(offers, exact, stored), exact, stored.quantized)
     offers, tree = acyclic_tree(offers, exact, largest)
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
