@@ -67,7 +67,7 @@ def exact_relations(draw: st.DrawFn) -> tuple[int, dict[int, list[int]]]:
     order = draw(st.permutations(range(models)))
     parents = {}
     for at in range(1, models):
-        if draw(st.booleans()):
+        if draw(st.integers(0, 2)) == 0:
             parents[order[at]] = draw(st.lists(st.sampled_from(order[:at]), min_size=1, max_size=3, unique=True))
     return models, parents
 
@@ -84,7 +84,9 @@ def test_the_sparse_tree_is_the_dense_one(relations: tuple[int, dict[int, list[i
     for child, parents in exact.items():  # as in mother/heritage: such a model has this parent for sure
         weights.parent[:, child] = weights.beside[:, child] = -np.inf
         weights.parent[parents[0], child] = 100.0
-        weights.parent[child, parents] += 4 * rng.random(len(parents))
+        for between in sorted(set(range(n)) - exact.keys()):
+            weights.parent[child, between] += 10 * rng.random()
+            weights.parent[between, parents[1:]] += 10 * rng.random(len(parents) - 1)
     for ancestor, descendant in descents(known):
         weights = weights.without(descendant, ancestor)
     parent, child = np.nonzero(np.isfinite(weights.best))
