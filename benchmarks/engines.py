@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.many import write_models
+from benchmarks.tiny import write_models
 from mother.collection.find import search
 from mother.graph.text import format_table
 from mother.index.build import build

@@ -37,8 +37,13 @@ class Family:
     group: int
     parent: np.ndarray
     move: np.ndarray
-    quantized: np.ndarray  # whether no training made it; nothing is made from such
+    kind: np.ndarray
     seed: int
+
+    @property
+    def quantized(self) -> np.ndarray:
+        """Whether no training made it; nothing is made from such."""
+        return self.kind == "quantization"
 
     def signatures(self, samples: int) -> np.ndarray:
         """In float16; the scale of a base's weights is 1."""
@@ -71,7 +76,7 @@ def simulate(models: int, families: int, moves: np.ndarray, seed: int = 0) -> It
         parent[0] = -1
         move = np.where(kind == "quantization", draw.choice(BITS, size), draw.choice(moves, size))
         move[0] = 0
-        yield Family(rank % GROUPS, parent, move, kind == "quantization", seed + 1000 + rank)
+        yield Family(rank % GROUPS, parent, move, kind, seed + 1000 + rank)
 
 
 def sides(parent: np.ndarray, move: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,13 @@
    as triples.py computes it, with the noise of a sketch; log odds of arrows are normal with a standard deviation of
    ARROW_SPREAD around ARROW for true edges, around 0 for other pairs. Coefficients are those of calibration.json.
    Times are of the processor, in one process with one thread: other programs do not count.
-3. Tiny models on disk, end to end: so many times as many models must take no more than LINEAR times as long for each.
+3. Tiny models on disk (benchmarks/tiny.py), end to end: so many times as many models must take no more than LINEAR
+   times as long for each.
 """
 
 import argparse
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -23,7 +25,9 @@ import numpy as np
 import torch
 
 from benchmarks.hub import GROUPS, hub_shapes, kept_ratio, sides, simulate, write_model
+from benchmarks.tiny import shares_right, write_models
 from mother.collection.find import search
+from mother.collection.workspace import recover_sources
 from mother.evidence.edges import STRUCTURE
 from mother.evidence.sketch import sketch_models
 from mother.graph.manifest_io import read_manifest
@@ -216,20 +220,8 @@ def searches(index: Index, number: int, folder: Path) -> list[float]:
 
 
 def tiny(folder: Path, models: int) -> tuple[list[object], float]:
-    """Tiny models on disk: a row of a table, and seconds for each."""
-    from safetensors.torch import save_file
-
-    draw = torch.Generator().manual_seed(0)
-    family = next(simulate(models, 1, np.array([0.05, 0.1, 0.2]), 5))
-    weights: list[torch.Tensor] = []
-    for child, parent in enumerate(family.parent.tolist()):
-        step = torch.randn(4, 24, 24, generator=draw)
-        weights.append(step if parent < 0 else weights[parent] + float(family.move[child]) * step)
-        (folder / f"models/{child:05}").mkdir(parents=True)
-        named = {
-            f"encoder.layer.{b}.attention.attention.query.weight": one.contiguous() for b, one in enumerate(weights[-1])
-        }
-        save_file(named, folder / f"models/{child:05}/model.safetensors")
+    """One family of tiny models on disk: a row of a table, and seconds for each."""
+    truth = write_models(folder / "models", models, 1)
     index = create_index(folder / "index", SAMPLES, 1 << 16, True)
     started = time.process_time()
     build(index, search([str(folder / "models")]).sources, Engine())
@@ -237,12 +229,17 @@ def tiny(folder: Path, models: int) -> tuple[list[object], float]:
     started = time.process_time()
     found = index_graph(index, folder / "work", Engine())
     traced = time.process_time() - started
-    edges = [(int(edge.parent), int(edge.child)) for edge in found.edges if not edge.attributes.get("hidden")]
-    right = sum(family.parent[child] == parent for parent, child in edges)
-    joined = right + sum(family.parent[parent] == child for parent, child in edges)
     each = [f"{1000 * seconds / models:.1f}" for seconds in (read, traced, read + traced)]
-    shares = [f"{joined / (models - 1):.3f}", f"{right / (models - 1):.3f}"]
+    shares = [f"{share:.3f}" for share in shares_right(found.nodes, found.edges, truth)]
+    shutil.rmtree(folder)
     return [models, *each, *shares, f"{memory():.2f}"], (read + traced) / models
+
+
+def all_pairs(folder: Path, models: int) -> list[str]:
+    """What recover.py finds in such a family when it looks at all pairs: shares of edges."""
+    truth = write_models(folder, models, 1)
+    graph = recover_sources(search([str(folder)]).sources, None, torch.device("cpu")).graph
+    return [f"{share:.3f}" for share in shares_right(graph.nodes, graph.edges, truth)]
 
 
 def main() -> bool:
@@ -265,6 +262,9 @@ def main() -> bool:
         if took:
             head = ["tiny models", "ms each to read", "to trace", "both", "edges without arrows", "edges", "GB"]
             print("\n" + format_table(head, [row for row, _ in took]))
+            least = min(args.real)
+            shares = all_pairs(Path(scratch) / "pairs", least)
+            print(f"all pairs of the {least}: edges without arrows {shares[0]}, edges {shares[1]}")
             most = max(took[-1][1] / each for _, each in took)
             print(f"the most models take {most:.2f} times as long for each as fewer (at most {LINEAR})")
             kept &= most <= LINEAR

@@ -1,10 +1,11 @@
 """Kill runs again and again (SIGKILL, at random moments) and compare their results with those of undisturbed ones.
 
 A small split is served by a Hub on this machine that breaks connections now and then; both methods recover it. The same
-models lie in a folder, too: `recover.py` recovers most of them, and `recover.py add` adds the rest. Half of the kills
-fall while pairs of models are compared. Every attempt goes on from what the killed one before it has left.
+models lie in a folder, too: `recover.py` recovers most of them, and `recover.py add` adds the rest; an index is built
+of them and traced, and built again where models have changed, gone and moved. Half of the kills fall while pairs of
+models are compared. Every attempt goes on from what the killed one before it has left.
 
-    python -m benchmarks.kill
+    python -m benchmarks.kill [--kills 40] [--only index rebuild]
 """
 
 import os
@@ -48,6 +49,8 @@ class Args:
     """how often in all; half of them while pairs are compared"""
     seed: int = 0
     """of the moments"""
+    only: tuple[str, ...] = ()
+    """names of what is killed; all by default"""
 
 
 @dataclass
@@ -139,6 +142,16 @@ def temporary(folder: Path) -> int:
     return sum(path.suffix == ".tmp" for path in folder.rglob("*"))
 
 
+def change(before: Path, after: Path) -> None:
+    """The same models, but that one went, one has another name, and one has the weights of another."""
+    shutil.copytree(before, after)
+    first, second, third, fourth = sorted(after.iterdir())[:4]
+    shutil.rmtree(first)
+    second.rename(after / "renamed")
+    shutil.rmtree(third)
+    shutil.copytree(fourth, third)
+
+
 @contextmanager
 def served() -> Iterator[tuple[Path, dict[str, str], HubServer]]:
     """(a folder, the environment of what is run, a Hub) with the models of the split, on the Hub and on disk."""
@@ -152,6 +165,7 @@ def served() -> Iterator[tuple[Path, dict[str, str], HubServer]]:
         for group, members in {"most": models[:-ADDED], "late": models[-ADDED:]}.items():
             for model in members:
                 shutil.copytree(model, folder / "models" / group / model.name)
+        change(folder / "models/most", folder / "models/changed")
         yield folder, environment(server, folder) | {"PATH": os.environ["PATH"]}, server
 
 
@@ -165,7 +179,15 @@ def jobs(folder: Path) -> list[Job]:
     tree = f"{here}/get_vit_layer_statistics_4.npz"  # the last one
     recover = f"{python} recover.py {folder}/models/most --out {{out}} --audit"
     add = f"{python} recover.py add {folder}/models/late/* --to {{out}} --audit"
+    tracing, graph = "tracing", ("graph/model_graph.json",)
+    there, kept = "{out}/models", "--to {out}/index"
+    put = [f"rm -rf {there} && mkdir -p {{out}} && cp -r {folder}/models/{one} {there}" for one in ("most", "changed")]
+    build = f"{python} index.py build {there} {kept}"
+    traced = f"echo {tracing} >&2 && {python} index.py graph --in {{out}}/index --to {{out}}/graph"
+    index, again = (" && ".join(steps) for steps in ([put[0], build, traced], [put[0], build, put[1], build, traced]))
     return [
+        Job("index", index, graph, tracing, "graph/model_graph.json"),
+        Job("rebuild", again, graph, tracing, "graph/model_graph.json"),
         Job("mother", f"{statistics} && {full} --method mother", mother, rf"{SPLIT} tree ", tree),
         Job("map", f"{full} --method map", (f"{SPLIT}/map/model_graph.json",), second, f"{here}/map/kinds.npz"),
         Job("recover", recover, COLLECTION, second, "measurements/*/kinds.npz"),
@@ -214,7 +236,7 @@ def main(args: Args) -> None:
     """Undisturbed runs, then killed ones; exits with 1 where a result differs or a temporary file stays."""
     moments, rows, bad = random.Random(args.seed), [], False
     with served() as (folder, variables, server):
-        found = jobs(folder)
+        found = [job for job in jobs(folder) if not args.only or job.name in args.only]
         for number, job in enumerate(found):
             kills = (args.kills + len(found) - 1 - number) // len(found)
             differing = kill(job, kills, folder, variables, moments)

@@ -33,7 +33,7 @@ from mother.index.blocks import HALO, cut
 from mother.index.build import build
 from mother.index.candidates import COARSE, K, Near, faiss_search, near_misses, near_models, sharing_pairs, with_hubs
 from mother.index.engine import Engine
-from mother.index.exact import choose_merges
+from mother.index.exact import Stored, choose_merges
 from mother.index.graph import Found as Graph
 from mother.index.graph import Sizes, index_graph
 from mother.index.groups import find_copies, group_names, load_group, relate
@@ -487,15 +487,19 @@ def test_a_tree_closes_no_circle_with_the_parents_of_merges() -> None:
 
 
 def test_casts_are_preferred_as_among_all_pairs(rng: np.random.Generator) -> None:
-    """Model 1 is a cast of 0; 2 and 3 are stored as it is."""
-    weights, stored = rng.normal(size=(5, 5)), [23, 7, 7, 7, 23]
-    parent, child = np.nonzero(~np.eye(5, dtype=bool))
-    offers = Offers(5, parent, child, weights[parent, child], np.full(20, -np.inf), np.zeros(20), np.arange(20))
-    found = prefer_casts(offers, {1: {0: {"kind": "cast", "dtype": "bfloat16"}}}, dict(enumerate(map(float, stored))))
-    expected = weights.copy()
-    _prefer_casts(Weights(expected, np.full_like(expected, -np.inf)), [(1, 0)], stored, {})
-    assert np.array_equal(found.as_parent, expected[parent, child])
-    assert (expected[:2, 2:4] != weights[:2, 2:4]).any() and (expected[2:] == weights[2:]).all()
+    """Model 1 is a cast of 0, 2 is quantized from it; 3 and 4 are stored as the cast is, 4 and 5 hold a rounding."""
+    weights, bits = Weights(rng.normal(size=(6, 6)), rng.normal(size=(6, 6))), [23, 7, 23, 7, 7, 23]
+    ratios = {(1, 0, 4): 3.0, (1, 0, 5): -2.5, (2, 0, 5): 4.0, (2, 0, 3): -1.5}
+    parent, child = np.nonzero(~np.eye(6, dtype=bool))
+    values = weights.parent[parent, child], weights.beside[parent, child]
+    offers = Offers(6, parent, child, *values, np.zeros(30), np.arange(30))
+    exact = {1: {0: {"kind": "cast", "dtype": "bfloat16"}}, 2: {0: {"kind": "quantize"}}}
+    found = prefer_casts(offers, exact, Stored(dict(enumerate(map(float, bits))), twins=ratios))
+    expected = Weights(weights.parent.copy(), weights.beside.copy())
+    _prefer_casts(expected, [(1, 0)], bits, ratios)
+    assert np.array_equal(found.as_parent, expected.parent[parent, child])
+    assert np.array_equal(found.beside, expected.beside[parent, child])
+    assert (expected.parent[:2, 3:5] != weights.parent[:2, 3:5]).any() and (expected.beside != weights.beside).any()
 
 
 def test_priors_are_those_among_all_pairs(rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from conftest import save_model
+from conftest import save_model, vit_weights
 from test_index import built, neighbours
 
 from mother.collection.find import search
@@ -204,3 +204,26 @@ def test_what_is_not_there_is_as_probable_as_among_all_pairs(rng: np.random.Gene
     assert likeliest_tree(offers).absent == pytest.approx(expected)
     local = likeliest_tree(offers, 0).absent
     assert ((local > 0) & (local < 1)).all() and np.abs(local - expected).mean() < 0.2
+
+
+def test_blocks_tell_the_child_of_a_cast(tmp_path: Path) -> None:
+    """By the rounding that it holds, though it is stored in full precision."""
+    generator, root = torch.Generator().manual_seed(1), vit_weights(1, blocks=4, width=64)
+
+    def trained(weights: Tensors) -> Tensors:
+        """A little, by rows that learn faster and slower."""
+        found = {}
+        for name, weight in weights.items():
+            update = torch.randn(weight.shape, generator=generator) * torch.rand(len(weight), 1, generator=generator)
+            found[name] = weight.float() + 0.003 * weight.float().norm() / update.norm() * update
+        return found
+
+    cast = {name: weight.to(torch.float16) for name, weight in root.items()}
+    models = {"root": root, "cast": cast, "child": trained(cast), "other": trained(root), "another": trained(cast)}
+    for name, weights in models.items():
+        save_model(tmp_path / "models" / name, weights)
+    index = built(tmp_path / "index", tmp_path / "models")
+    for sizes in (Sizes(), Sizes(whole=0, core=2)):
+        found = index_graph(index, tmp_path / "work", Engine(), sizes=sizes)
+        edges = {(edge.parent, edge.child) for edge in found.edges}
+        assert edges >= {("root", "cast"), ("cast", "child"), ("root", "other"), ("cast", "another")}

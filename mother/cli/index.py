@@ -54,15 +54,19 @@ def build(args: Build) -> None:
 
     if args.workers < 1 or args.samples < 64 or args.sketch < 1024:
         raise InputError("there must be a worker, 64 samples of a model and 1024 entries of a matrix, at least.")
-    found = with_claims(search(_names(args)))
+    names = _names(args)
+    found = with_claims(search(names))
     with alone_in(args.to):
         index = create_index(args.to, args.samples, args.sketch, args.keep)
         engine = Engine(args.workers, args.ray)
-        built = build_index(index, found.sources, engine, show_progress(args.quiet))
+        built = build_index(index, found.sources, engine, show_progress(args.quiet), names, args.only)
     if args.quiet:
         return
     report_left_out(built.left_out | found.gaps.unusable, ())
     print(f"{built.read} models read, {built.there} were there already: {args.to}")
+    if built.gone:
+        some = ", ".join(escaped(one) for one in sorted(built.gone)[:3])
+        print(f"no longer there, and taken out: {len(built.gone)} models, such as {some}")
     print(f"next: python index.py search MODEL --in {args.to}, or python index.py graph --in {args.to}")
 
 

@@ -23,6 +23,8 @@ class Build:
     """entries of each matrix that a sketch has, at most; signatures are drawn from these"""
     keep: bool = True
     """keep sketches: kinds and arrows need them; without, an index has some kB for each model"""
+    only: bool = False
+    """take all models out of the index that are not named; without, those alone that a named folder no longer has"""
     workers: int = 1
     """processes that read"""
     ray: str | None = None

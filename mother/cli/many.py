@@ -33,6 +33,7 @@ def recover_many(args: Recover, found: Found, title: str, command: str = "") -> 
     from mother.index.engine import Engine
     from mother.index.graph import index_graph
     from mother.index.signature import SAMPLES
+    from mother.index.stale import no_longer_there
     from mother.index.store import create_index
     from mother.index.write import write_graph
 
@@ -42,10 +43,12 @@ def recover_many(args: Recover, found: Found, title: str, command: str = "") -> 
         raise InputError("--error must be between 0 and 1, and --sketch 1024 at least.")
     print(f"{len(found.sources):,} models: candidates are looked at, not all pairs")
     index = create_index(args.out / "index", SAMPLES, args.sketch, True)
-    others = {row["location"] for row in index.known().values()} - {source.location for source in found.sources}
+    known, here = index.known(), {source.location for source in found.sources}
+    others = known.keys() - no_longer_there(known, found.sources, args.models)
+    others = {known[one]["location"] for one in others} - here
     if others:
         raise InputError(f"{args.out} holds a result of other models, such as {min(others)}. Give another --out.")
-    build(index, found.sources, Engine(), show_progress(args.quiet))
+    build(index, found.sources, Engine(), show_progress(args.quiet), args.models)
     traced = index_graph(index, args.out / "traced", Engine(), args.error, progress=show_progress(args.quiet))
     traced.left_out |= found.gaps.unusable
     write_graph(traced, args.out)

@@ -68,13 +68,17 @@ class Forest:
     exact: Bool[np.ndarray, "models"]
 
 
-def most_probable_forest(log_weight: Edges, largest: int = EXACT) -> Forest:
+def most_probable_forest(
+    log_weight: Edges, largest: int = EXACT, parent: Int[np.ndarray, "models"] | None = None
+) -> Forest:
     """The most probable tree of each component, with probabilities that are exact up to `largest` models, else local.
 
-    A component in which no tree reaches all models has several roots, and local probabilities.
+    A component in which no tree reaches all models has several roots, and local probabilities. `parent` is a forest of
+    these edges that is taken instead.
     """
     n = log_weight.models
-    parent = minimum_spanning_forest(Edges(n, log_weight.parent, log_weight.child, -log_weight.value))
+    if parent is None:
+        parent = minimum_spanning_forest(Edges(n, log_weight.parent, log_weight.child, -log_weight.value))
     forest = Forest(parent, np.ones(n), np.ones(n), np.zeros(n), np.zeros(n, dtype=bool))
     labels = log_weight.components()
     order, of_edge = np.argsort(labels, kind="stable"), np.argsort(labels[log_weight.child], kind="stable")

@@ -54,12 +54,16 @@ def is_trained_in(dtype: str) -> bool:
 
 
 def twin_ratios(
-    sketches: Sequence[Sketch], first_pass: FirstPass, second_pass: SecondPass, relations: dict[int, Relation]
+    sketches: Sequence[Sketch],
+    first_pass: FirstPass,
+    second_pass: SecondPass,
+    relations: dict[int, Relation],
+    core: set[int] | None = None,
 ) -> dict[tuple[int, int, int], float]:
     """Log likelihood ratios that a model was trained from a cast, or from a quantized model, and not from its original.
 
     By (cast, original, model), see `held_rounding`; of models that were looked at with either, and that no exact
-    relation has a parent for.
+    relation has a parent for. Of a block's `core` those that were looked at with both: only these may come from either.
     """
     bits = [mantissa(facts) for facts in first_pass.facts]
     found = {}
@@ -68,9 +72,10 @@ def twin_ratios(
         if not cast and relation.kind != "quantize":
             continue
         original = relation.parents[0]
-        for model in range(len(first_pass.models)):
+        for model in range(len(first_pass.models)) if core is None else sorted(core):
             near = second_pass.number(twin, model), second_pass.number(original, model)
-            if model in (twin, original) or model in relations or near == (None, None):
+            looked = near != (None, None) if core is None else None not in near
+            if model in (twin, original) or model in relations or not looked:
                 continue
             # The steps of a quantized model are far above the units of what it is stored in.
             coarse = bits[model] if cast and bits[model] <= bits[twin] else None

@@ -112,8 +112,7 @@ def measure(
     relations = exact_relations(sketches, found, second_pass, casts)
     reused = first.before + second.before
     heritage = Heritage(found, second_pass, labels, aliases, relations, not_trained, [], reused)
-    # An index weighs edges of a core without them, see `prefer_casts` of the index.
-    twins = twin_ratios(sketches, found, second_pass, relations) if related else {}
+    twins = twin_ratios(sketches, found, second_pass, relations, core)
     return replace(heritage, twins=twins), second
 
 

@@ -1,5 +1,6 @@
 """The most probable tree of each cluster of related models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
@@ -11,7 +12,7 @@ from mother.evidence.edges import Evidence, gather
 from mother.evidence.facts import mantissa
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
-from mother.graph.acyclic import descents, find_circle
+from mother.graph.acyclic import descents, find_circle, without_circles
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.heritage.calibration import Coefficients, Weights, log_weights
 from mother.heritage.casts import is_trained_in
@@ -20,6 +21,7 @@ from mother.heritage.relation import Relation
 from mother.heritage.relations import is_rough
 from mother.heritage.terms import all_terms
 
+NO_PARENT = 1e6  # log weight that a tree loses by each model that nothing it could hang from is left for
 RECAST = 2.0  # log odds that a model was trained from the one of two twins that is stored as it is
 
 
@@ -103,7 +105,7 @@ def _recover_cluster(
     known = known_pairs(heritage, members)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
-    tree, weights = _acyclic_tree(weights, members, known)
+    tree, weights = acyclic_tree(weights, [(place[parent], place[child]) for parent, child in known])
     marginals, root, _ = edge_marginals(weights.both)
     probability = weights.parents(marginals)
     tree = likeliest_edges(marginals, root, tree, members, known)
@@ -186,36 +188,20 @@ def none_of_another(
         weights[[other for other in quantized if forced.get(child) != other], child] = -np.inf
 
 
-def _acyclic_tree(weights: Weights, members: list[int], known: list[tuple[int, int]]) -> tuple[dict[int, int], Weights]:
+def acyclic_tree(weights: Weights, known: list[tuple[int, int]]) -> tuple[dict[int, int], Weights]:
     """The most probable tree, [child] -> where it hangs, that closes no circle with the edges of exact relations.
 
-    A merge has more parents than the tree tells. Of each circle that they close the edge that the tree can best do
-    without is made impossible. Places are among the members. Returns the weights without these, too.
+    Places are among the members. Returns the weights without the edges that would close one, too.
     """
-    (tree, _), left, banned = best_tree(weights), weights, []
-    while edges := _on_circle(tree, left, members, known):
-        without = {edge: (left.without(*edge), best_tree(left.without(*edge))) for edge in edges}
-        banned.append(max(edges, key=lambda edge: without[edge][1][1]))
-        left, (tree, _) = without[banned[-1]]
-    # Where two models are nearly equal the one takes the place of the other, and closes the same circle. Once another
-    # edge of it is impossible, the first may be possible again.
-    for edge in banned[:-1]:
-        others = [other for other in banned if other != edge]
-        fewer = reduce(lambda some, other: some.without(*other), others, weights)
-        again, _ = best_tree(fewer)
-        if not _on_circle(again, fewer, members, known):
-            tree, left, banned = again, fewer, others
-    return tree, left
 
+    def without(edges: Sequence[tuple[int, int]]) -> Weights:
+        return reduce(lambda some, edge: some.without(*edge), edges, weights)
 
-def _on_circle(
-    tree: dict[int, int], weights: Weights, members: list[int], known: list[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Edges of a tree, as places among the members, on a circle that it closes with the edges of exact relations."""
-    named = [(members[parent], members[child]) for child, parent in tree.items()]
-    circle = set(find_circle([*known, *named])) - set(known)
-    edges = [(parent, child) for child, parent in tree.items() if (members[parent], members[child]) in circle]
-    return [edge for edge in edges if np.isfinite(weights.best[edge])]
+    def possible(edge: tuple[int, int]) -> bool:
+        return bool(np.isfinite(weights.best[edge]))
+
+    tree, banned = without_circles(lambda edges: best_tree(without(edges)), known, possible)
+    return tree, without(banned)
 
 
 def likeliest_edges(
@@ -239,7 +225,7 @@ def likeliest_edges(
 
 def best_tree(weights: Weights) -> tuple[dict[int, int], float]:
     """The tree of the largest log weight, [child] -> where it hangs, and this weight."""
-    finite = np.where(np.isfinite(weights.best), weights.best, -1e6)
+    finite = np.where(np.isfinite(weights.best), weights.best, -NO_PARENT)
     np.fill_diagonal(finite, 0)
     parents = minimum_spanning_arborescence(-finite)
     child = np.flatnonzero(parents >= 0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mother.graph.acyclic import find_circle
 from mother.heritage.merged import SPARSE
-from mother.index.traced import EDGE, MERGE, STORED
+from mother.index.traced import EDGE, MERGE, STORED, TWIN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,11 +21,15 @@ Exact = dict[int, Parents]  # by child
 
 @dataclass
 class Stored:
-    """How models are stored: the mantissa bits, which are quantized, and how those are packed that are."""
+    """How models are stored: the mantissa bits, which are quantized, and how those are packed that are.
+
+    `twins` are log odds by (twin, original, model), as of `twin_ratios`: which rounding a model holds.
+    """
 
     bits: dict[int, float] = field(default_factory=dict)
     quantized: list[int] = field(default_factory=list)
     packed: dict[int, dict[str, Any]] = field(default_factory=dict)
+    twins: dict[tuple[int, int, int], float] = field(default_factory=dict)
 
 
 def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, Stored]:
@@ -33,13 +37,17 @@ def read_exact(table: "pa.Table", place: dict[str, int]) -> tuple[Exact, Stored]
     exact: Exact = defaultdict(dict)
     merges: dict[int, dict[float, Parents]] = defaultdict(lambda: defaultdict(dict))
     stored = Stored()
-    wanted = np.flatnonzero([one in (EDGE, MERGE, STORED) for one in table["what"].to_pylist()])
+    wanted = np.flatnonzero([one in (EDGE, MERGE, STORED, TWIN) for one in table["what"].to_pylist()])
     for row in table.take(wanted).to_pylist():
         child, parent = place.get(row["child"]), place.get(row["parent"])
         if row["what"] == STORED and child is not None:
             facts = json.loads(row["facts"])
             stored.bits[child], stored.packed[child] = row["weight"], facts["packed"]
             stored.quantized += [child] if facts["quantized"] else []
+        elif row["what"] == TWIN:
+            original = place.get(json.loads(row["facts"])["original"])
+            if child is not None and parent is not None and original is not None:
+                stored.twins[parent, original, child] = row["weight"]
         elif child is not None and parent is not None:
             parents = exact[child] if row["what"] == EDGE else merges[child][row["weight"]]
             parents[parent] = json.loads(row["facts"])

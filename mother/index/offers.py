@@ -4,7 +4,6 @@ What depends on all of a family is added here, on edges alone: with which model 
 middle that another block knows, exact relations, casts, the priors.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from mother.graph.sparse import Edges, edge_shares, most_probable_forest
 from mother.heritage.calibration import EXACT_WEIGHT, elder_priors, hub_priors, read_coefficients, soft_arrow
 from mother.heritage.casts import is_trained_in
 from mother.heritage.trees import RECAST, by_twins
-from mother.index.exact import Exact
+from mother.index.exact import Exact, Stored
 from mother.index.traced import OFFER
 
 if TYPE_CHECKING:
@@ -122,19 +121,35 @@ def with_priors(offers: Offers, largest: int) -> Offers:
     return replace(offers, as_parent=offers.as_parent + told)
 
 
-def prefer_casts(offers: Offers, exact: Exact, bits: Mapping[int, float]) -> Offers:
-    """What is stored in the type of a cast comes from the cast, not from its original: see mother/heritage/trees.py."""
-    key, value = offers.key(), offers.as_parent.copy()
-    for cast, parents in exact.items():
-        if any(facts["kind"] == "cast" and is_trained_in(facts["dtype"]) for facts in parents.values()):
-            one = np.arange(*np.searchsorted(offers.parent, [cast, cast + 1]))
-            child = offers.child[one]
-            wanted = next(iter(parents)) * offers.models + child  # from the original
-            other = np.searchsorted(key, wanted).clip(0, max(0, len(key) - 1))
-            alike = np.array([bits.get(at) == bits.get(cast) for at in child.tolist()], dtype=bool)
-            some = alike & (key[other] == wanted)
-            value[one[some]], value[other[some]] = by_twins(value[one[some]], value[other[some]], RECAST)
-    return replace(offers, as_parent=value)
+def prefer_casts(offers: Offers, exact: Exact, stored: Stored) -> Offers:
+    """Whether models come from a cast or from its original, by their types and by the rounding that they hold.
+
+    As among all pairs, see `_prefer_casts` in mother/heritage/trees.py.
+    """
+    value, beside = offers.as_parent.copy(), offers.beside.copy()
+    place = {pair: at for at, pair in enumerate(zip(offers.parent.tolist(), offers.child.tolist()))}
+    originals = {child: next(iter(parents)) for child, parents in exact.items()}
+    facts = {child: exact[child][parent] for child, parent in originals.items()}
+    casts = {child for child, said in facts.items() if said["kind"] == "cast" and is_trained_in(said["dtype"])}
+    for cast in sorted(casts):
+        original = originals[cast]
+        for one in range(*np.searchsorted(offers.parent, [cast, cast + 1]).tolist()):
+            child = int(offers.child[one])
+            other, bits = place.get((original, child)), stored.bits.get(child)
+            ratio = stored.twins.get((cast, original, child))
+            if other is None or (ratio is None and bits != stored.bits.get(cast)):
+                continue
+            recast = (bits == stored.bits.get(cast)) - (bits == stored.bits.get(original))
+            value[one], value[other] = by_twins(value[one], value[other], RECAST * recast + (ratio or 0.0))
+    for (twin, original, child), ratio in stored.twins.items():
+        ends = [place.get((twin, child)), place.get((original, child))]
+        if originals.get(twin) != original or None in ends:
+            continue
+        loss = [min(0.0, ratio), min(0.0, -ratio)]
+        beside[ends] += loss
+        if twin not in casts:
+            value[ends] += loss
+    return replace(offers, as_parent=value, beside=beside)
 
 
 def by_exact(offers: Offers, exact: Exact) -> Offers:

@@ -5,7 +5,7 @@
     INDEX/sketches/              as in a result folder
 
 Columns are those of SCHEMA; docs/scale.md says what each holds. A model that could not be read has a row, too, with the
-reason, and is tried again.
+reason, and is tried again. A row with nothing but an id says that this model has left the index.
 """
 
 import json
@@ -29,6 +29,7 @@ FORMAT = "mother-index/4"
 FULL = 8192  # budget: models of a shard that stays as it is
 ROW_GROUP = 512  # budget: models that are read at a time where one group is looked for
 DICTIONARY = 1 << 26  # budget: bytes of the different shapes of ROW_GROUP models, each of which is then kept once
+PLACE = ("location", "base", "state", "claims")  # columns that a model has before it is read
 SETTINGS, SHARDS, SKETCHES = "index.json", "shards", "sketches"
 
 
@@ -139,12 +140,12 @@ class Index:
         return [row for table in self.tables(columns, group) for row in table.to_pylist()]
 
     def known(self) -> dict[str, dict[str, Any]]:
-        """Location, key, group and error of every model by its id, those that could not be read as well."""
+        """Place, key, group and error of every model by its id, those that could not be read as well."""
         found = {}
         for path in self.shards():
-            rows = self._read(path, ["id", "location", "key", "group", "error"]).to_pylist()
+            rows = self._read(path, ["id", *PLACE, "key", "group", "error"]).to_pylist()
             found |= {row["id"]: row for row in rows}
-        return found
+        return {one: row for one, row in found.items() if (row["group"], row["error"]) != (None, None)}
 
     def _outdated(self) -> dict[str, set[str]]:
         """Of each shard the ids that a later one has, too."""
@@ -178,14 +179,20 @@ class Index:
     def compact(self) -> None:
         """Put many small shards together, models of a group side by side; what was read before stays what counts.
 
-        The new shard comes last and holds what those that it replaces held: killed in between, nothing is lost.
+        The new shard comes last and holds what those that it replaces held: killed in between, nothing is lost. The
+        oldest ones are removed first: models that have left do not come back.
         """
         pa, _ = arrow()
         late, some, paths = self._outdated(), [], []
+        oldest = next(iter(self.shards()), None)
         for path in [*self.shards(), None]:
             if path is None or sum(map(len, some)) >= FULL:
                 if len(paths) > 1:
-                    self._write(self.next_number(), pa.concat_tables(some).sort_by("group"))
+                    table = pa.concat_tables(some).sort_by("group")
+                    if paths[0] == oldest:  # no shard before it has a row of a model that has left
+                        here = [table[name].is_valid().to_numpy() for name in ("group", "error")]
+                        table = table.filter(pa.array((here[0] | here[1]).tolist(), pa.bool_()))
+                    self._write(self.next_number(), table)
                     for old in paths:
                         old.unlink()
                 some, paths = [], []

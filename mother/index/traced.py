@@ -30,7 +30,7 @@ from mother.io.snapshots import Snapshot
 
 # What a row of a trace is.
 OFFER, EDGE, MERGE, NODE = "offer", "edge", "merge", "node"
-ALIAS, STORED, LEFT_OUT = "alias", "stored", "left out"
+ALIAS, STORED, TWIN, LEFT_OUT = "alias", "stored", "twin", "left out"
 GONE = "its sketch is damaged or gone. Build the index again."
 OPTIONS = 8  # budget: combinations of parts of updates that a merge may be
 LIKELY = 2  # budget: offers of each model of a core whose update is searched for the form of DoRA
@@ -47,7 +47,8 @@ def trace_schema() -> Any:
     own              whether the child is of the core of its block: what others say of it is for want of more
 
     Of a merge there is a row for each parent of each combination that it may be: which of these it is depends on what
-    made its parents, and another block may know that. Its `weight` is the number of likelier ones.
+    made its parents, and another block may know that. Its `weight` is the number of likelier ones. Of a twin, a cast or
+    a quantized model, it is the log odds that the child was trained from it, and not from its original.
     """
     pa, _ = arrow()
     numbers = ("weight", "beside", "between", "private", "arrow", "most")
@@ -143,7 +144,7 @@ def core_rows(sketches: Sequence[Sketch], chosen: set[str], error: float) -> lis
         }
         facts = typed_graph.pair_facts(heritage, members[i], members[j])
         rows.append(_row(OFFER, models[members[i]], models[members[j]], facts, **values))
-    return rows + list(_relation_rows(heritage, core, merges))
+    return [*rows, *_relation_rows(heritage, core, merges), *_twin_rows(heritage)]
 
 
 def _stored_row(heritage: Heritage, place: int) -> dict:
@@ -201,6 +202,14 @@ def _relation_rows(heritage: Heritage, core: set[int], merges: dict[int, list[Re
     for child, options in merges.items():
         for rank, option in enumerate(options):
             yield from _parent_rows(heritage, MERGE, child, option, weight=float(rank))
+
+
+def _twin_rows(heritage: Heritage) -> Iterator[dict]:
+    """Which rounding models of the core hold."""
+    models = heritage.first_pass.models
+    for (twin, original, child), ratio in heritage.twins.items():
+        if ratio:
+            yield _row(TWIN, models[twin], models[child], {"original": models[original]}, weight=ratio)
 
 
 def _parent_rows(heritage: Heritage, what: str, child: int, relation: Relation, **values: float) -> Iterator[dict]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mother.graph.acyclic import find_circle
+from mother.graph.acyclic import Pair, find_circle, without_circles
 from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
-from mother.graph.sparse import EXACT, edge_shares, minimum_spanning_forest, most_probable_forest
-from mother.heritage.trees import hang, hidden_name
+from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
+from mother.heritage.trees import NO_PARENT, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.exact import Exact, read_exact
 from mother.index.offers import Offers, by_exact, prefer_casts, read_offers, with_priors, without_ancestors
@@ -39,12 +39,15 @@ class Tree:
     share: Float[np.ndarray, "offers"]  # that an offer is the parent
 
 
-def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
-    """The tree in which most models are expected to hang where they do; of a large component the most probable one."""
+def likeliest_tree(offers: Offers, largest: int = EXACT, instead: Int[np.ndarray, "models"] | None = None) -> Tree:
+    """The tree in which most models are expected to hang where they do; of a large component the most probable one.
+
+    `instead` are the parents in a tree that is taken for this one.
+    """
     both = offers.both()
-    forest = most_probable_forest(both, 0)
+    forest = most_probable_forest(both, 0, instead)
     shares = edge_shares(both, forest, largest)
-    if shares.exact.any():
+    if instead is None and shares.exact.any():
         best = minimum_spanning_forest(replace(both, value=-shares.edge), -shares.root)
         parent = np.where(shares.exact, best, forest.parent)
     else:
@@ -69,27 +72,33 @@ def likeliest_tree(offers: Offers, largest: int = EXACT) -> Tree:
 
 
 def acyclic_tree(offers: Offers, exact: Exact, largest: int) -> tuple[Offers, Tree]:
-    """The tree of these offers, which closes no circle with the further parents of merges, and the offers left.
+    """The tree of these offers, which closes no circle with exact relations, and the offers left.
 
-    Of each circle the least sure of the tree's edges is taken out.
+    As among all pairs, see mother/heritage/trees.py: the edges without which the most probable tree closes no circle
+    are taken out; that tree is returned where the one of most right edges closes one.
     """
-    while True:
-        tree = likeliest_tree(offers, largest)
-        named = [(int(parent), child) for child, parent in enumerate(tree.parent) if parent >= 0]
-        merged = [(other, child) for parent, child in named if parent in exact.get(child, ()) for other in exact[child]]
-        circle = find_circle([*named, *merged]) if merged else []
-        if not circle:
-            return offers, tree
-        drop = [edge for edge in circle if tree.parent[edge[1]] == edge[0]]
-        drop = [edge for edge in drop if edge[0] not in exact.get(edge[1], ())] or drop
-        if not drop:  # merges of each other: no more than one parent of theirs is told
-            for _, child in circle:
-                exact.pop(child, None)
-            continue
-        least = min(drop, key=lambda edge: tree.adjacency[edge[1]])
-        some = np.ones(len(offers.parent), dtype=bool)
-        some[tree.offer[least[1]]] = False
-        offers = offers.chosen(some)
+    known = [(parent, child) for child, parents in exact.items() for parent in parents]
+    key, best = offers.key(), np.maximum(offers.as_parent, offers.beside)
+
+    def left(banned: Sequence[Pair]) -> Bool[np.ndarray, "offers"]:
+        return ~np.isin(key, [parent * offers.models + child for parent, child in banned])
+
+    def most_probable(banned: Sequence[Pair]) -> tuple[dict[int, int], float]:
+        some = left(banned)
+        parent = minimum_spanning_forest(Edges(offers.models, offers.parent[some], offers.child[some], -best[some]))
+        child = np.flatnonzero(parent >= 0)
+        # Trees of fewest roots: another root is worse than all else.
+        places = np.searchsorted(key, parent[child] * offers.models + child)
+        weight = float(best[places].sum()) - NO_PARENT * (offers.models - len(child))
+        return dict(zip(child.tolist(), parent[child].tolist())), weight
+
+    parents, banned = without_circles(most_probable, known)
+    offers = offers.chosen(left(banned))
+    tree = likeliest_tree(offers, largest)
+    if find_circle([*known, *((int(parent), child) for child, parent in enumerate(tree.parent) if parent >= 0)]):
+        instead = np.array([parents.get(child, -1) for child in range(offers.models)])
+        tree = likeliest_tree(offers, largest, instead)
+    return offers, tree
 
 
 def best_edges(
@@ -107,7 +116,7 @@ def best_edges(
     place |= {copy: place[original] for copy, original in copies.items() if original in place}
     exact, stored = read_exact(table, place)
     offers = with_priors(by_exact(read_offers(table, place), exact), largest)
-    offers = without_ancestors(prefer_casts(offers, exact, stored.bits), exact, stored.quantized)
+    offers = without_ancestors(prefer_casts(offers, exact, stored), exact, stored.quantized)
     offers, tree = acyclic_tree(offers, exact, largest)
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
