@@ -48,6 +48,7 @@ def without(example: Example, gone: Collection[int]) -> Example | None:
             third=new[evidence.third[there]],
             direction=evidence.direction[both],
             exact=evidence.exact[both],
+            one_way=evidence.one_way[both],
             counted=evidence.counted[both],
             candidate=evidence.candidate[both],
         ),

@@ -12,14 +12,14 @@ from scipy import stats
 from test_heritage import base, moved
 
 from mother.cli.commands import main
-from mother.collection.exclusion import LEADING, ROUNDED, STEPS
+from mother.collection.exclusion import LEADING, ROUNDED, STEPS, all_in
 from mother.evidence.exclusion import (
     inheritance,
     leading_energy,
     pruned_by_size,
     radial_share,
-    rounding_shape,
-    step_error,
+    rounding_shapes,
+    step_errors,
     update_share,
 )
 from mother.evidence.sketch import Sketch, sketch_models
@@ -184,6 +184,31 @@ def test_a_mean_of_a_run_is_not_accused(tmp_path: Path) -> None:
     assert all(one["verdict"] != "contradicted" for one in found.values())
 
 
+@pytest.mark.parametrize("made", ["cast", "grid"])
+def test_rounding_of_an_absent_parent_accuses_none_of_its_children(made: str, tmp_path: Path) -> None:
+    """A low rank on some matrices of a model that is not there, whose cast (or grid) is: the rest is rounded exactly.
+
+    The rounding says that the finer one was not made from the coarser, not that the coarser was made from it.
+    """
+    parent = moved(ROOT, 1)
+    inside = [name for name in parent if parent[name].ndim == 2]
+    lora = moved(parent, 5, rank=2)
+    some = {name: lora[name] if name in inside[::3] else parent[name] for name in parent}
+    if made == "cast":
+        coarse = {name: w.bfloat16() for name, w in parent.items()}
+    else:
+        step = {name: parent[name].abs().amax(1, keepdim=True) / 127 for name in inside}
+        coarse = {name: (w / step[name]).round() * step[name] if name in step else w for name, w in parent.items()}
+    kids = {f"of{k}": moved(some, 60 + k, rank=1) for k in range(2)} | {
+        f"beside{k}": moved(ROOT, 70 + k) for k in range(2)
+    }
+    kids |= {"of_coarse": moved({name: w.float() for name, w in coarse.items()}, 80)}
+    models = {"root": ROOT, "some": some, "coarse": coarse} | kids
+    claims = {"some": "root", "coarse": "root"} | {f"of{k}": "some + root" for k in range(2)}
+    found = verdicts(tmp_path, models, claims)
+    assert len(found) == 6 and all(one["verdict"] != "contradicted" for one in found.values())
+
+
 def test_lies_are_caught(tmp_path: Path) -> None:
     """An unrelated parent, a sibling, a child; true claims beside them agree."""
     # What is learned has leading directions, far above those of noise.
@@ -255,8 +280,13 @@ def test_errors_of_a_grid_fill_its_step(tmp_path: Path) -> None:
     step = {name: w.abs().amax(1, keepdim=True) / 7 if w.ndim == 2 else 1 for name, w in ROOT.items()}
     grid = {name: (w / step[name]).round() * step[name] if w.ndim == 2 else w for name, w in ROOT.items()}
     root, four, tuned = sketches(tmp_path, root=ROOT, four=grid, tuned=moved(grid, 1, size=0.01))
-    assert STEPS[0] < step_error(root, four) < STEPS[1] and step_error(tuned, four) < 0.15
-    assert step_error(root, root) is None
+    errors = step_errors(root, four)
+    assert all_in(errors, STEPS) and STEPS[0] < np.mean([at for at, _ in errors]) < STEPS[1]
+    assert max(at for at, _ in step_errors(tuned, four)) < 0.15
+    assert not step_errors(root, root) and not all_in([], STEPS)
+    last = next(name for name in reversed(grid) if grid[name].ndim == 2)
+    (sibling,) = sketches(tmp_path, sibling=ROOT | {last: moved(ROOT, 3, rank=2)[last]})
+    assert not all_in(step_errors(sibling, four), STEPS)  # the root's grid, but for one matrix
 
 
 def test_leading_directions_tell_learning_from_noise(tmp_path: Path) -> None:
@@ -292,7 +322,10 @@ def test_rounding_fills_its_step_evenly(tmp_path: Path) -> None:
     signs = {name: w + 1e-3 * torch.sign(torch.randn(w.shape)) for name, w in ROOT.items() if w.ndim == 2}
     names = sketches(tmp_path, root=ROOT, grid=ROOT | grid, half=half, trained=moved(ROOT, 1), signs=ROOT | signs)
     root, rounded, cast, trained, stepped = names
-    assert rounding_shape(root, rounded, False) == pytest.approx(theory, abs=0.01)
-    assert rounding_shape(root, cast, True) == pytest.approx(theory, abs=0.01)
-    assert rounding_shape(root, trained, False) < ROUNDED[0] and rounding_shape(root, stepped, False) > ROUNDED[1]
-    assert rounding_shape(root, root, False) is None
+    for made, binary in ((rounded, False), (cast, True)):
+        told = rounding_shapes(root, made, binary)
+        assert np.mean([at for at, _ in told]) == pytest.approx(theory, abs=0.01) and all_in(told, ROUNDED)
+        assert sum(abs(at - theory) < 3 * error for at, error in told) > 0.9 * len(told)
+    assert max(at for at, _ in rounding_shapes(root, trained, False)) < ROUNDED[0]
+    assert min(at for at, _ in rounding_shapes(root, stepped, False)) > ROUNDED[1]
+    assert not rounding_shapes(root, root, False)

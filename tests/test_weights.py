@@ -52,16 +52,18 @@ def random_evidence(rng: np.random.Generator, n: int, exact: float = 0.0, seen: 
     ends = np.stack([first, second])
     counted = np.triu(rng.choice([-1.0, 0.0, 1.0], (n, n)), 1)
     arrows, counted, candidate = arrows - arrows.T, counted - counted.T, candidate | candidate.T
-    return Evidence(structure, between, ends, third, turned, arrows, counted, candidate, np.zeros(n))
+    one_way = rng.random((n, n)) < 0.5
+    return Evidence(
+        structure, between, ends, third, turned, arrows, one_way | one_way.T, counted, candidate, np.zeros(n)
+    )
 
 
 def permuted(evidence: Evidence, order: np.ndarray) -> Evidence:
     """The same evidence with model order[k] at place k."""
     place = np.argsort(order)
     grid = np.ix_(order, order)
-    pairs = {
-        name: getattr(evidence, name)[grid] for name in ("structure", "direction", "exact", "counted", "candidate")
-    }
+    names = ("structure", "direction", "exact", "one_way", "counted", "candidate")
+    pairs = {name: getattr(evidence, name)[grid] for name in names}
     return replace(evidence, ends=place[evidence.ends], third=place[evidence.third], **pairs)
 
 
@@ -82,7 +84,9 @@ def test_terms_sum_to_the_log_weight(n: int, forced: dict[int, int], rng: np.ran
         assert sum(found.values()) == pytest.approx(weights.parent[i, j])
         assert found["distance"] == -evidence.structure[i, j, 0]
         sure = abs(evidence.exact[i, j]) > DECISIVE
-        assert (found["newness"] == 0) == sure and (found["exact arrow"] == 0) == (not sure)
+        assert (found["newness"] == 0) == (sure and not evidence.one_way[i, j]) and (found["exact arrow"] == 0) == (
+            not sure
+        )
     if n > 2:
         found = all_terms(evidence, coefficients, forced)
         assert found["hub"].max() > 0 and found["elder"].max() > 0

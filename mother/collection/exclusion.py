@@ -13,7 +13,7 @@ from torch import Tensor
 from mother.collection.workspace import ALIKE, Group, Recovered
 from mother.errors import CheckpointError
 from mother.evidence.direction import agreed
-from mother.evidence.edges import DECISIVE
+from mother.evidence.edges import DECISIVE, coarser_last
 from mother.evidence.exclusion import (
     FEW,
     FEWEST_UNITS,
@@ -26,8 +26,8 @@ from mother.evidence.exclusion import (
     leading_energy,
     pruned_by_size,
     radial_share,
-    rounding_shape,
-    step_error,
+    rounding_shapes,
+    step_errors,
     update_share,
 )
 from mother.evidence.facts import mantissa
@@ -35,7 +35,7 @@ from mother.evidence.low_rank import is_lora
 from mother.evidence.merges import depends_on
 from mother.evidence.sketch import Sketch, read_whole
 from mother.graph.certainty import percent
-from mother.heritage.calibration import arrow_probability
+from mother.heritage.calibration import arrow_probability, newness_arrow
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
@@ -53,8 +53,13 @@ LEADING = 3.2  # by eye: energy of the first direction over that of noise, from 
 NEAR = 6  # budget: nearest models that are asked whether they drift the same way
 KEPT = 0.3  # by eye: how far from all of an update a descendant may hold
 SAMPLED = 6  # budget: matrices that are looked at in another basis
-STEPS = (0.26, 0.3)  # by eye: around .289, see `step_error`
-ROUNDED = (0.585, 0.62)  # by eye: around what rounding leaves, see `rounding_shape`
+STEPS = (0.26, 0.3)  # by eye: around .289, see `step_errors`
+ROUNDED = (0.585, 0.62)  # by eye: around what rounding leaves, see `rounding_shapes`
+
+
+def all_in(told: list[tuple[float, float]], bounds: tuple[float, float]) -> bool:
+    """Whether there are means of matrices, all within these bounds by their standard errors."""
+    return bool(told) and all(bounds[0] - ERRORS * error < at < bounds[1] + ERRORS * error for at, error in told)
 
 
 ALL = Share(1.0, 0.0, FEW)  # of its own update that a model holds
@@ -191,17 +196,18 @@ class Exclusion:
         one, other = self.sketches[older], self.sketches[newer]
         if relation is not None:
             if relation.kind in ("cast", "quantize"):
-                shape = rounding_shape(one, other, relation.kind == "cast")
-                if shape is not None and ROUNDED[0] < shape < ROUNDED[1]:
+                # In each matrix: of a sibling that only changed some the others are rounded just as exactly.
+                if all_in(rounding_shapes(one, other, relation.kind == "cast"), ROUNDED):
                     return True
-                error = step_error(one, other) if relation.kind == "quantize" else None
-                return error is not None and STEPS[0] < error < STEPS[1]
+                return relation.kind == "quantize" and all_in(step_errors(one, other), STEPS)
             # Of models on one line each is a combination of the others: which one was mixed is not exact. Other prunes
             # than by size look, reversed, like zeros that were trained.
             return relation.kind == "prune" and pruned_by_size(one, other)
         if p is not None and is_lora(heritage.second_pass, p):
             rounding = agreed(heritage.second_pass.arrays["rounding"][:, p]) * (1 if i < j else -1)
-            return True if rounding >= DECISIVE else None
+            # A cast of the model that `older` was made from is as coarse as one that was made from `older`.
+            told = rounding >= DECISIVE and not coarser_last(heritage.first_pass, i, j, rounding)
+            return True if told else None
         return None
 
     def _trained_arrow(self, group: Group, older: str, newer: str) -> bool:
@@ -231,8 +237,11 @@ class Exclusion:
         cluster = next(one for one in group.heritage.clusters if i in one.members)
         if j not in cluster.members:
             return 0.0
-        arrows = arrow_probability(cluster.evidence, cluster.coefficients)
-        return float(arrows[cluster.members.index(i), cluster.members.index(j)])
+        at = cluster.members.index(i), cluster.members.index(j)
+        told = float(arrow_probability(cluster.evidence, cluster.coefficients)[at])
+        # What only says that `older` is not from `newer` leaves them siblings.
+        own = float(newness_arrow(cluster.evidence, cluster.coefficients)[at])
+        return min(told, own) if cluster.evidence.one_way[at] else told
 
     def _beside(self, group: Group, older: str, newer: str) -> list[str]:
         """Models that an update from `older` to `newer` is new to: near ones, not behind `newer` in the tree."""

@@ -42,7 +42,9 @@ class Evidence:
         flatness     of the spectrum of what differs: small where it lies in few directions, see `spectra.flatness`
     between[t, k], names in triples.FEATURES: whether the model third[t] lies between the two of ends[:, t]
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
-    exact     log likelihood ratio of the rounding test, or of shrunk rows; 0 where neither applies
+    exact     log likelihood ratio of the rounding test, of cast residuals or of shrunk rows; 0 where none applies
+    one_way   whether `exact` only says which of the two was not made from the other: of the absent parent of the one
+              the other may be a cast
     counted   1 where j counted more batches than i, -1 where fewer, 0 where neither is known
     candidate whether the pair was looked at
     most      log of how many entries equal those of j in the model that shares most with it
@@ -54,6 +56,7 @@ class Evidence:
     third: Int[np.ndarray, "triples"]
     direction: Float[np.ndarray, "models models two"]
     exact: Float[np.ndarray, "models models"]
+    one_way: Bool[np.ndarray, "models models"]
     counted: Float[np.ndarray, "models models"]
     candidate: Bool[np.ndarray, "models models"]
     most: Float[np.ndarray, "models"]
@@ -110,7 +113,8 @@ def gather(
     n = len(members)
     looked_at = [(i, j, p) for (i, j), p in second_pass.index.items() if i in place and j in place]
     structure, direction = np.zeros((n, n, len(STRUCTURE))), np.zeros((n, n, len(DIRECTION)))
-    exact, counted, candidate = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n), dtype=bool)
+    exact, counted = np.zeros((n, n)), np.zeros((n, n))
+    one_way, candidate = np.zeros((n, n), dtype=bool), np.zeros((n, n), dtype=bool)
     structure[..., 0] = _log_square(square[np.ix_(members, members)])
     bits = [mantissa(facts) for facts in first_pass.facts]
     asked = [(i, j, p) for i, j, p in looked_at if core is None or {i, j} & core]
@@ -127,8 +131,8 @@ def gather(
             direction[b, a] = -direction[a, b]
             counted[a, b] = batches_later(first_pass.facts[i], first_pass.facts[j])
             counted[b, a] = -counted[a, b]
-        exact[a, b] = _exact_direction(first_pass, second_pass, i, j, p)
-        exact[b, a] = -exact[a, b]
+        exact[a, b], one_way[a, b] = _exact_direction(first_pass, second_pass, i, j, p)
+        exact[b, a], one_way[b, a] = -exact[a, b], one_way[a, b]
     equal = np.full((n, n), np.nan)
     counts = {bits: second_pass.arrays[kind].sum(axis=0) for kind, bits in zip(EQUAL, EQUAL_BITS)}
     for i, j, p in looked_at:
@@ -143,7 +147,7 @@ def gather(
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
             structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = min(own)
     between = triples.features, inside[ends], inside[triples.third]
-    return Evidence(structure, *between, direction, exact, counted, candidate, most)
+    return Evidence(structure, *between, direction, exact, one_way, counted, candidate, most)
 
 
 def _log_square(square: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
@@ -185,18 +189,31 @@ def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
     return mean, float(np.tanh(t / 4)) if layers >= FEW else 0.0
 
 
-def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: int, p: int) -> float:
-    """Log likelihood ratio that j came last: cast residuals, rounding for low ranks, or shrunk rows."""
+def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: int, p: int) -> tuple[float, bool]:
+    """Log likelihood ratio that j came last: cast residuals, rounding for low ranks, or shrunk rows.
+
+    And whether it only says that i was not made from j, see `Evidence.one_way`.
+    """
     low = is_lora(second_pass, p)
     if second_pass.cast[p].any():
         # These first: what small updates of full rank leave below the rank of their leading part is no rounding.
         finer = mantissa(first_pass.facts[i]) > mantissa(first_pass.facts[j])
         ratio = float(np.clip(cast_direction(second_pass.cast[p]), -CERTAIN, CERTAIN)) * (1 if finer else -1)
         if abs(ratio) > DECISIVE or not low:
-            return ratio
+            return ratio, True
     if low:
-        return agreed(second_pass.arrays["rounding"][:, p])
-    return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j])
+        ratio = agreed(second_pass.arrays["rounding"][:, p])
+        return ratio, coarser_last(first_pass, i, j, ratio)
+    return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j]), True
+
+
+def coarser_last(first_pass: FirstPass, i: int, j: int, ratio: float) -> bool:
+    """Whether by the rounding of a low rank the one of two models came last that is stored more coarsely.
+
+    A cast of the parent of i looks the same to i as a model that was made from i: both are as coarse as they are.
+    """
+    before, after = mantissa(first_pass.facts[i]), mantissa(first_pass.facts[j])
+    return after < before if ratio > 0 else before < after
 
 
 def _equality(equal: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n"]]:

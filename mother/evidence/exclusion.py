@@ -23,6 +23,7 @@ ELSEWHERE = 0.3  # by eye: cosine of two matrices at different places that no in
 ADJACENT = 0.95  # by eye: of the smallest entry kept, what the largest one pruned comes to among thousands
 LARGE = 1024  # by eye: entries of a matrix that is looked for at other places
 SAME_SPECTRUM = 0.01  # by eye: relative difference of singular values; those of independent runs differ more
+MEDIAN = (np.pi / 2) ** 0.5  # standard error of a median of normal numbers, over that of their mean
 FEWEST_UNITS, MOST_UNITS = 32, 512  # by eye; budget: rows or columns whose inner products are compared
 
 
@@ -188,12 +189,21 @@ def leading_energy(start: Sketch, end: Sketch) -> float:
     return float(np.median(found)) if found else 0.0
 
 
-def rounding_shape(start: Sketch, end: Sketch, binary: bool) -> float | None:
-    """Root mean square over the largest of RUN neighbouring differences, its mean over all runs.
+def _by_matrix(found: Sequence[Tensor], median: bool) -> list[tuple[float, float]]:
+    """The mean or median of what was found in each matrix, and its standard error; of RUN values at least."""
+    middle = torch.median if median else torch.mean
+    spread = MEDIAN if median else 1.0
+    enough = [one for one in found if len(one) >= RUN]
+    return [(float(middle(one)), spread * float(one.std()) / len(one) ** 0.5) for one in enough]
+
+
+def rounding_shapes(start: Sketch, end: Sketch, binary: bool) -> list[tuple[float, float]]:
+    """Root mean square over the largest of RUN neighbouring differences: its mean over each matrix, and the error of it.
 
     Rounding errors fill their step evenly: E[rms] / E[max] of 32 uniform numbers is .577 / .970 = .60, whatever the
     step. Training leaves other shapes: .48 for a bell, 1 for steps of one size, less for heavy tails. With `binary`
-    differences are taken in units of the exponent of the value, as a cast leaves them. None where too few differ.
+    differences are taken in units of the exponent of the value, as a cast leaves them. Matrices that differ in few runs
+    are left out.
     """
     found = []
     for layer in common_layers((start, end)):
@@ -206,8 +216,7 @@ def rounding_shape(start: Sketch, end: Sketch, binary: bool) -> float | None:
         runs = residual.reshape(-1, RUN)
         largest = runs.abs().amax(dim=1)
         found.append((runs.square().mean(dim=1).sqrt() / largest)[largest > 0])
-    shapes = torch.cat(found) if found else torch.zeros(0)
-    return float(shapes.mean()) if len(shapes) >= RUN else None
+    return _by_matrix(found, median=False)
 
 
 def pruned_by_size(start: Sketch, end: Sketch) -> bool:
@@ -225,11 +234,13 @@ def pruned_by_size(start: Sketch, end: Sketch) -> bool:
     return len(adjacent) >= FEW and all(adjacent)
 
 
-def step_error(start: Sketch, end: Sketch) -> float | None:
+def step_errors(start: Sketch, end: Sketch) -> list[tuple[float, float]]:
     """Root mean square of a difference in steps of the grid that `end` lies on: .289 where rounding to it left it.
 
+    Its median over each matrix, and the standard error of that.
+
     The step is the smallest gap between values of RUN neighbours, as it is where there are few levels. Training from a
-    model on a grid leaves less, or more. None without a gap.
+    model on a grid leaves less, or more. Matrices without a gap are left out.
     """
     found = []
     for layer in common_layers((start, end)):
@@ -241,5 +252,4 @@ def step_error(start: Sketch, end: Sketch) -> float | None:
         gaps = torch.where(gaps > 1e-4 * runs.abs().amax(dim=1, keepdim=True), gaps, torch.inf).amin(dim=1)
         there = gaps.isfinite()
         found.append(residual[there].square().mean(dim=1).sqrt() / gaps[there])
-    steps = torch.cat(found) if found else torch.zeros(0)
-    return float(steps.median()) if len(steps) >= RUN else None
+    return _by_matrix(found, median=True)

@@ -74,6 +74,11 @@ def arrow_probability(
     return np.where(np.abs(evidence.exact) > DECISIVE, expit(np.clip(evidence.exact / 10, -20, 20)), soft)
 
 
+def newness_arrow(evidence: Evidence, coefficients: Coefficients) -> Float[np.ndarray, "models models"]:
+    """P(i -> j | the pair is an edge) from newness alone."""
+    return soft_arrow(evidence.direction @ coefficients.direction)
+
+
 def counted_odds(evidence: Evidence) -> Float[np.ndarray, "models models"]:
     """Log odds that i came before j, as [i, j], by the batches that their batch norms counted. Not fitted."""
     return COUNTED * evidence.counted
@@ -249,7 +254,10 @@ def parent_terms(
     """What each evidence, and the priors, add to the log weight that i is the parent of j."""
     alone, sure = np.log(arrow_probability(evidence, coefficients)), np.abs(evidence.exact) > DECISIVE
     found = _structure(evidence, coefficients, of_parents=True)
-    found |= {"newness": np.where(sure, 0, alone), "exact arrow": np.where(sure, alone, 0)}
+    # Which of two siblings holds more that is new is open: newness tells a parent from these, where rounding does not.
+    against_siblings = math.log(2) + np.log(newness_arrow(evidence, coefficients))
+    newness = np.where(sure, np.where(evidence.one_way, against_siblings, 0), alone)
+    found |= {"newness": newness, "exact arrow": np.where(sure, alone, 0)}
     counted = counted_odds(evidence)
     counting = np.log(arrow_probability(evidence, coefficients, counted))
     whole = np.log(arrow_probability(evidence, coefficients, counted + coefficients.elder * elder))

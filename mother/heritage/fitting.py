@@ -4,6 +4,7 @@ A structured logistic regression: the coefficients maximise the probability of t
 likelihood is a proper score, so that the marginals of edges come out calibrated.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,7 +55,8 @@ class _Batch:
         count, n = len(examples), max(len(example.evidence.candidate) for example in examples)
         self.shape = count, n
         structure, direction = np.zeros((count, n, n, len(STRUCTURE))), np.zeros((count, n, n, len(DIRECTION)))
-        fixed, soft, counted = np.zeros((count, n, n)), np.zeros((count, n, n), dtype=bool), np.zeros((count, n, n))
+        fixed, counted = np.zeros((count, n, n)), np.zeros((count, n, n))
+        soft, one_way = np.zeros((count, n, n), dtype=bool), np.zeros((count, n, n), dtype=bool)
         seen = np.full((count, n, n), -np.inf)
         known = np.zeros((2, count, n, n), dtype=bool)  # whose parent is there, and who is beside whom
         may, root = np.ones((count, n), dtype=bool), np.zeros((count, n), dtype=bool)  # hang beside others; be the root
@@ -64,6 +66,7 @@ class _Batch:
             evidence, m = example.evidence, len(example.evidence.candidate)
             structure[at, :m, :m], direction[at, :m, :m] = evidence.structure, evidence.direction
             soft[at, :m, :m] = np.abs(evidence.exact) <= DECISIVE
+            one_way[at, :m, :m] = ~soft[at, :m, :m] & evidence.one_way
             counted[at, :m, :m] = counted_odds(evidence)
             sure = np.log(expit(np.clip(evidence.exact / 10, -20, 20)))
             fixed[at, :m, :m] = np.where(soft[at, :m, :m], 0, sure)
@@ -86,7 +89,8 @@ class _Batch:
                 triples.append(evidence.between)
         self.structure, self.direction = torch.from_numpy(structure), torch.from_numpy(direction)
         self.fixed, self.counted = torch.from_numpy(fixed), torch.from_numpy(counted)
-        self.soft, self.known, self.seen = torch.from_numpy(soft), torch.from_numpy(known), torch.from_numpy(seen)
+        self.soft, self.one_way = torch.from_numpy(soft), torch.from_numpy(one_way)
+        self.known, self.seen = torch.from_numpy(known), torch.from_numpy(seen)
         self.may = torch.from_numpy(np.where(may, 0, -np.inf))[:, None]
         self.weight = torch.tensor([example.weight for example in examples], dtype=torch.float64)
         self.places, self.triples = (torch.from_numpy(np.concatenate(v)) for v in (places, triples))
@@ -112,13 +116,15 @@ class _Batch:
         count, n = self.shape
         best = torch.full((count * n * n,), -1e3, dtype=torch.float64)
         best = best.scatter_reduce(0, self.places, log_odds, "amax").view(count, n, n)
-        told = self.direction @ values[second:-3] + values[-3] * self.elder + self.counted
-        arrow = torch.log(DOUBT + (1 - 2 * DOUBT) * torch.sigmoid(told))
+        new = self.direction @ values[second:-3]
+        told = new + values[-3] * self.elder + self.counted
+        arrow, own = (torch.log(DOUBT + (1 - 2 * DOUBT) * torch.sigmoid(odds)) for odds in (told, new))
         of_parents = torch.tensor([name in OF_PARENTS for name in STRUCTURE])
         near = self.structure @ torch.where(of_parents, 0, values[:first]) - torch.nn.functional.softplus(best)
         near = near + self.seen
         parent = near + self.structure @ torch.where(of_parents, values[:first], 0) + self.fixed
-        parent = parent + torch.where(self.soft, arrow, 0) + values[-2] * self.hub
+        parent = parent + torch.where(self.soft, arrow, 0) + torch.where(self.one_way, math.log(2) + own, 0)
+        parent = parent + values[-2] * self.hub
         ways = torch.stack([parent, near + self.may + values[-1]]).clamp(min=LOWEST)
         possible = ~torch.isneginf(self.seen)
         both, known = (torch.logsumexp(one, dim=0) for one in (ways, ways.masked_fill(~self.known, LOWEST)))
