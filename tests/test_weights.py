@@ -160,6 +160,25 @@ def test_exact_relations_decide_and_rounding_beats_newness(rng: np.random.Genera
     assert edges[2, 3] > 0.999 and edges[3].sum() > 0  # its own children stay possible
 
 
+def test_rounding_that_goes_one_way_leaves_siblings_to_newness(rng: np.random.Generator) -> None:
+    """Of two models newness tells a parent from a sibling where rounding only says that the finer came not last."""
+    evidence = random_evidence(rng, 2)
+    evidence.direction[:], evidence.counted[:] = 0, 0
+    evidence.exact[0, 1], evidence.exact[1, 0] = 500.0, -500.0
+    for one_way in (False, True):
+        evidence.one_way[:] = one_way
+        odds = {}
+        for newness in (-3.0, 0.0, 3.0):
+            evidence.direction[0, 1], evidence.direction[1, 0] = newness, -newness
+            weights = log_weights(evidence, TRUTH)
+            odds[newness] = weights.parent[0, 1] - weights.beside[0, 1]
+            assert weights.parent[1, 0] < weights.parent[0, 1] - 15  # whatever newness says
+        if one_way:
+            assert odds[-3.0] < odds[0.0] - 3 and odds[3.0] == pytest.approx(odds[0.0] + np.log(2), abs=0.05)
+        else:
+            assert odds[-3.0] == pytest.approx(odds[0.0]) == odds[3.0]
+
+
 def test_third_models_that_lie_nowhere_near_change_nothing(rng: np.random.Generator) -> None:
     """The best of the third models counts alone: a hundred more that fit worse leave the weights as they are."""
     evidence, coefficients = random_evidence(rng, 5), replace(TRUTH, hub=0.0)

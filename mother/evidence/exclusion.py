@@ -198,7 +198,7 @@ def _by_matrix(found: Sequence[Tensor], median: bool) -> list[tuple[float, float
 
 
 def rounding_shapes(start: Sketch, end: Sketch, binary: bool) -> list[tuple[float, float]]:
-    """Root mean square over the largest of RUN neighbouring differences: its mean over each matrix, and the error of it.
+    """Root mean square over the largest of RUN neighbouring differences: its mean over each matrix, and its error.
 
     Rounding errors fill their step evenly: E[rms] / E[max] of 32 uniform numbers is .577 / .970 = .60, whatever the
     step. Training leaves other shapes: .48 for a bell, 1 for steps of one size, less for heavy tails. With `binary`

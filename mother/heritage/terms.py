@@ -16,7 +16,8 @@ def all_terms(
 
     distance, equality, flatness, altered   as in `Evidence`
     private                 that i has directions of its own, which a third model lacks like j
-    newness, exact arrow    which came first; the second in place of the first where rounding decides
+    newness, exact arrow    which came first; the second in place of the first where rounding decides; of a pair whose
+                            rounding goes one way newness says only whether they are siblings
     between                 that the third model which fits best lies between the two
     not looked at           the two are far apart, so hardly an edge
     exact relation          of children whose parent is read off exactly
