@@ -149,7 +149,8 @@ def _arrow_wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str,
     if first == "exact arrow" and evidence.get("cast"):
         return (
             "Arrow: the two are stored in different types, and the finer one's numbers lie about the coarser one's as "
-            f"if {child} came last (log likelihood ratio {abs(evidence['cast']):.0f}); this would have to be chance."
+            f"if {child} came last (log likelihood ratio {abs(evidence['cast']):.0f}); this would have to be chance, "
+            f"or {child} be made by rounding a model that {parent} comes from, too, and that is absent."
         )
     if first == "exact arrow" and evidence.get("rounding"):
         return (
