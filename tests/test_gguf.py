@@ -289,6 +289,18 @@ def test_each_file_of_a_repository_is_a_model(hub: HubServer) -> None:
         assert checkpoint.tensors and all(map(torch.equal, read(checkpoint).values(), read(local).values()))
 
 
+def test_one_file_of_a_repository_has_its_card(hub: HubServer) -> None:
+    folder = hub.folder / "org" / "packed"
+    for kind in ("a", "b"):
+        values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+        write(folder / f"{kind}.gguf", "llama", {"blk.0.attn_v.weight": (values, TYPES.F32)})
+    (folder / "README.md").write_text("---\nbase_model: org/base\nlicense: mit\n---\n")
+    found = with_claims(search(["hf://org/packed:a.gguf"]))
+    (source,) = found.sources
+    assert (source.location, source.licence) == ("hf://org/packed:a.gguf", "mit") and not found.gaps.not_read
+    assert [claim.parent for claim in source.claims] == ["org/base"]
+
+
 def test_weights_of_other_formats_are_not_taken_apart(hub: HubServer) -> None:
     for name in ("a.gguf", "b.gguf", "c.safetensors"):
         (hub.folder / "org" / "packed" / name).write_bytes(b"GGUF")

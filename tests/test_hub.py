@@ -1,5 +1,7 @@
 """Models on the Hub: the bytes that are asked for, and every fault of a network, over real sockets."""
 
+import gc
+import shutil
 import signal
 import threading
 import time
@@ -21,6 +23,7 @@ from mother.io import traffic
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
+from mother.io.spool import Spool
 from mother.paper.measure import measure, square_layers
 from mother.paper.statistics import kurtosis
 
@@ -319,3 +322,35 @@ def test_requests_for_cards_are_counted_and_made_once(hub: HubServer, tmp_path: 
     recovered = recover_sources(sources, tmp_path / "out", CPU)
     cards = [request for request in hub.requests if request.file.endswith("README.md") and request.method == "GET"]
     assert len(cards) == 1 and recovered.traffic.requests >= len(hub.requests) > len(cards)
+
+
+def test_the_card_and_the_configuration_are_read_once(hub: HubServer, tmp_path: Path) -> None:
+    (hub.folder / REPO / "config.json").write_text('{"model_type": "vit"}')
+    hub.requests.clear()
+    recover_sources(with_claims(search([f"hf://{REPO}"])).sources, tmp_path / "out", CPU)
+    asked = [request.method for request in hub.requests if request.file == "config.json"]
+    assert sorted(asked) == ["GET", "HEAD"]
+
+
+def test_what_is_spooled_is_asked_for_once(hub: HubServer) -> None:
+    """Also where its folder is gone, or cannot be written."""
+    checkpoint, spool = open_checkpoint("m", f"hf://{REPO}"), Spool()
+    kept, names = spool.of(checkpoint), list(checkpoint.tensors)
+    assert spool.of(kept).tensors == kept.tensors and kept.fingerprint() == checkpoint.fingerprint()
+    whole = {name: kept.read_tensor(name) for name in names}
+    hub.requests.clear()
+    again = spool.of(open_checkpoint("m", f"hf://{REPO}")).read_tensors(names)
+    assert not sent(hub) and all(torch.equal(again[name], whole[name]) for name in names)
+    folder = spool.folder
+    shutil.rmtree(folder)
+    assert all(torch.equal(kept.read_tensor(name), whole[name]) for name in names) and sent(hub)
+    spool = Spool()
+    kept = spool.of(checkpoint)
+    del spool
+    gc.collect()
+    assert not folder.exists() and torch.equal(kept.read_tensor(names[0]), whole[names[0]])
+
+
+def test_of_models_on_disk_nothing_is_spooled(tmp_path: Path) -> None:
+    checkpoint, spool = open_checkpoint("m", save_model(tmp_path / "m", vit_weights(1))), Spool()
+    assert spool.of(checkpoint) is checkpoint and spool.folder is None

@@ -380,11 +380,14 @@ def test_an_adapter_of_a_packed_base(tmp_path: Path) -> None:
     assert torch.allclose(found, values.float() * scales + 2 * second @ first, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["torchao", "exl2", "hqq"])
-def test_layouts_that_are_not_read_are_named(method: str, tmp_path: Path) -> None:
-    tensors = {"weight_other": torch.zeros(4, 4, dtype=torch.uint8)}
-    folder = save(tmp_path, tensors, quantization_config={"quant_method": method})
-    with pytest.raises(CheckpointError, match=f"packed as {method}, which is not read.* Give the model"):
+@pytest.mark.parametrize("method", ["torchao", "EXL2", "HQQ"])
+@pytest.mark.parametrize("end", ["weight_other", "q_weight", "W_q"])
+def test_layouts_that_are_not_read_are_named(method: str, end: str, tmp_path: Path) -> None:
+    """By what the configuration says, and by the names of tensors; once where both say the same."""
+    tensors = {end: torch.zeros(4, 4, dtype=torch.uint8)}
+    folder = save(tmp_path, tensors, quantization_config={"quant_method": method.lower()})
+    said = " and ".join(sorted({method} | {"q_weight": {"EXL2"}, "W_q": {"HQQ"}}.get(end, set())))
+    with pytest.raises(CheckpointError, match=f"packed as {said}, which is not read.* Give the model"):
         open_checkpoint("m", folder)
 
 

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import pickle
+import sys
 import time
+import types
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -144,7 +146,7 @@ def test_the_state_that_is_asked_for(tmp_path: Path) -> None:
     check(tmp_path / "a.pth", average, "ema")
     check(tmp_path / "a.pth", average, "state_dict_ema")
     check(tmp_path / "only.pth", average)
-    with pytest.raises(CheckpointError, match="no state 'teacher', but .*state_dict_ema"):
+    with pytest.raises(CheckpointError, match="no state 'teacher', but .*state_dict_ema.* Name one of these"):
         open_checkpoint("m", tmp_path / "a.pth", state="teacher")
     save_model(tmp_path / "plain", raw)  # has one state only, which is taken
     open_checkpoint("m", tmp_path / "plain", state="ema")
@@ -162,6 +164,71 @@ def test_an_average_among_the_names_of_the_weights(tmp_path: Path) -> None:
     alone = {f"ema.{name}": value for name, value in raw.items()}
     torch.save(alone, tmp_path / "b.ckpt")
     assert check(tmp_path / "b.ckpt", alone) == ()
+
+
+@pytest.mark.parametrize("key", ["modelEMA", "ema-model", "EMACallback", "ModelEma{'decay': 0.9}", "model EMA"])
+def test_an_average_by_whatever_words(key: str, tmp_path: Path) -> None:
+    """An average that comes first in its file, or in the alphabet, is no model."""
+    raw, average = vit_weights(1), vit_weights(2)
+    torch.save({key: average, "net": raw}, tmp_path / "a.pth")
+    torch.save({"state_dict": raw, "callbacks": {key: {"state_dict": average}}}, tmp_path / "b.ckpt")
+    for name in ("a.pth", "b.ckpt"):
+        check(tmp_path / name, raw)
+        check(tmp_path / name, average, "ema")
+
+
+def test_of_states_of_one_size_the_first_is_taken(tmp_path: Path) -> None:
+    """One of fewer levels, and of these the first of the file, and not of the alphabet."""
+    raw, other, last = (vit_weights(seed) for seed in (1, 2, 3))
+    torch.save({"callbacks": {"best": {"state": other}}, "student": raw, "best": last}, tmp_path / "a.pth")
+    assert check(tmp_path / "a.pth", raw) == ("callbacks (13 tensors)", "best (13 tensors)")
+
+
+def unread() -> dict[str, torch.Tensor]:
+    """Tensors whose numbers do not stand one after another, or are no real ones."""
+    found = {"freqs": torch.randn(4, 4, dtype=torch.complex64), "wide": torch.randn(3, dtype=torch.complex128)}
+    found |= {"sparse": torch.eye(4).to_sparse(), "rows": torch.eye(4).to_sparse_csr()}
+    return found | {"meta": torch.empty(4, 2, device="meta")}
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_tensors_that_are_not_read_are_listed(save: Any, tmp_path: Path) -> None:
+    """One among the weights spoils nothing: others are read, and of it its kind is told."""
+    weights, others = vit_weights(1), unread()
+    save({"state_dict": weights | others}, tmp_path / "a.pth")
+    checkpoint = open_checkpoint("m", tmp_path / "a.pth")
+    shapes = {name: checkpoint.tensors[name][1].shape for name in others}
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in others.items()}
+    for name in others:
+        with pytest.raises(CheckpointError, match=f"tensor {name} is stored as (C64|C128|sparse|meta)"):
+            checkpoint.read_tensor(name)
+    for name, tensor in weights.items():
+        assert torch.equal(checkpoint.read_tensor(name), tensor)
+
+
+class Wrapped:
+    """Pickles as torch writes a tensor of a library's own class."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def __reduce__(self) -> tuple:
+        facts = (torch.float32, (4, 8), (8, 1), 0, torch.strided, torch.device("cpu"), False)
+        return torch._utils._rebuild_wrapper_subclass, (self.kind, *facts)
+
+
+@pytest.mark.parametrize("library", ["torchao", "others"])
+def test_torchao_in_a_pickle_is_named(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("PackedTensor", (), {"__module__": library})
+    monkeypatch.setitem(sys.modules, library, types.SimpleNamespace(PackedTensor=kind))
+    torch.save(vit_weights(1) | {"layer.weight": Wrapped(kind)}, tmp_path / "pytorch_model.bin")
+    if library == "torchao":
+        with pytest.raises(CheckpointError, match="packed as torchao, which is not read.* Give the model"):
+            open_checkpoint("m", tmp_path)
+    else:
+        found = open_checkpoint("m", tmp_path).tensors["layer.weight"][1]
+        assert (found.dtype, found.shape) == ("a class of its own", (4, 8))
 
 
 def test_the_state_is_a_flag_of_the_commands(tmp_path: Path) -> None:

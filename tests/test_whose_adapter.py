@@ -1,6 +1,7 @@
 """Adapters without their base: the null's size, families that are named, merged twins, and what cannot be asked."""
 
 import json
+import shutil
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer, use
 from safetensors.torch import load_file, save_file
 
 from dataset.lone_adapters import FRESH, LINEAR, adapt, recipe_of
@@ -290,3 +292,22 @@ def test_scores_are_finite_wherever_the_first_draw_stands() -> None:
         assert np.isfinite(standard_score(np.concatenate([[first], null])))
     assert abs(standard_score(np.concatenate([[np.median(null)], null]))) < 0.01
     assert standard_score(np.concatenate([[6.0], null])) == pytest.approx(6, abs=1)
+
+
+def test_from_the_hub_each_weight_is_asked_for_once(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates are looked at again and again, and several of the kinds that are packed."""
+    places = {name: tmp_path / "hub" / "org" / name for name in ("root", "child", "other", "adapter")}
+    for name, place in places.items():
+        shutil.copytree(family / name, place)
+    names = ("root", "child", "other")
+    local = Candidates(sources(family, *names)).answer(Source("adapter", str(family / "adapter")))
+    with HubServer(tmp_path / "hub") as server:
+        use(server, monkeypatch, tmp_path)
+        found = Candidates([Source(name, f"hf://org/{name}") for name in names])
+        answer = found.answer(Source("adapter", "hf://org/adapter"))
+        sent = sum(request.bytes_sent for request in server.requests if request.file.endswith(".safetensors"))
+    assert answer == local
+    sizes = [file.stat().st_size for place in places.values() for file in place.glob("*.safetensors")]
+    assert sent <= sum(sizes) + (1 << 16) * len(sizes)  # the head of a file is larger than these headers

@@ -15,6 +15,7 @@ from mother.collection.lone import POSSIBLE
 from mother.collection.whose import ABSENT, ERROR, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import Edge, ModelGraph, standing_for
+from mother.io.spool import Spool
 
 CLAIMED = 9.0  # by eye: how much more probable the named base is than each relative before the weights are looked at
 UNTESTED = 0.9  # by eye: probability of a base that is named, and that the weights say nothing of
@@ -81,18 +82,21 @@ def _near(graph: ModelGraph, base: str, adapters: set[str]) -> list[str]:
     return [base, *relatives[:RELATIVES], *list(roots.values())[:RELATIVES]]
 
 
-def _answer(graph: ModelGraph, one: Source, base: str, known: Mapping[str, Source], error: float) -> Answer | None:
+def _answer(
+    graph: ModelGraph, one: Source, base: str, known: Mapping[str, Source], error: float, spool: Spool
+) -> Answer | None:
     """What the weights say of the base of an adapter; None where they say nothing, or cannot be read again."""
     adapters = {source.id for source in known.values() if source.base is not None}
     near = [known[model] for model in _near(graph, base, adapters) if model in known]
     try:
-        return Candidates(near).answer(replace(one, base=None), error, base)
+        return Candidates(near, spool).answer(replace(one, base=None), error, base)
     except InputError:
         return None
 
 
-def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float) -> ModelGraph:
+def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float, spool: Spool | None = None) -> ModelGraph:
     """The graph with each adapter whose base is in it under that base, or under the one that its weights name."""
+    spool = spool or Spool()
     known = {source.id: source for source in sources}
     named = {source.location: source.id for source in sources}
     place = standing_for(graph.nodes)
@@ -101,7 +105,7 @@ def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float) -> M
     for one in adapted:
         base = place[named[one.base]]
         trees = {model: facts["tree"] for model, facts in graph.nodes.items()}
-        answer = _answer(graph, one, base, known, min(error, ERROR) / len(adapted))
+        answer = _answer(graph, one, base, known, min(error, ERROR) / len(adapted), spool)
         graph = _hung(graph, one.id, base, weighed(answer, base, trees), answer)
     return graph
 

@@ -71,7 +71,10 @@ def open_place(model: str, location: str) -> Place | None:
         from mother.io.hub import open_repository  # the client of the Hub is slow to import
         from mother.io.remote import RemoteFolder
 
-        return RemoteFolder(model, open_repository(model, match["repo"], match["revision"]), match["subfolder"])
+        repository, folder = open_repository(model, match["repo"], match["revision"]), match["subfolder"]
+        if folder in repository.files:  # one file: the card is that of the folder
+            folder = folder.rpartition("/")[0] or None
+        return RemoteFolder(model, repository, folder)
     path = Path(location)
     if path.is_dir():
         return LocalFolder(model, path)
@@ -83,7 +86,7 @@ def _read_text(place: Place, name: str) -> str | None:
         if not place.has(name):
             return None
         file = place.open(name)
-        return bytes(file.read([(0, min(file.size, MOST_BYTES))])[0]).decode("utf-8", errors="replace")
+        return file.head(min(file.size, MOST_BYTES)).decode("utf-8", errors="replace")
     except CheckpointError:
         return None
 

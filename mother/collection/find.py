@@ -203,8 +203,9 @@ def with_claims(found: Found, known: Sequence[Source] = ()) -> Found:
         place = place_of(source.id, source.location)
         if place is None:
             return [source], gaps
-        parts = _gguf_files(place)
-        if not isinstance(place, LocalFolder):
+        one_file = source.location.lower().endswith(SUFFIXES)
+        parts = [] if one_file else _gguf_files(place)
+        if not isinstance(place, LocalFolder) and not one_file:
             for path in {*place.below()} - {*(parts or read_files(place, place.names()))}:
                 gaps.note(f"{source.location}/{printable(path)}", path.rpartition("/")[2], 0)
         source = source if source.claims else replace(source, **vars(read_said(place)))

@@ -9,6 +9,7 @@ from mother.collection.whose import ABSENT, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import Edge, ModelGraph
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.spool import Spool
 
 UNKNOWN = "adapters of unknown bases"  # the group of those that nothing here is related to
 POSSIBLE = 0.05  # probability from which another base is named
@@ -28,13 +29,15 @@ def set_aside(opened: Sequence[Checkpoint], others: int) -> tuple[list[Checkpoin
     return (models, [one for one in opened if is_lone(one)]) if models or others else (list(opened), [])
 
 
-def hang(graph: ModelGraph, lone: Sequence[str], sources: Sequence[Source], error: float) -> ModelGraph:
+def hang(
+    graph: ModelGraph, lone: Sequence[str], sources: Sequence[Source], error: float, spool: Spool | None = None
+) -> ModelGraph:
     """The graph with adapters in it: each under the most probable base, or in a tree of its own."""
     if not lone:
         return graph
     named = {name for name, facts in graph.nodes.items() if not facts.get("hidden")}
     known = {source.id: source for source in sources}
-    candidates = Candidates([known[name] for name in graph.nodes if name in named and name in known])
+    candidates = Candidates([known[name] for name in graph.nodes if name in named and name in known], spool)
     nodes, edges, left_out = dict(graph.nodes), list(graph.edges), dict(graph.left_out)
     notes = list(graph.notes)
     for name in lone:

@@ -15,6 +15,7 @@ from mother.evidence.relatedness import significant
 from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
 from mother.io.checkpoint import AdaptedCheckpoint
 from mother.io.open import open_checkpoint
+from mother.io.spool import Spool
 
 MOST = 100  # budget: adapters that are held against each other
 ERROR = 1e-3  # probability that adapters of unrelated bases are said to have one
@@ -48,14 +49,15 @@ def updates_of(adapter: AdaptedCheckpoint) -> Updates:
     return found
 
 
-def alike(sources: Sequence[Source], error: float = ERROR) -> list[Alike]:
+def alike(sources: Sequence[Source], error: float = ERROR, spool: Spool | None = None) -> list[Alike]:
     """The pairs of adapters that share directions that those of unrelated bases have not; Holm's over all pairs."""
     opened: dict[str, Updates] = {}
+    spool = spool or Spool()
     for source in sources[:MOST]:
         try:
             one = open_checkpoint(source.id, source.location)
             if isinstance(one, AdaptedCheckpoint):
-                opened[source.id] = updates_of(one)
+                opened[source.id] = updates_of(spool.of(one))
         except CheckpointError:  # said where it is opened for the graph; factors are nothing alone
             continue
     pairs = [(one, other, compare(opened[one], opened[other])) for one, other in combinations(opened, 2)]
@@ -76,7 +78,9 @@ def adapters_alone(graph: ModelGraph, adapters: Sequence[str]) -> ModelGraph:
     return replace(graph, nodes=nodes, edges=())
 
 
-def join_siblings(graph: ModelGraph, sources: Sequence[Source], adapters: Sequence[str]) -> ModelGraph:
+def join_siblings(
+    graph: ModelGraph, sources: Sequence[Source], adapters: Sequence[str], spool: Spool | None = None
+) -> ModelGraph:
     """The graph with adapters of unknown bases under a hidden one where their bases are of one family.
 
     Of others, too, it is noted where two may be of one run: siblings, or parent and child, is undecided.
@@ -84,7 +88,7 @@ def join_siblings(graph: ModelGraph, sources: Sequence[Source], adapters: Sequen
     there = [source for source in sources if source.id in graph.nodes and source.id in set(adapters)]
     if len(there) < 2:
         return graph
-    found = alike([replace(source, base=None) for source in there])
+    found = alike([replace(source, base=None) for source in there], spool=spool)
     unknown = {source.id for source in there if graph.nodes[source.id].get("group") == UNKNOWN}
     web = nx.Graph()
     web.add_edges_from((one.one, one.other) for one in found if {one.one, one.other} <= unknown)

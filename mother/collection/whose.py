@@ -16,6 +16,8 @@ from mother.evidence.consumers import Surroundings
 from mother.evidence.relatedness import significant
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
 from mother.io.open import open_checkpoint
+from mother.io.open_adapter import on_base
+from mother.io.spool import Spool
 from mother.io.weights import ADAPTER_CONFIG
 
 ERROR = 1e-3  # probability that any candidate is named that has nothing to do with the adapter
@@ -113,8 +115,9 @@ def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
 class Candidates:
     """The models that adapters are held against. No more than a few of their matrices are in memory at once."""
 
-    def __init__(self, sources: Sequence[Source]):
-        self.sources = list(sources)
+    def __init__(self, sources: Sequence[Source], spool: Spool | None = None):
+        """`spool` keeps what is read of candidates that are afar; several may have one."""
+        self.sources, self.spool = list(sources), spool or Spool()
         self.opened: dict[str, Checkpoint] = {}
         self.why: dict[str, str] = {}  # one cannot be used
         self.read: dict[str, Surroundings] = {}
@@ -127,7 +130,7 @@ class Candidates:
             if isinstance(checkpoint, AdaptedCheckpoint) and checkpoint.base is None:
                 self.why[source.id] = "it is an adapter itself"
             else:
-                self.opened[source.id] = checkpoint
+                self.opened[source.id] = self.spool.of(checkpoint)
 
     def surroundings(self, model: str) -> Surroundings:
         """The matrices of a candidate. Raises CheckpointError."""
@@ -140,7 +143,7 @@ class Candidates:
 
         Where a base is `named`, merged models are looked for of that one and its family alone.
         """
-        alone = open_adapter(adapter)
+        alone = self.spool.of(open_adapter(adapter))
         fits: dict[str, Fit] = {}
         why: dict[str, str] = dict(self.why)
         updates: dict[str, Matrices] = {}
@@ -150,8 +153,7 @@ class Candidates:
                 continue
             shapes = {name: info.shape for name, (_, info) in checkpoint.tensors.items()}
             try:
-                on_it = open_checkpoint(adapter.id, adapter.location, base=source.location)
-                updates[source.id] = updates_on(on_it, shapes)
+                updates[source.id] = updates_on(on_base(alone, checkpoint), shapes)
                 found = fit(updates[source.id], self.surroundings(source.id))
                 self.surroundings(source.id).forget()
             except CheckpointError as problem:

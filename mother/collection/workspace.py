@@ -35,6 +35,7 @@ from mother.heritage.trace import Progress, trace_sketches
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import build_graph
 from mother.io.open import open_all
+from mother.io.spool import Spool
 from mother.io.traffic import Traffic, taken
 
 ALIKE = 0.5  # share of the smaller model's entries that two must have in equal shapes to be compared
@@ -191,10 +192,11 @@ def recover_sources(
         keys = {one.model: one.key for one in sketches if one.model not in alone} | lone
         said = gaps.notes() + notes(aligned.matched)
         graph = replace(_join(groups, left_out | gaps.unusable, name), notes=said, not_read=gaps.not_read)
-        graph = check_bases(adapters_alone(graph, alone) if alone else graph, everyone, error)
-        graph = hang(graph, sorted(lone), everyone, error)
+        spool = Spool()  # adapters and their bases are looked at several times
+        graph = check_bases(adapters_alone(graph, alone) if alone else graph, everyone, error, spool)
+        graph = hang(graph, sorted(lone), everyone, error, spool)
         based = [source.id for source in everyone if source.base is not None]
-        graph = join_siblings(graph, everyone, [*lone, *alone, *based])
+        graph = join_siblings(graph, everyone, [*lone, *alone, *based], spool)
         recovered = Recovered(graph, groups, State(everyone, keys, error, sketch, gaps), taken(), copied)
         if folder is not None:
             write_state(folder, recovered.state)

@@ -21,6 +21,7 @@ from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, ch
 from mother.io.reader import MAX_NAME, Listing, TensorInfo
 from mother.io.readers import READERS, reader_of
 from mother.io.runtime import IN_FLIGHT, memory
+from mother.io.states import NoState
 from mother.io.weights import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -52,7 +53,8 @@ def _listing(place: Place, file: File, state: str | None) -> Listing:
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(place.model, file, str(error), reader.remedy) from None
+        remedy = "Name one of these, or none." if isinstance(error, NoState) else reader.remedy
+        raise CheckpointError(place.model, file, str(error), remedy) from None
 
 
 def _open_place(place: Place, base: Checkpoint | None, state: str | None) -> Checkpoint:

@@ -43,6 +43,12 @@ def with_base(place: Place, opened: Checkpoint, base: Checkpoint | None, config:
     return _on_base(place, opened, adapter, infos, base, config)
 
 
+def on_base(alone: AdaptedCheckpoint, base: Checkpoint) -> AdaptedCheckpoint:
+    """An adapter that was opened alone on a base, without opening it again. Raises CheckpointError as `with_base`."""
+    infos = {name: info for name, (_, info) in alone.parts.tensors.items()}
+    return _on_base(alone.config, alone.parts, alone.adapter, infos, base, alone.config)
+
+
 def _alone(
     place: Place, parts: Checkpoint, adapter: Adapter, infos: Mapping[str, TensorInfo], config: File
 ) -> AdaptedCheckpoint:
@@ -63,7 +69,7 @@ def _alone(
 
 
 def _on_base(
-    place: Place,
+    place: Place | File,
     parts: Checkpoint,
     adapter: Adapter,
     infos: Mapping[str, TensorInfo],

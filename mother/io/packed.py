@@ -24,13 +24,14 @@ from mother.io.packings import (
     packed,
     scaled_alone,
 )
+from mother.io.pickle_names import WRAPPING
 from mother.io.places import File, Place
 from mother.io.reader import TensorInfo
 from mother.io.runtime import memory
 
 MOST_SMALL = 1 << 16  # bytes of a tensor that says what another one is
 UNREAD = {"q_weight": "EXL2", "W_q": "HQQ"}  # layouts that are known by a name, and not read
-UNREAD_METHODS = frozenset("torchao exl2 exl3 hqq aqlm quip vptq spqr higgs eetq quanto bitnet".split())
+UNREAD_METHODS = ("torchao", "EXL2", "EXL3", "HQQ", "AQLM", "QuIP", "VPTQ", "SpQR", "HIGGS", "EETQ", "Quanto", "BitNet")
 UNREAD_LAYOUTS = frozenset("gemv gemv_fast marlin bitblas".split())  # of AWQ and GPTQ: for kernels of one GPU
 CONFIG = "config.json"
 CONFIGS = (CONFIG, "quantize_config.json")
@@ -115,8 +116,8 @@ def _refuse_unread(raw: Checkpoint, place: Place, modules: Mapping[str, Infos], 
     comfy = [one["weight"] for one in modules.values() if {"comfy_quant", "weight"} <= one.keys()]
     unread |= {"FP4 of ComfyUI" for weight in comfy if weight.dtype == "U8"}
     method, *layout = (str(settings.get(key, "")).lower() for key in ("quant_method", "version", "checkpoint_format"))
-    if method in UNREAD_METHODS:
-        unread.add(method)
+    unread |= {name for name in UNREAD_METHODS if name.lower() == method}
+    unread |= {info.dtype for _, info in raw.tensors.values() if info.dtype in WRAPPING}
     unread |= {f"{method} in the layout {one}" for one in layout if one in UNREAD_LAYOUTS}
     if unread:
         reason = f"its weights are packed as {' and '.join(sorted(unread))}, which is not read"

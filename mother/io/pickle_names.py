@@ -2,11 +2,15 @@
 
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from mother.io.reader import BITS, is_shape
 
+WRAPPING = ("torchao",)  # libraries whose own classes of tensors are named
+LOOKED_AT = 8  # parts of a tensor that is not read, among which its shape is looked for
 SHOWN = 100  # characters of what a pickle says that an error shows
 
 STORAGES = {
@@ -20,6 +24,9 @@ STORAGES = {
     "CharStorage": "I8",
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+    "ComplexDoubleStorage": "C128",
+    **{f"Q{kind}Storage": dtype for kind, dtype in (("Int8", "I8"), ("UInt8", "U8"), ("Int32", "I32"))},
 }
 
 
@@ -61,8 +68,11 @@ class Anything:
         pass
 
 
+@dataclass(frozen=True)
 class Opaque:
     """Stands for a class or a function that a pickle names."""
+
+    name: str = ""
 
 
 class SomeObject(dict):
@@ -96,6 +106,23 @@ def _rebuild_subclass(function: Any, _: Any, arguments: Any, *__: object) -> Any
     return function(*arguments)
 
 
+def _unread(kind: str) -> Callable[..., StoredTensor]:
+    """What rebuilds a tensor of a kind that is listed, and not read: its shape is the first among what it is given."""
+
+    def rebuilt(*arguments: Any) -> StoredTensor:
+        deeper = [one for some in arguments if isinstance(some, tuple) for one in some[:LOOKED_AT]]
+        shape = next((one for one in (*arguments, *deeper) if isinstance(one, tuple) and is_shape(one)), ())
+        return StoredTensor(StoredBytes(kind, ""), 0, shape, ())
+
+    return rebuilt
+
+
+def _rebuild_wrapped(kind: Any, *arguments: Any) -> StoredTensor:
+    """A tensor of a library's own class around others, such as the packed ones of torchao."""
+    library = kind.name.partition(".")[0] if isinstance(kind, Opaque) else ""
+    return _unread(library if library in WRAPPING else "a class of its own")(*arguments)
+
+
 def _size(shape: Any = ()) -> tuple[int, ...]:
     """torch.Size: the dimensions of a tensor, and not a copy of whatever is given."""
     if not isinstance(shape, tuple) or not is_shape(shape):
@@ -107,7 +134,16 @@ def _rebuild_parameter(tensor: Any, *_: object) -> Any:
     return tensor
 
 
-_REBUILD = (_rebuild_tensor, _rebuild_typed, _rebuild_parameter)
+# Tensors that have no numbers of their own one after another, by the names that torch rebuilds them by.
+_UNREAD = {
+    "_rebuild_sparse_tensor": _unread("sparse"),
+    "_rebuild_nested_tensor": _unread("nested"),
+    "_rebuild_qtensor": _unread("quantized by torch"),
+    "_rebuild_meta_tensor_no_storage": _unread("meta, without numbers"),
+    "_rebuild_device_tensor_from_numpy": _unread("a numpy array"),
+    "_rebuild_wrapper_subclass": _rebuild_wrapped,
+}
+_REBUILD = (_rebuild_tensor, _rebuild_typed, _rebuild_parameter, *_UNREAD.values())
 CALLED = (dict, _size, Anything, _rebuild_subclass, *_REBUILD)
 
 # The part of torch's names that we understand.
@@ -119,23 +155,29 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_subclass,
+    **{("torch._utils", name): rebuild for name, rebuild in _UNREAD.items()},
     ("torch", "Size"): _size,
     ("torch", "device"): Anything,
     ("torch.serialization", "_get_layout"): Anything,
     ("torch.storage", "UntypedStorage"): "U8",
     **{("torch", name): dtype for name, dtype in (STORAGES | DTYPES).items()},
 }
-_PLAIN = re.compile(r"torch\.(float|double|half|bfloat|int|long|short|bool|uint|complex|q?u?int|strided|contiguous)\w*")
+_PLAIN = re.compile(
+    r"torch\.(float|double|half|bfloat|int|long|short|bool|uint|complex|q?u?int|strided|contiguous"
+    r"|per_tensor|per_channel)\w*"
+)
 
 
 def named(module: str, name: str) -> Any:
     """What stands for a name; raises UnpicklingError for one that no model needs."""
     found = _NAMES.get((module, name))
-    if found is not None:
-        return found
-    whole = f"{module[: 2 * SHOWN]}.{name[: 2 * SHOWN]}"
+    return found if found is not None else _stand_in(f"{module[: 2 * SHOWN]}.{name[: 2 * SHOWN]}")
+
+
+@lru_cache(1024)  # a pickle names few classes, and may name each of them a million times
+def _stand_in(whole: str) -> Any:
     if _PLAIN.fullmatch(whole):
         return Anything()
     if _ALARMING.fullmatch(whole):
         raise pickle.UnpicklingError(f"it names {ascii(whole[:SHOWN])[1:-1]}, which is no part of a model")
-    return Opaque()
+    return Opaque(whole)

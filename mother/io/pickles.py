@@ -213,6 +213,9 @@ def _rows(state: dict[Any, StoredTensor], locate: Locate, size: int) -> list[lis
         if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
             raise ValueError(f"the name {ascii(name)[:MAX_NAME]} of a tensor is not usable")
         storage = tensor.storage
+        if storage.dtype not in BITS:
+            rows.append([name, storage.dtype, list(tensor.shape), 0, 0])
+            continue
         if storage.key not in places:
             try:
                 places[storage.key] = locate(storage.key)

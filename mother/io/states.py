@@ -16,7 +16,17 @@ LOOKED_AT = 200  # things beside the weights that are looked at, at each level
 MOST_NAMED = 12  # things beside the weights that are named
 SHOWN = 60  # characters of a name
 ASIDE = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|optim\w*|exp_avg\w*|momentum\w*|grads?|master\w*)([._]|$)")
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9._]+")  # where words of a name meet
 Path = tuple[str, ...]
+
+
+class NoState(ValueError):
+    """A file has no state of the name that is asked for."""
+
+
+def words(path: str) -> str:
+    """A path in small letters, with a sign between all of its words: `EMACallback` and `ema-callback` are one."""
+    return _WORDS.sub("_", path).lower()
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -80,7 +90,7 @@ def _apart(state: dict[Any, StoredTensor]) -> dict[Path, dict[Any, StoredTensor]
     found: dict[Path, dict[Any, StoredTensor]] = {}
     for name, tensor in state.items():
         word, dot, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
-        own = bool(dot) and ASIDE.search(word.lower()) is not None
+        own = bool(dot) and ASIDE.search(words(word)) is not None
         found.setdefault((word,) if own else (), {})[rest if own else name] = tensor
     return found if () in found else ({(): state} if state else {})
 
@@ -93,19 +103,20 @@ def entries(state: dict[Any, StoredTensor]) -> int:
 def choose(sizes: dict[str, int], wanted: str | None) -> str:
     """The path of the weights among states of so many entries; raises ValueError where `wanted` is none of them.
 
-    The largest that is no optimizer's and no average; or the largest with `wanted` in its path.
+    The largest that is no optimizer's and no average; or the largest with `wanted` in its path. Of equal ones it is the
+    first, as `sizes` has them: those of fewer levels first, and of these in the order of the file.
     """
     if not sizes:
         raise ValueError("the pickle holds no dictionary of tensors")
-    plain = {path for path in sizes if not ASIDE.search(path.lower())}
-    among = plain or set(sizes)
+    plain = [path for path in sizes if not ASIDE.search(words(path))]
+    among = plain or list(sizes)
     if wanted is not None and set(sizes) != {""}:
-        asked = re.compile(rf"(^|[._]){re.escape(wanted.lower())}([._]|$)")
-        among = {path for path in sizes if path == wanted} or {path for path in sizes if asked.search(path.lower())}
+        asked = re.compile(rf"(^|[._]){re.escape(words(wanted))}([._]|$)")
+        among = [path for path in sizes if path == wanted] or [path for path in sizes if asked.search(words(path))]
         if not among:
             there = ", ".join(path[:SHOWN] or "the whole file" for path in list(sizes)[:MOST_NAMED])
-            raise ValueError(f"it has no state {wanted!r}, but {there}")
-    return max(sorted(among), key=sizes.__getitem__)
+            raise NoState(f"it has no state {wanted!r}, but {there}")
+    return max(among, key=sizes.__getitem__)
 
 
 def beside(found: Any, path: Path, states: dict[Path, dict[Any, StoredTensor]]) -> list[str]:
