@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mother.evidence.differences import compare_pairs
 from mother.evidence.direction import directions_added, newness
 from mother.evidence.dora import row_scaled_rank
-from mother.evidence.grids import find_grid, grid_step, quantization_noise
+from mother.evidence.grids import find_grid, on_grid, quantization_noise
 from mother.evidence.low_rank import SCATTERED
 from mother.evidence.merges import candidate_merges, depends_on
 from mother.evidence.parts import common_ratio, explained_share, scattered_equality
@@ -98,10 +98,10 @@ def test_quantization_noise_tells_a_parent_from_a_relative(name: str, dtype: str
     grid = find_grid(child)
     if grid is None:
         assert name.endswith("8") and dtype != "float32"
-    step = grid_step(child, grid) if grid is not None else 0.0
-    assert quantization_noise(parent, child, grid, step)
-    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, grid, step)
-    assert not quantization_noise(child, child, grid, step)
+    on = None if grid is None else on_grid(child, grid)
+    assert quantization_noise(parent, child, on)
+    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, on)
+    assert not quantization_noise(child, child, on)
 
 
 def family(count: int) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from mother.evidence.direction import (
     precision_test,
     rounding_test,
 )
-from mother.evidence.grids import Grid, quantization_noise
+from mother.evidence.grids import OnGrid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
 from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
@@ -30,7 +30,7 @@ NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kep
 def compare_pairs(
     i: Float[Tensor, "pairs rows columns"],
     j: Float[Tensor, "pairs rows columns"],
-    grids: list[list[tuple[Grid | None, float]]],
+    grids: list[list[OnGrid | None]],
     bits: Int[Tensor, "pairs two"],
     zeros: Bool[Tensor, "pairs two"],
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
@@ -47,9 +47,11 @@ def compare_pairs(
     whole = (bits == MANTISSA["float32"]).tolist()
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
+        # What lies on a grid itself is not taken for the parent, so it is not looked at.
         values[key] = [
-            (grids[p][end][0] is not None or (whole[p][1 - end] and not whole[p][end]))
-            and quantization_noise(parent[p], child[p], *grids[p][end])
+            grids[p][1 - end] is None
+            and (grids[p][end] is not None or (whole[p][1 - end] and not whole[p][end]))
+            and quantization_noise(parent[p], child[p], grids[p][end])
             for p in range(len(i))
         ]
     # Between two types, parent and update may both have been rounded to the coarser.

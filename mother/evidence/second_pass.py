@@ -14,7 +14,7 @@ from mother.evidence.differences import TRIPLE, compare_pairs, find_sides
 from mother.evidence.direction import CAST_BINS
 from mother.evidence.facts import HALVES
 from mother.evidence.first_pass import groups, square_distances, stacks
-from mother.evidence.grids import Grid, grid_step
+from mother.evidence.grids import Grid, OnGrid, on_grid
 from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer
 from mother.io.snapshots import Snapshot
@@ -165,14 +165,14 @@ class _Layers:
         place = {member: at for at, member in enumerate(members)}
         there = [p for p in range(len(self.first)) if self.first[p] in place and self.second[p] in place]
         zeros = (weights == 0).flatten(1).any(dim=1)
-        steps = {m: grid_step(weights[at], self.grids[m]) for m, at in place.items() if self.grids[m] is not None}
+        on = {m: on_grid(weights[at], grid) for m, at in place.items() if (grid := self.grids[m]) is not None}
 
         square = square_distances(weights)[0]
         stored = {self.bits[m] for m in members}
         coarse = {name: weights.to(getattr(torch, name)) for name in HALVES if MANTISSA[name] in stored}
 
         def look(chosen: list[int]) -> None:
-            self._look(self.order[layer], chosen, place, scale, weights, coarse, square, zeros, steps)
+            self._look(self.order[layer], chosen, place, scale, weights, coarse, square, zeros, on)
 
         _in_parts(look, there, max(1, STACK_ENTRIES // weights[0].numel()), weights.device)
         near = self.neighbours
@@ -195,7 +195,7 @@ class _Layers:
         coarse: dict[str, Tensor],
         square: Float[np.ndarray, "members members"],
         zeros: Bool[Tensor, "members"],
-        steps: dict[int, float],
+        on: dict[int, OnGrid],
     ) -> None:
         """Compare some pairs in one layer; another thread may look at others."""
         first, second, entries = self.first, self.second, weights[0].numel()
@@ -211,10 +211,10 @@ class _Layers:
             part = chosen[start : start + small]
             ends = torch.tensor([(place[first[p]], place[second[p]]) for p in part], device=weights.device)
             i, j = weights[ends[:, 0]], weights[ends[:, 1]]
-            on_grid = [[(self.grids[m], steps.get(m, 0.0)) for m in (first[p], second[p])] for p in part]
+            grids = [[on.get(m) for m in (first[p], second[p])] for p in part]
             stored = [(self.bits[first[p]], self.bits[second[p]]) for p in part]
             stored = torch.tensor(stored, device=weights.device)
-            values, some = compare_pairs(i, j, on_grid, stored, zeros[ends])
+            values, some = compare_pairs(i, j, grids, stored, zeros[ends])
             values["energy"] = scale * values["energy"]
             self.cast[part] += values.pop("cast")
             triples.append(some)
