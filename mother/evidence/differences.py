@@ -159,37 +159,39 @@ def find_sides(
     place: dict[int, int],
     triples: tuple[Tensor, ...],
     chosen: list[int],
-    ends: list[tuple[int, int]],
-    thirds: dict[int, list[int]],
+    ends: Int[np.ndarray, "pairs two"],
+    asked: tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]],
     sides: np.ndarray,
     triple: dict[str, np.ndarray],
 ) -> None:
     """Add one layer to the shares of each pair's directions that third models kept, or never had (inheritance).
 
     beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
-    `square` holds the squared distances in this layer, `ends` the places in it of the two models of each pair.
+    `square` holds the squared distances in this layer, `ends` the places in it of the two models of each pair, `asked`
+    which third models (ascending) which of the chosen pairs ask for, by its place among these.
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
     length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
     u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
-    asking: dict[int, list[int]] = {}
-    for at, some in enumerate(s.any(dim=1).tolist()):
-        if some:
-            for third in thirds[chosen[at]]:
-                asking.setdefault(third, []).append(at)
-    for third, rows in asking.items():
+    thirds, rows = asked
+    risen = s.any(dim=1).cpu().numpy()[rows]
+    thirds, rows = thirds[risen], rows[risen]
+    numbers = np.array(chosen)
+    starts = np.flatnonzero(np.r_[True, thirds[1:] != thirds[:-1]]) if len(thirds) else np.zeros(0, int)
+    for begin, stop in zip(starts, np.r_[starts[1:], len(thirds)]):
         # One product for all pairs that ask for this model.
-        at = torch.tensor(rows, device=s.device)
+        third, own = int(thirds[begin]), rows[begin:stop]
+        at = torch.from_numpy(own).to(s.device)
         projected = weights[place[third]].T @ u.index_select(1, at).flatten(1)
-        kept = (projected * v.index_select(1, at).flatten(1)).sum(dim=0).unflatten(0, (len(rows), -1))
+        kept = (projected * v.index_select(1, at).flatten(1)).sum(dim=0).unflatten(0, (len(own), -1))
         kept = (kept - start[at]) / s[at].clamp(min=1e-30)
         like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[at]
         found = torch.cat([like.sum(dim=2), (like * added[at]).sum(dim=2)]).cpu().numpy()
-        pairs = [chosen[row] for row in rows]
+        pairs = numbers[own]
         sides[:, pairs, third] += found
         triple["looked"][pairs, third] += 1
-        first, second = np.array([ends[row] for row in rows]).T
+        first, second = ends[own].T
         weight, whole = _share_kept(square, length, first, second, place[third])
         values = weight, weight**2, weight * whole, weight * whole**2
         for name, value in zip(TRIPLE, values):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mother.evidence.differences import TRIPLE, compare_pairs, find_sides
@@ -224,14 +224,38 @@ class _Layers:
                 values[f"equal_{name}"] = values["equal"] if same is None else same.cpu().numpy()
             for name, value in values.items():
                 self.arrays[name][row, part] = value
-        near = self.neighbours
-        thirds = {p: [m for m in {*near[first[p]], *near[second[p]]} if m in place] for p in chosen}
-        if self.core is not None:  # of a pair outside of the core it is asked where models of the core stand
-            outside = [p for p in chosen if first[p] not in self.core and second[p] not in self.core]
-            thirds |= {p: [m for m in thirds[p] if m in self.core] for p in outside}
         joined = tuple(torch.cat(parts) for parts in zip(*triples))
-        ends = [(place[first[p]], place[second[p]]) for p in chosen]
-        find_sides(weights, square, place, joined, chosen, ends, thirds, self.sides, self.triple)
+        ends = np.array([(place[first[p]], place[second[p]]) for p in chosen])
+        asked = self._asked(chosen, place)
+        find_sides(weights, square, place, joined, chosen, ends, asked, self.sides, self.triple)
+
+    def _asked(
+        self, chosen: list[int], place: dict[int, int]
+    ) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
+        """Third models that have a layer, ascending, and which of the chosen pairs asks for each, by its place."""
+        thirds, pairs = self.asked
+        at = np.full(len(self.first), -1)
+        at[chosen] = np.arange(len(chosen))
+        there = np.zeros(len(self.neighbours), dtype=bool)
+        there[list(place)] = True
+        some = there[thirds] & (at[pairs] >= 0)
+        return thirds[some], at[pairs[some]]
+
+    @cached_property
+    def asked(self) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
+        """The neighbours of both models of each pair, which are looked for between the two: (model, pair), ascending.
+
+        With a core it is asked of a pair outside of it where models of the core stand.
+        """
+        near, core = [set(some) for some in self.neighbours], self.core
+        found = []
+        for p, (i, j) in enumerate(zip(self.first.tolist(), self.second.tolist())):
+            thirds = near[i] | near[j]
+            if core is not None and i not in core and j not in core:
+                thirds &= core
+            found += [(third, p) for third in thirds]
+        thirds, pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2).T
+        return thirds, pairs
 
 
 def take_second_pass(
