@@ -231,7 +231,7 @@ def test_rounding_once_moves_no_weight_against_a_low_rank_update(stored: str, st
     full = 0.7 * weights(24, 128, 192) / 0.05 + weights(25, 128, 1) @ weights(26, 1, 192) / 0.05**2
     children = torch.stack([cast(parent + update, "bfloat16") for update in (low, 0.2 * unit * full)])
     parents, bits = torch.stack([parent, parent]), torch.tensor([[MANTISSA[stored], MANTISSA["bfloat16"]]] * 2)
-    grids = [[(None, 0.0), (None, 0.0)]] * 2
+    grids = [[None, None]] * 2
     values, _ = compare_pairs(parents, children, grids, bits, torch.zeros(2, 2, dtype=torch.bool))
     assert not values["full"].any() and (values["rank"] > 0).all()
     assert values["scattered"][0] < SCATTERED

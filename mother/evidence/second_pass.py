@@ -22,9 +22,7 @@ from mother.numeric.floats import MANTISSA
 from mother.numeric.threads import in_threads
 
 STACK_ENTRIES = 1 << 26  # budget: entries of a stack of differences, at most
-CHUNK_ENTRIES = (
-    1 << 19
-)  # budget: entries of the differences that are worked on together: they stay in the processor's cache
+CHUNK_ENTRIES = 1 << 19  # budget: entries of differences that are worked on together, in the processor's cache
 
 
 class Alike(NamedTuple):
