@@ -7,7 +7,7 @@ import torch
 from test_merges import DTYPES, WIDTH, Weights, draw, moved, recover, root, stored
 
 from dataset import packing
-from mother.evidence.grids import find_grid, grid_step, quantization_noise
+from mother.evidence.grids import find_grid, on_grid, quantization_noise
 from mother.graph.model_graph import ModelGraph
 from mother.graph.text import graph_text
 
@@ -140,4 +140,4 @@ def test_updates_of_one_unit_in_the_last_place_are_no_rounding(seed: int) -> Non
     child = parent.to(torch.bfloat16).float() * (1 + sign * 2.0**-8)
     child = child.to(torch.bfloat16).float()
     grid = find_grid(child)
-    assert not quantization_noise(parent, child, grid, grid_step(child, grid) if grid else 0.0)
+    assert not quantization_noise(parent, child, on_grid(child, grid) if grid else None)

@@ -205,13 +205,16 @@ def test_odd_folders_are_refused(index: Index, tmp_path: Path) -> None:
     (there.folder / "shards/00000000.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="cannot be read"):
         there.rows(["id"])
-    (there.folder / "index.json").write_text('{"format": "mother-index/9"}')
+    (there.folder / "index.json").write_text('{"format": "others/9"}')
     for act in (open_index, lambda folder: create_index(folder, SAMPLES, ENTRIES, False)):
         with pytest.raises(InputError, match=f"does not say .* Remove {there.folder}, and build it again"):
             act(there.folder)
     settings = {"format": "mother-index/3", "samples": SAMPLES, "entries": ENTRIES, "sketches": False}
     (there.folder / "index.json").write_text(json.dumps(settings))  # an older one
-    with pytest.raises(InputError, match="mother-index/4"):
+    with pytest.raises(InputError, match="mother-index/4.* build it again"):
+        open_index(there.folder)
+    (there.folder / "index.json").write_text('{"format": "mother-index/10"}')  # a newer one, which is worth keeping
+    with pytest.raises(InputError, match="mother-index/10, .* Update this program"):
         open_index(there.folder)
 
 
@@ -619,16 +622,22 @@ def test_commands(family: Path, tmp_path: Path) -> None:
     assert {frozenset((edge["parent"], edge["child"])) for edge in edges} == {
         frozenset((f"m{step}", f"m{step + 1}")) for step in range(4)
     }
+    # Families that are traced as a whole have exact probabilities, and say so.
+    assert {edge["how"] for edge in edges} == {"exact"}
+    nodes = pyarrow.parquet.read_table(result / "nodes.parquet").to_pylist()
+    assert len(nodes) == 6 and {node["how"] for node in nodes} == {"exact"}
     assert (result / "families/1/report.html").exists() and (result / "families/1/model_graph.json").exists()
     for words, said in (
         (["build"], "name models"),
         (["build", "--hub-list", empty, "--to", there], "names no model"),
         (["search", family, "--in", there], "is 7 models"),
-        (["graph", "--in", there, "--to", result, "--family", "nobody"], "no model"),
+        (["graph", "--in", there, "--to", tmp_path / "no", "--family", "nobody"], "no model"),
+        (["graph", "--in", there, "--to", tmp_path / "no", "--workers", "0"], "must be a worker"),
         (["search", family / "m1", "--in", tmp_path / "none"], "holds no index"),
     ):
         code, _, err = run_here("index.py", words, main)
         assert code == 2 and said in err
+    assert not (tmp_path / "no").exists()  # what cannot be done is said before anything is traced
 
 
 def test_recover_of_many_models_looks_at_candidates(

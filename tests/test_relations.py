@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mother.evidence.differences import compare_pairs
 from mother.evidence.direction import directions_added, newness
 from mother.evidence.dora import row_scaled_rank
-from mother.evidence.grids import find_grid, grid_step, quantization_noise
+from mother.evidence.grids import find_grid, on_grid, quantization_noise
 from mother.evidence.low_rank import SCATTERED
 from mother.evidence.merges import candidate_merges, depends_on
 from mother.evidence.parts import common_ratio, explained_share, scattered_equality
@@ -98,10 +98,10 @@ def test_quantization_noise_tells_a_parent_from_a_relative(name: str, dtype: str
     grid = find_grid(child)
     if grid is None:
         assert name.endswith("8") and dtype != "float32"
-    step = grid_step(child, grid) if grid is not None else 0.0
-    assert quantization_noise(parent, child, grid, step)
-    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, grid, step)
-    assert not quantization_noise(child, child, grid, step)
+    on = None if grid is None else on_grid(child, grid)
+    assert quantization_noise(parent, child, on)
+    assert not quantization_noise(parent + 0.2 * weights(5, 96, 96), child, on)
+    assert not quantization_noise(child, child, on)
 
 
 def family(count: int) -> list[torch.Tensor]:
@@ -231,7 +231,7 @@ def test_rounding_once_moves_no_weight_against_a_low_rank_update(stored: str, st
     full = 0.7 * weights(24, 128, 192) / 0.05 + weights(25, 128, 1) @ weights(26, 1, 192) / 0.05**2
     children = torch.stack([cast(parent + update, "bfloat16") for update in (low, 0.2 * unit * full)])
     parents, bits = torch.stack([parent, parent]), torch.tensor([[MANTISSA[stored], MANTISSA["bfloat16"]]] * 2)
-    grids = [[(None, 0.0), (None, 0.0)]] * 2
+    grids = [[None, None]] * 2
     values, _ = compare_pairs(parents, children, grids, bits, torch.zeros(2, 2, dtype=torch.bool))
     assert not values["full"].any() and (values["rank"] > 0).all()
     assert values["scattered"][0] < SCATTERED

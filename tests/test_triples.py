@@ -251,7 +251,7 @@ def test_a_child_that_decays_is_still_the_newer_one(monkeypatch: pytest.MonkeyPa
     bits = torch.tensor([[23, 23]])
 
     def newness(first: Tensor, second: Tensor) -> float:
-        none = [[(None, 0.0), (None, 0.0)]]
+        none = [[None, None]]
         return float(compare_pairs(first, second, none, bits, torch.zeros(1, 2, dtype=torch.bool))[0]["newness"][0])
 
     assert (0.05 * parent).norm() > 1.3 * (child - 0.95 * parent).norm()  # most of the change is decay

@@ -11,7 +11,7 @@ from torch import Tensor
 from mother import recover
 from mother.evidence.facts import mantissa
 from mother.evidence.sketch import Sketch, sketch_models
-from mother.evidence.twins import held_rounding
+from mother.evidence.twins import Rounding, held_rounding
 from mother.heritage.calibration import Weights
 from mother.heritage.trees import RECAST, _prefer_casts
 from mother.io.open import open_checkpoint
@@ -48,16 +48,16 @@ def test_a_child_holds_the_rounding_of_the_cast_that_it_was_trained_from(
     models |= {name: {n: w.to(stored or dtype) for n, w in child.items()} for name, child in children.items()}
     found = sketched(tmp_path, models)
     bits = mantissa(found["cast"].facts) if stored is None else None
-    ratios = [held_rounding(found[name], found["original"], found["cast"], bits) for name in children]
+    ratios = [held_rounding(found[name], Rounding(found["original"], found["cast"]), bits) for name in children]
     assert ratios[0] < 0 < ratios[1] and ratios[1] > 5
-    assert held_rounding(found["original"], found["original"], found["cast"]) == 0  # nothing moved
+    assert held_rounding(found["original"], Rounding(found["original"], found["cast"])) == 0  # nothing moved
 
 
 def test_a_large_move_tells_nothing(tmp_path: Path) -> None:
     generator, original = torch.Generator().manual_seed(0), vit_weights(0)
     cast = {name: weight.to(torch.float16) for name, weight in original.items()}
     found = sketched(tmp_path, {"original": original, "cast": cast, "child": moved(cast, 0.5, generator)})
-    assert abs(held_rounding(found["child"], found["original"], found["cast"])) < 2
+    assert abs(held_rounding(found["child"], Rounding(found["original"], found["cast"]))) < 2
 
 
 def test_what_holds_the_rounding_comes_from_the_cast_and_is_not_beside_the_original() -> None:

@@ -103,7 +103,7 @@ def graph(args: Graph) -> None:
     """Everything in an index."""
     from mother.cli.tables import report_left_out
     from mother.index.engine import Engine
-    from mother.index.families import recover_family
+    from mother.index.families import check_families, recover_family
     from mother.index.graph import index_graph
     from mother.index.store import open_index
     from mother.index.traced import GONE
@@ -112,7 +112,11 @@ def graph(args: Graph) -> None:
 
     if not 0 < args.error < 1:
         raise InputError(f"the error level must be between 0 and 1, not {args.error}.")
+    if args.workers < 1:
+        raise InputError(f"there must be a worker at least, not {args.workers}.")
     index = open_index(args.index)
+    if args.family:
+        check_families(index, args.family)
     with alone_in(args.to):
         engine = Engine(args.workers, args.ray)
         found = index_graph(

@@ -7,7 +7,7 @@ of 256 entries in GGUF, round to the nearest level in the end. GPTQ and AWQ do n
 with the step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -149,15 +149,21 @@ def _cut(weight: Matrix, group: int | None) -> Blocks | None:
 
 def by_rule(rule: Rule, parent: Matrix, child: Matrix) -> Codes:
     """How many entries of a matrix are those of the parent, quantized by this rule and stored as the child is."""
-    before, after = _cut(parent, rule.group), _cut(child, rule.group)
-    if before is None:
-        return Codes(0, 0, float("inf"))
-    made = rule.apply(before.float())
+    return each_by_rule(rule, [parent], child)[0]
+
+
+def each_by_rule(rule: Rule, parents: Sequence[Matrix], child: Matrix) -> list[Codes]:
+    """The same of several parents, of the child's shape, that are quantized together."""
+    after = _cut(child, rule.group)
+    if after is None:
+        return [Codes(0, 0, float("inf"))] * len(parents)
+    made = rule.apply(torch.cat([_cut(parent, rule.group) for parent in parents]).float())
     bits = mantissa_bits(child)
     if bits < 23:
         made = cast(made, stored_precision(child))
-    equal = (made - after).abs() <= TOLERANCE * _largest(after)
-    return Codes(int(equal.sum()), equal.numel(), 0.0)
+    made = made.reshape(len(parents), *after.shape)
+    equal = ((made - after).abs() <= TOLERANCE * _largest(after)).flatten(1).sum(dim=1)
+    return [Codes(count, after.numel(), 0.0) for count in equal.tolist()]
 
 
 def _steps(blocks: Blocks) -> Float[Tensor, "blocks one"]:

@@ -15,7 +15,7 @@ from mother.evidence.direction import (
     precision_test,
     rounding_test,
 )
-from mother.evidence.grids import Grid, quantization_noise
+from mother.evidence.grids import OnGrid, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
 from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
@@ -30,7 +30,7 @@ NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kep
 def compare_pairs(
     i: Float[Tensor, "pairs rows columns"],
     j: Float[Tensor, "pairs rows columns"],
-    grids: list[list[tuple[Grid | None, float]]],
+    grids: list[list[OnGrid | None]],
     bits: Int[Tensor, "pairs two"],
     zeros: Bool[Tensor, "pairs two"],
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
@@ -47,9 +47,11 @@ def compare_pairs(
     whole = (bits == MANTISSA["float32"]).tolist()
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
+        # What lies on a grid itself is not taken for the parent, so it is not looked at.
         values[key] = [
-            (grids[p][end][0] is not None or (whole[p][1 - end] and not whole[p][end]))
-            and quantization_noise(parent[p], child[p], *grids[p][end])
+            grids[p][1 - end] is None
+            and (grids[p][end] is not None or (whole[p][1 - end] and not whole[p][end]))
+            and quantization_noise(parent[p], child[p], grids[p][end])
             for p in range(len(i))
         ]
     # Between two types, parent and update may both have been rounded to the coarser.
@@ -157,37 +159,39 @@ def find_sides(
     place: dict[int, int],
     triples: tuple[Tensor, ...],
     chosen: list[int],
-    ends: list[tuple[int, int]],
-    thirds: dict[int, list[int]],
+    ends: Int[np.ndarray, "pairs two"],
+    asked: tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]],
     sides: np.ndarray,
     triple: dict[str, np.ndarray],
 ) -> None:
     """Add one layer to the shares of each pair's directions that third models kept, or never had (inheritance).
 
     beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
-    `square` holds the squared distances in this layer, `ends` the places in it of the two models of each pair.
+    `square` holds the squared distances in this layer, `ends` the places in it of the two models of each pair, `asked`
+    which third models (ascending) which of the chosen pairs ask for, by its place among these.
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
     length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
     u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
-    asking: dict[int, list[int]] = {}
-    for at, some in enumerate(s.any(dim=1).tolist()):
-        if some:
-            for third in thirds[chosen[at]]:
-                asking.setdefault(third, []).append(at)
-    for third, rows in asking.items():
+    thirds, rows = asked
+    risen = s.any(dim=1).cpu().numpy()[rows]
+    thirds, rows = thirds[risen], rows[risen]
+    numbers = np.array(chosen)
+    starts = np.flatnonzero(np.r_[True, thirds[1:] != thirds[:-1]]) if len(thirds) else np.zeros(0, int)
+    for begin, stop in zip(starts, np.r_[starts[1:], len(thirds)]):
         # One product for all pairs that ask for this model.
-        at = torch.tensor(rows, device=s.device)
+        third, own = int(thirds[begin]), rows[begin:stop]
+        at = torch.from_numpy(own).to(s.device)
         projected = weights[place[third]].T @ u.index_select(1, at).flatten(1)
-        kept = (projected * v.index_select(1, at).flatten(1)).sum(dim=0).unflatten(0, (len(rows), -1))
+        kept = (projected * v.index_select(1, at).flatten(1)).sum(dim=0).unflatten(0, (len(own), -1))
         kept = (kept - start[at]) / s[at].clamp(min=1e-30)
         like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[at]
         found = torch.cat([like.sum(dim=2), (like * added[at]).sum(dim=2)]).cpu().numpy()
-        pairs = [chosen[row] for row in rows]
+        pairs = numbers[own]
         sides[:, pairs, third] += found
         triple["looked"][pairs, third] += 1
-        first, second = np.array([ends[row] for row in rows]).T
+        first, second = ends[own].T
         weight, whole = _share_kept(square, length, first, second, place[third])
         values = weight, weight**2, weight * whole, weight * whole**2
         for name, value in zip(TRIPLE, values):

@@ -103,8 +103,12 @@ def take_first_pass(
     device: torch.device,
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
     snapshot: Snapshot | None = None,
+    relate: bool = True,
 ) -> FirstPass:
-    """First pass over a collection. With a `snapshot` an interrupted pass goes on; a finished one is read from it."""
+    """First pass over a collection. With a `snapshot` an interrupted pass goes on; a finished one is read from it.
+
+    Of models that are known to be related `relate` need not be asked: scores of relatedness are 0 then.
+    """
     snapshot = snapshot or Snapshot(None, {})
     n, found = len(sketches), groups(sketches)
     sums = {name: np.zeros((n, n)) for name in ("square", "turned", "cosine", "compared", "tested")} | {
@@ -124,9 +128,10 @@ def take_first_pass(
         sums["turned"][chosen] += scale * (square - (length[:, None] - length[None]) ** 2).clip(0)
         sums["size"][members] += scale * size
         sums["compared"][chosen] += scale * weights[0].numel()
-        z, valid = layer_cosine(weights)
-        sums["cosine"][chosen] += z.cpu().numpy()
-        sums["tested"][chosen] += valid.cpu().numpy()
+        if relate:
+            z, valid = layer_cosine(weights)
+            sums["cosine"][chosen] += z.cpu().numpy()
+            sums["tested"][chosen] += valid.cpu().numpy()
         done += 1
         snapshot.save(done, lambda: (sums, None), now=done == len(found))
     square, turned, cosine, compared, tested = (

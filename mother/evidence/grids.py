@@ -153,33 +153,51 @@ def find_turned_grid(weight: Float[Tensor, "rows columns"]) -> Grid | None:
     return None if found is None else replace(found, turned=True)
 
 
-def grid_step(weight: Float[Tensor, "rows columns"], grid: Grid) -> float:
-    """The widest gap between levels, in units of a block's scale (levels may be spaced unevenly)."""
-    blocks = _blocks(weight.T if grid.turned else weight, grid.block)
-    if blocks is None:
-        return 0.0
-    values = _normalised(blocks, grid.zero_point).flatten().sort().values
-    return float(values.diff().max()) if len(values) > 1 else 0.0
+@dataclass(frozen=True)
+class OnGrid:
+    """A matrix on its grid: what is the same for each model that it may have been made from."""
+
+    grid: Grid
+    step: float  # the widest gap between levels, in units of a block's scale: levels may be spaced unevenly
+    largest: float  # magnitude of an entry
+    bits: int  # of the mantissa that it is stored with
+    scale: Float[Tensor, "blocks one"] | None  # None where blocks do not divide it
+
+
+def on_grid(weight: Float[Tensor, "rows columns"], grid: Grid) -> OnGrid:
+    """What `quantization_noise` needs to know of a matrix that lies on a grid."""
+    weight = weight.T.contiguous() if grid.turned else weight
+    blocks, step, scale = _blocks(weight, grid.block), 0.0, None
+    if blocks is not None:
+        scale = _unit(blocks.double(), grid.zero_point)
+        values = _normalised(blocks, grid.zero_point).flatten().sort().values
+        step = float(values.diff().max()) if len(values) > 1 else 0.0
+    return OnGrid(grid, step, float(weight.abs().max()), mantissa_bits(weight), scale)
+
+
+def _unit(values: Float[Tensor, "blocks entries"], zero_point: bool) -> Float[Tensor, "blocks one"]:
+    """What levels are counted in: the range of a block, or the magnitude of its last level."""
+    if zero_point:
+        return values.amax(dim=1, keepdim=True) - values.amin(dim=1, keepdim=True)
+    return _scale(values)
 
 
 def quantization_noise(
-    parent: Float[Tensor, "rows columns"],
-    child: Float[Tensor, "rows columns"],
-    grid: Grid | None,
-    grid_step: float,
+    parent: Float[Tensor, "rows columns"], child: Float[Tensor, "rows columns"], on: OnGrid | None
 ) -> bool:
     """Whether child - parent is what rounding the parent to a grid leaves: within half a step almost everywhere.
 
-    `grid` is the child's, with its `grid_step`. Without one (half precision hides fine grids) one of 8 bits is
-    tried. The noise must be spread evenly between no step and half a step: an update of one unit in the last place
-    is not.
+    `on` is the child on its grid. Without one (half precision hides fine grids) one of 8 bits is tried. The noise must
+    be spread evenly between no step and half a step: an update of one unit in the last place is not.
     """
+    grid = None if on is None else on.grid
     if grid is not None and grid.turned:
         parent, child = parent.T.contiguous(), child.T.contiguous()
     difference = (child - parent).abs()
-    largest, bits = float(difference.max()), mantissa_bits(child)
+    largest, bits = float(difference.max()), mantissa_bits(child) if on is None else on.bits
     # No error is above half a step, give or take the rounding of the stored type: most pairs end here.
-    bound = (0.6 * (grid_step if grid else 1 / 127) + 2.0**-bits) * 2 * float(child.abs().max())
+    size = float(child.abs().max()) if on is None else on.largest
+    bound = (0.6 * (1 / 127 if on is None else on.step) + 2.0**-bits) * 2 * size
     if largest == 0 or (largest > bound and (grid is None or (difference > bound).double().mean() > OUTLIERS)):
         return False
     difference = difference.double()
@@ -190,15 +208,15 @@ def quantization_noise(
         blocks, noise, rounding = (_blocks(x, block) for x in (child, difference, stored))
         if blocks is None:
             continue
-        values = blocks.double()
-        step = grid_step if grid is not None else 1 / 255 if zero_point else 1 / 127
-        if zero_point:
-            scale = values.amax(dim=1, keepdim=True) - values.amin(dim=1, keepdim=True)
+        if on is not None:
+            step, scale = on.step, on.scale
         else:
-            scale = values.abs().amax(dim=1, keepdim=True) if grid is None else _scale(values)
+            step, values = 1 / 255 if zero_point else 1 / 127, blocks.double()
+            scale = _unit(values, True) if zero_point else values.abs().amax(dim=1, keepdim=True)
         bound = 0.55 * step * scale + rounding
         if (noise > bound).double().mean() > OUTLIERS:
             continue
+        values = blocks.double()
         error, values = _blocks(parent, block) - values, values / scale.clamp(min=1e-300)
         if grid is None:  # where the stored type hides nothing of the step
             clear = rounding < step * scale / 16

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mother.evidence.differences import TRIPLE, compare_pairs, find_sides
 from mother.evidence.direction import CAST_BINS
 from mother.evidence.facts import HALVES
 from mother.evidence.first_pass import groups, square_distances, stacks
-from mother.evidence.grids import Grid, grid_step
+from mother.evidence.grids import Grid, OnGrid, on_grid
 from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer
 from mother.io.snapshots import Snapshot
@@ -22,9 +22,7 @@ from mother.numeric.floats import MANTISSA
 from mother.numeric.threads import in_threads
 
 STACK_ENTRIES = 1 << 26  # budget: entries of a stack of differences, at most
-CHUNK_ENTRIES = (
-    1 << 19
-)  # budget: entries of the differences that are worked on together: they stay in the processor's cache
+CHUNK_ENTRIES = 1 << 19  # budget: entries of differences that are worked on together, in the processor's cache
 
 
 class Alike(NamedTuple):
@@ -165,14 +163,14 @@ class _Layers:
         place = {member: at for at, member in enumerate(members)}
         there = [p for p in range(len(self.first)) if self.first[p] in place and self.second[p] in place]
         zeros = (weights == 0).flatten(1).any(dim=1)
-        steps = {m: grid_step(weights[at], self.grids[m]) for m, at in place.items() if self.grids[m] is not None}
+        on = {m: on_grid(weights[at], grid) for m, at in place.items() if (grid := self.grids[m]) is not None}
 
         square = square_distances(weights)[0]
         stored = {self.bits[m] for m in members}
         coarse = {name: weights.to(getattr(torch, name)) for name in HALVES if MANTISSA[name] in stored}
 
         def look(chosen: list[int]) -> None:
-            self._look(self.order[layer], chosen, place, scale, weights, coarse, square, zeros, steps)
+            self._look(self.order[layer], chosen, place, scale, weights, coarse, square, zeros, on)
 
         _in_parts(look, there, max(1, STACK_ENTRIES // weights[0].numel()), weights.device)
         near = self.neighbours
@@ -195,7 +193,7 @@ class _Layers:
         coarse: dict[str, Tensor],
         square: Float[np.ndarray, "members members"],
         zeros: Bool[Tensor, "members"],
-        steps: dict[int, float],
+        on: dict[int, OnGrid],
     ) -> None:
         """Compare some pairs in one layer; another thread may look at others."""
         first, second, entries = self.first, self.second, weights[0].numel()
@@ -211,10 +209,10 @@ class _Layers:
             part = chosen[start : start + small]
             ends = torch.tensor([(place[first[p]], place[second[p]]) for p in part], device=weights.device)
             i, j = weights[ends[:, 0]], weights[ends[:, 1]]
-            on_grid = [[(self.grids[m], steps.get(m, 0.0)) for m in (first[p], second[p])] for p in part]
+            grids = [[on.get(m) for m in (first[p], second[p])] for p in part]
             stored = [(self.bits[first[p]], self.bits[second[p]]) for p in part]
             stored = torch.tensor(stored, device=weights.device)
-            values, some = compare_pairs(i, j, on_grid, stored, zeros[ends])
+            values, some = compare_pairs(i, j, grids, stored, zeros[ends])
             values["energy"] = scale * values["energy"]
             self.cast[part] += values.pop("cast")
             triples.append(some)
@@ -224,14 +222,38 @@ class _Layers:
                 values[f"equal_{name}"] = values["equal"] if same is None else same.cpu().numpy()
             for name, value in values.items():
                 self.arrays[name][row, part] = value
-        near = self.neighbours
-        thirds = {p: [m for m in {*near[first[p]], *near[second[p]]} if m in place] for p in chosen}
-        if self.core is not None:  # of a pair outside of the core it is asked where models of the core stand
-            outside = [p for p in chosen if first[p] not in self.core and second[p] not in self.core]
-            thirds |= {p: [m for m in thirds[p] if m in self.core] for p in outside}
         joined = tuple(torch.cat(parts) for parts in zip(*triples))
-        ends = [(place[first[p]], place[second[p]]) for p in chosen]
-        find_sides(weights, square, place, joined, chosen, ends, thirds, self.sides, self.triple)
+        ends = np.array([(place[first[p]], place[second[p]]) for p in chosen])
+        asked = self._asked(chosen, place)
+        find_sides(weights, square, place, joined, chosen, ends, asked, self.sides, self.triple)
+
+    def _asked(
+        self, chosen: list[int], place: dict[int, int]
+    ) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
+        """Third models that have a layer, ascending, and which of the chosen pairs asks for each, by its place."""
+        thirds, pairs = self.asked
+        at = np.full(len(self.first), -1)
+        at[chosen] = np.arange(len(chosen))
+        there = np.zeros(len(self.neighbours), dtype=bool)
+        there[list(place)] = True
+        some = there[thirds] & (at[pairs] >= 0)
+        return thirds[some], at[pairs[some]]
+
+    @cached_property
+    def asked(self) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
+        """The neighbours of both models of each pair, which are looked for between the two: (model, pair), ascending.
+
+        With a core it is asked of a pair outside of it where models of the core stand.
+        """
+        near, core = [set(some) for some in self.neighbours], self.core
+        found = []
+        for p, (i, j) in enumerate(zip(self.first.tolist(), self.second.tolist())):
+            thirds = near[i] | near[j]
+            if core is not None and i not in core and j not in core:
+                thirds &= core
+            found += [(third, p) for third in thirds]
+        thirds, pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2).T
+        return thirds, pairs
 
 
 def take_second_pass(

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from mother.graph.arborescence import edge_marginals
 from mother.numeric.branchings import cheapest_edges
 
-EXACT = 200  # budget: models of a component whose probabilities are exact, by edge_marginals in O(n^3)
+EXACT = 500  # budget: models of a component whose probabilities are exact, by edge_marginals in O(n^3): 1 s
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mother.evidence.facts import CASTS, FLOAT8, Facts, mantissa
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
 from mother.evidence.sketch import Sketch
-from mother.evidence.twins import held_rounding
+from mother.evidence.twins import Rounding, held_rounding
 from mother.heritage.relation import Relation
 
 WORDS = {"float8_e4m3fn": "fp8 e4m3", "float8_e5m2": "fp8 e5m2"}  # others by torch's names
@@ -72,6 +72,7 @@ def twin_ratios(
         if not cast and relation.kind != "quantize":
             continue
         original = relation.parents[0]
+        rounding = Rounding(sketches[original], sketches[twin])
         for model in range(len(first_pass.models)) if core is None else sorted(core):
             near = second_pass.number(twin, model), second_pass.number(original, model)
             looked = near != (None, None) if core is None else None not in near
@@ -79,7 +80,7 @@ def twin_ratios(
                 continue
             # The steps of a quantized model are far above the units of what it is stored in.
             coarse = bits[model] if cast and bits[model] <= bits[twin] else None
-            found[twin, original, model] = held_rounding(sketches[model], sketches[original], sketches[twin], coarse)
+            found[twin, original, model] = held_rounding(sketches[model], rounding, coarse)
     return found
 
 

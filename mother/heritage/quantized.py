@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from mother.evidence.codes import Codes, Rule, by_rule, columns_apart, compare_packed, kept_rows, rules
+from mother.evidence.codes import (
+    Codes,
+    Matrix,
+    Rule,
+    by_rule,
+    columns_apart,
+    compare_packed,
+    each_by_rule,
+    kept_rows,
+    rules,
+)
 from mother.evidence.facts import Facts, common_grid
 from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
@@ -26,6 +36,7 @@ BY_CODED = 0.985  # ... where the scales are coded themselves
 RESIDUAL = 0.75  # steps: what rounding leaves is .29, what GPTQ and AWQ leave is more
 AS_NEAR = 1.02  # times the residual of the nearest: others that may be the parent
 SEARCHED = ("gptq", "awq", "compressed-tensors")  # formats that move entries farther than to the nearest level
+Pair = tuple[Matrix, Matrix]  # of a parent and of its child
 _BITS = re.compile(r"(?:IQ|TQ|Q|FP|nf|fp)(\d)")
 
 
@@ -157,18 +168,18 @@ def _dequantized(
     """What a model on a grid was made from, where the rule of a format gives its numbers."""
     fitting: list[tuple[float, int, int, dict[str, Any]]] = []
     said: dict[int, dict[str, Any]] = {}
+    pairs: dict[int, dict[Layer, Pair]] = {}
     for parent in parents:
         if is_quantized(first_pass.facts[parent]):
             continue
-        pairs = []
-        for layer in _layers(sketches[parent], sketches[child]):
-            before, after = sketches[parent].read(layer), sketches[child].read(layer)
-            if not before.equal(after):  # left as they were
-                pairs.append((before, after))
-        for back in (False, True):
-            turned = [(b.T.contiguous(), a.T.contiguous()) if back else (b, a) for b, a in pairs]
-            rule, codes = _rule_of(turned)
-            if rule is not None and parent not in said:
+        both = [
+            (layer, sketches[parent].read(layer), sketches[child].read(layer))
+            for layer in _layers(sketches[parent], sketches[child])
+        ]
+        pairs[parent] = {layer: (before, after) for layer, before, after in both if not before.equal(after)}
+    for back in (False, True):
+        for parent, (rule, codes) in _rules_of(pairs, back).items():
+            if parent not in said:
                 name = f"{rule.name}{', by columns' if back else ''}"
                 said[parent] = {"bits": rule.bits, "format": name}
                 facts = {"codes": round(codes.share, 4), "codes_compared": codes.compared}
@@ -179,13 +190,30 @@ def _dequantized(
     return Relation("quantize", relation.parents, said[relation.parents[0]] | relation.attributes)
 
 
-def _rule_of(pairs: Sequence[tuple[Any, Any]]) -> tuple[Rule | None, Codes]:
-    """The rule that gives the numbers of all these matrices; the first that does."""
-    for rule in rules() if pairs else ():
-        first = by_rule(rule, *kept_rows(*pairs[0]))
-        if first.share < BY_RULE:
-            continue
-        codes = _sum([by_rule(rule, *pair if rule.group == 0 else kept_rows(*pair)) for pair in pairs])
-        if codes.share >= BY_RULE:
-            return rule, codes
-    return None, Codes(0, 0, float("inf"))
+def _rules_of(pairs: dict[int, dict[Layer, Pair]], back: bool) -> dict[int, tuple[Rule, Codes]]:
+    """Of each parent the rule that gives the numbers of all its child's matrices; the first that does.
+
+    `pairs` are the matrices of parent and child, in which they differ; `back` turns them round. Parents of which the
+    first of these is the same are quantized together: most fail there.
+    """
+    turned = {
+        parent: {layer: tuple(one.T.contiguous() if back else one for one in both) for layer, both in some.items()}
+        for parent, some in pairs.items()
+    }
+    alike: dict[Layer, list[int]] = {}
+    for parent, some in turned.items():
+        if some:
+            alike.setdefault(next(iter(some)), []).append(parent)
+    found: dict[int, tuple[Rule, Codes]] = {}
+    for layer, some in alike.items():
+        kept = [kept_rows(*turned[parent][layer]) for parent in some]
+        for rule in rules():
+            firsts = each_by_rule(rule, [before for before, _ in kept], kept[0][1])
+            for parent, first in zip(some, firsts):
+                if first.share < BY_RULE or parent in found:
+                    continue
+                both = turned[parent].values()
+                codes = _sum([by_rule(rule, *(pair if rule.group == 0 else kept_rows(*pair))) for pair in both])
+                if codes.share >= BY_RULE:
+                    found[parent] = rule, codes
+    return found

@@ -91,8 +91,8 @@ def measure(
     the core need: their pairs, and the pairs of two models that one of them is compared with.
     """
     first = first_pass_snapshot(sketches, keep)
-    found = take_first_pass(sketches, device, progress("first pass"), first)
     related = core is None
+    found = take_first_pass(sketches, device, progress("first pass"), first, related)
     labels = related_components(found.relatedness, error) if related else np.zeros(len(sketches), dtype=np.int64)
     aliases = find_aliases(found)
     singles = [place for place in range(len(found.models)) if place not in aliases]

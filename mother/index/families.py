@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,13 +17,22 @@ from mother.index.store import Index
 LARGEST = 2000  # budget: models of a family that is recovered whole: what it does to all pairs is quadratic
 
 
-def recover_family(index: Index, found: Found, model: str, folder: Path, error: float) -> Recovered:
-    """The family of a model, recovered in `folder` without reading a model. Raises InputError where that cannot be."""
-    names = standing_for(found.nodes)
-    if model not in names:
-        raise InputError(f"no model of {index.folder} is called {model!r}.")
+def check_families(index: Index, models: Iterable[str]) -> None:
+    """Raises InputError where an index has no model of these names, or no sketches to recover families from."""
+    known = index.known()
+    for model in models:
+        if model not in known:
+            raise InputError(f"no model of {index.folder} is called {model!r}.")
     if not index.keep:
         raise InputError(f"{index.folder} keeps no sketches. Build one without --no-keep.")
+
+
+def recover_family(index: Index, found: Found, model: str, folder: Path, error: float) -> Recovered:
+    """The family of a model, recovered in `folder` without reading a model. Raises InputError where that cannot be."""
+    check_families(index, [model])
+    names = standing_for(found.nodes)
+    if model not in names:
+        raise InputError(f"{model} was left out of the graph. {found.left_out.get(model, '')}".strip())
     tree = found.nodes[names[model]]["tree"]
     members = {one for one, node in names.items() if found.nodes[node]["tree"] == tree}
     if len(members) > LARGEST:

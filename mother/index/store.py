@@ -265,16 +265,29 @@ def create_index(folder: Path, samples: int, entries: int, keep: bool) -> Index:
     return index
 
 
+def _is_newer(told: object) -> bool:
+    """Whether a later version of this program wrote an index that says this of its format."""
+    name, _, version = FORMAT.partition("/")
+    before, _, number = told.partition("/") if isinstance(told, str) else ("", "", "")
+    return before == name and number.isdecimal() and int(number) > int(version)
+
+
 def open_index(folder: Path) -> Index:
     """The index in a folder; raises InputError where there is none."""
     try:
         content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
+            if _is_newer(content["format"]):
+                raise InputError(
+                    f"{folder} is of format {content['format']}, and this version reads {FORMAT}. Update this program."
+                )
             raise ValueError(f'it does not say "format": "{FORMAT}"')
         samples, entries, keep = content["samples"], content["entries"], content["sketches"]
         if type(samples) is not int or type(entries) is not int or type(keep) is not bool or min(samples, entries) < 1:
             raise ValueError("a setting is of a wrong type")
         return Index(folder, samples, entries, keep)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{folder} holds no index. Run `python index.py build MODEL ... --to {folder}`.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,7 +16,7 @@ from mother.evidence.alignment import align
 from mother.evidence.candidates import comparable_square
 from mother.evidence.edges import DECISIVE, STRUCTURE, Evidence
 from mother.evidence.facts import mantissa
-from mother.evidence.sketch import Sketch, kept_sketch
+from mother.evidence.sketch import Sketch
 from mother.heritage import typed_graph
 from mother.heritage.calibration import Weights, blocked, counted_odds, own_weights, read_coefficients
 from mother.heritage.merged import SPARSE, merges_of, sparse_merge
@@ -24,6 +24,7 @@ from mother.heritage.quantized import is_quantized
 from mother.heritage.relation import Relation
 from mother.heritage.trace import measure, row_scaled_ranks, trace_sketches
 from mother.heritage.trees import Cluster, Heritage, gather_all
+from mother.index.held import held_sketch
 from mother.index.store import arrow, open_index
 from mother.io.files import write_atomically
 from mother.io.snapshots import Snapshot
@@ -66,7 +67,7 @@ def trace_models(folder: str, models: list[tuple[str, str]], core: list[str] | N
     index = open_index(Path(folder))
     sketches, rows = [], []
     for model, key in models:
-        sketch = kept_sketch(index.sketches / f"{key}.safetensors", key)
+        sketch = held_sketch(index.sketches / f"{key}.safetensors", key)
         if sketch is None:
             rows.append(_row(LEFT_OUT, child=model, facts={"why": GONE}))
         else:

@@ -15,6 +15,7 @@ from mother.io.runtime import IN_FLIGHT, ON_DISK, STOP
 AHEAD = (
     1 << 28
 )  # budget: bytes of weights in float32 that one step of reading from afar may hold; two are in memory at a time
+HANDED = 1 << 18  # budget: bytes that a thread is asked for at a time, of small models
 Request = tuple[Layer, list[int]]  # a layer, and places of the models that have it
 
 
@@ -58,19 +59,45 @@ class _Reader:
             self.stack = torch.zeros(shape, pin_memory=self.pinned)
         return self.stack
 
-    def submit(self, step: list[Request]) -> dict[int, Future]:
-        """Let the threads read what a step needs, all of one model by one thread."""
+    def _wanted(self, step: list[Request]) -> dict[int, dict[str, Tensor | None]]:
+        """By model the tensors that a step needs, and the memory that each is read into."""
         wanted: dict[int, dict[str, Tensor | None]] = {}
         for layer, members in step:
             rows = [None] * len(members) if self.remote else self.room(layer, members)
             for place, row in zip(members, rows):
                 if self.checkpoints[place].model not in self.failed:
                     wanted.setdefault(place, {})[self.checkpoints[place].layers[layer]] = row
-        futures = {}
-        for place, rows in wanted.items():
-            into = {name: row for name, row in rows.items() if row is not None}
-            futures[place] = self.pool.submit(self.checkpoints[place].read_tensors, list(rows), into)
-        return futures
+        return wanted
+
+    def _read(self, place: int, rows: dict[str, Tensor | None]) -> dict[str, Tensor]:
+        into = {name: row for name, row in rows.items() if row is not None}
+        return self.checkpoints[place].read_tensors(list(rows), into)
+
+    def submit(self, step: list[Request]) -> dict[int, Future]:
+        """Let the threads read what a step needs, all of one model by one thread."""
+        return {place: self.pool.submit(self._read, place, rows) for place, rows in self._wanted(step).items()}
+
+    def _read_some(
+        self, some: list[tuple[int, dict[str, Tensor | None]]]
+    ) -> dict[int, dict[str, Tensor] | CheckpointError]:
+        """What some models hold, or why one cannot be read; for one thread."""
+        found: dict[int, dict[str, Tensor] | CheckpointError] = {}
+        for place, rows in some:
+            try:
+                found[place] = self._read(place, rows)
+            except CheckpointError as error:
+                found[place] = error
+        return found
+
+    def _read_here(self, step: list[Request]) -> dict[int, dict[str, Tensor] | CheckpointError]:
+        """Let the threads read what a step needs from disks; small models share a thread: each hand-over costs."""
+        wanted = list(self._wanted(step).items())
+        each = max(1, sum(4 * self.checkpoints[members[0]].entries(layer) for layer, members in step))
+        count = max(1, HANDED // each)
+        found: dict[int, dict[str, Tensor] | CheckpointError] = {}
+        for some in self.pool.map(self._read_some, [wanted[at : at + count] for at in range(0, len(wanted), count)]):
+            found |= some
+        return found
 
     def prepare(self, step: list[Request]) -> dict[int, Future]:
         """Begin with a step that comes after the one at hand."""
@@ -86,13 +113,14 @@ class _Reader:
 
     def finish(self, step: list[Request], prepared: dict[int, Future]) -> dict[int, dict[str, Tensor]]:
         """The tensors of a step by model. A model that cannot be read goes into `failed`."""
-        found: dict[int, dict[str, Tensor]] = {}
-        for place, future in (prepared if self.remote else self.submit(step)).items():
-            try:
-                found[place] = future.result()
-            except CheckpointError as error:
-                self.failed.setdefault(self.checkpoints[place].model, error)
+        read = self._read_here(step) if not self.remote else {at: _result(one) for at, one in prepared.items()}
         prepared.clear()  # the futures hold the weights, too
+        found: dict[int, dict[str, Tensor]] = {}
+        for place, one in read.items():
+            if isinstance(one, CheckpointError):
+                self.failed.setdefault(self.checkpoints[place].model, one)
+            else:
+                found[place] = one
         return found
 
     def fill(
@@ -107,6 +135,14 @@ class _Reader:
                 row.copy_(weight)
             read()
         return rows
+
+
+def _result(future: Future) -> dict[str, Tensor] | CheckpointError:
+    """What a thread has read, or why it could not."""
+    try:
+        return future.result()
+    except CheckpointError as error:
+        return error
 
 
 def read_ahead(

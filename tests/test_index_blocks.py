@@ -1,0 +1,77 @@
+"""The work on blocks of a large family: what is done once for many pairs gives what each alone would."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import save_family
+
+from mother.collection.find import search
+from mother.evidence.candidates import candidate_pairs
+from mother.evidence.codes import by_rule, each_by_rule, rules
+from mother.evidence.first_pass import take_first_pass
+from mother.evidence.second_pass import take_second_pass
+from mother.evidence.sketch import kept_sketch
+from mother.index.build import build
+from mother.index.engine import Engine
+from mother.index.held import held_sketch
+from mother.index.store import Index, create_index
+
+CPU = torch.device("cpu")
+
+
+def family_index(folder: Path) -> Index:
+    """An index of a chain of five models."""
+    save_family(folder / "models")
+    index = create_index(folder / "it", 512, 4096, True)
+    build(index, search([str(folder / "models")]).sources, Engine())
+    return index
+
+
+def test_parents_that_are_quantized_together_give_what_each_gives() -> None:
+    draw = torch.Generator().manual_seed(0)
+    parents = [torch.randn(32, 64, generator=draw) for _ in range(3)]
+    for rule in rules():
+        group = {None: 64, 0: 32 * 64}.get(rule.group, rule.group)
+        child = rule.apply(parents[1].reshape(-1, group)).reshape(32, 64)
+        together = each_by_rule(rule, parents, child)
+        assert together == [by_rule(rule, parent, child) for parent in parents]
+        assert together[1].share == 1 > max(together[0].share, together[2].share)
+
+
+def test_a_sketch_that_is_held_is_that_of_the_disk(tmp_path: Path) -> None:
+    index = family_index(tmp_path)
+    for key in (row["key"] for row in index.rows(["key"])):
+        path = index.sketches / f"{key}.safetensors"
+        held, kept = held_sketch(path, key), kept_sketch(path, key)
+        assert held is held_sketch(path, key) and held_sketch(path, "other") is None
+        for layer in kept.shapes:
+            assert torch.equal(held.read(layer), kept.read(layer))
+            held.read(layer).zero_()  # whoever reads it may change what it got
+            assert torch.equal(held.read(layer), kept.read(layer))
+    path.write_bytes(path.read_bytes()[:100])
+    assert held_sketch(path, key) is None
+    path.unlink()
+    assert held_sketch(path, key) is None
+
+
+def test_a_block_measures_of_its_core_what_all_pairs_measure(tmp_path: Path) -> None:
+    """A core of all models is no core; relatedness, which its models are known for, is not measured."""
+    index = family_index(tmp_path)
+    keys = [row["key"] for row in index.rows(["key"])]
+    sketches = [kept_sketch(index.sketches / f"{key}.safetensors", key) for key in keys]
+    whole, block = (take_first_pass(sketches, CPU, relate=relate) for relate in (True, False))
+    assert np.array_equal(whole.square, block.square) and np.array_equal(whole.turned, block.turned)
+    assert whole.relatedness.any() and not block.relatedness.any()
+    pairs, near = candidate_pairs(whole, np.zeros(5, int), {}, set())
+    found = []
+    for core in (None, set(range(5)), {0}):
+        passed = take_second_pass(sketches, pairs, near, [None] * 5, [23] * 5, CPU, core=core)
+        found.append(passed.triple["looked"] > 0)
+    asked = np.zeros_like(found[0])
+    for number, (one, other) in enumerate(pairs):
+        asked[number, list({*near[one], *near[other]})] = True
+    assert np.array_equal(found[0], asked) and np.array_equal(found[1], asked)
+    outside = np.array([0 not in pair for pair in pairs])
+    asked[outside, 1:] = False
+    assert np.array_equal(found[2], asked)
