@@ -204,7 +204,8 @@ def _exact_direction(first_pass: FirstPass, second_pass: SecondPass, i: int, j: 
     if low:
         ratio = agreed(second_pass.arrays["rounding"][:, p])
         return ratio, coarser_last(first_pass, i, j, ratio)
-    return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j]), True
+    # A sibling may have shrunk them, too; but where there is decay newness cannot tell, since decay turns it round.
+    return SHRUNK * decay_direction(first_pass.facts[i], first_pass.facts[j]), False
 
 
 def coarser_last(first_pass: FirstPass, i: int, j: int, ratio: float) -> bool:
