@@ -146,6 +146,9 @@ def test_the_state_that_is_asked_for(tmp_path: Path) -> None:
     check(tmp_path / "a.pth", average, "ema")
     check(tmp_path / "a.pth", average, "state_dict_ema")
     check(tmp_path / "only.pth", average)
+    for name in ("averaged_model", "swa_model"):
+        torch.save({"model": raw, name: average}, tmp_path / f"{name}.pth")
+        check(tmp_path / f"{name}.pth", average, "ema")
     with pytest.raises(CheckpointError, match="no state 'teacher', but .*state_dict_ema.* Name one of these"):
         open_checkpoint("m", tmp_path / "a.pth", state="teacher")
     save_model(tmp_path / "plain", raw)  # has one state only, which is taken

@@ -17,6 +17,7 @@ MOST_NAMED = 12  # things beside the weights that are named
 SHOWN = 60  # characters of a name
 ASIDE = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|optim\w*|exp_avg\w*|momentum\w*|grads?|master\w*)([._]|$)")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9._]+")  # where words of a name meet
+AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)")  # other names of what "ema" asks for
 Path = tuple[str, ...]
 
 
@@ -113,6 +114,8 @@ def choose(sizes: dict[str, int], wanted: str | None) -> str:
     if wanted is not None and set(sizes) != {""}:
         asked = re.compile(rf"(^|[._]){re.escape(words(wanted))}([._]|$)")
         among = [path for path in sizes if path == wanted] or [path for path in sizes if asked.search(words(path))]
+        if not among and wanted == "ema":
+            among = [path for path in sizes if AVERAGE.search(words(path))]
         if not among:
             there = ", ".join(path[:SHOWN] or "the whole file" for path in list(sizes)[:MOST_NAMED])
             raise NoState(f"it has no state {wanted!r}, but {there}")
