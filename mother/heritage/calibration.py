@@ -70,13 +70,15 @@ def arrow_probability(
     `besides` are log odds from what is not in the weights, see `counted_odds` and `elder_prior`; they do not count
     where rounding decides.
     """
-    soft = soft_arrow(evidence.direction @ coefficients.direction + besides)
+    soft = newness_arrow(evidence, coefficients, besides)
     return np.where(np.abs(evidence.exact) > DECISIVE, expit(np.clip(evidence.exact / 10, -20, 20)), soft)
 
 
-def newness_arrow(evidence: Evidence, coefficients: Coefficients) -> Float[np.ndarray, "models models"]:
-    """P(i -> j | the pair is an edge) from newness alone."""
-    return soft_arrow(evidence.direction @ coefficients.direction)
+def newness_arrow(
+    evidence: Evidence, coefficients: Coefficients, besides: Float[np.ndarray, "models models"] | float = 0.0
+) -> Float[np.ndarray, "models models"]:
+    """P(i -> j | the pair is an edge) from newness and these log odds, whatever rounding says."""
+    return soft_arrow(evidence.direction @ coefficients.direction + besides)
 
 
 def counted_odds(evidence: Evidence) -> Float[np.ndarray, "models models"]:

@@ -178,12 +178,11 @@ def _dequantized(
         ]
         pairs[parent] = {layer: (before, after) for layer, before, after in both if not before.equal(after)}
     for back in (False, True):
-        for parent, (rule, codes) in _rules_of(pairs, back).items():
-            if parent not in said:
-                name = f"{rule.name}{', by columns' if back else ''}"
-                said[parent] = {"bits": rule.bits, "format": name}
-                facts = {"codes": round(codes.share, 4), "codes_compared": codes.compared}
-                fitting.append((float(codes.compared - codes.equal), codes.compared, parent, facts))
+        unsaid = {parent: some for parent, some in pairs.items() if parent not in said}
+        for parent, (rule, codes) in _rules_of(unsaid, back).items():
+            said[parent] = {"bits": rule.bits, "format": f"{rule.name}{', by columns' if back else ''}"}
+            facts = {"codes": round(codes.share, 4), "codes_compared": codes.compared}
+            fitting.append((float(codes.compared - codes.equal), codes.compared, parent, facts))
     relation = _best(first_pass, fitting, {})
     if relation is None:
         return None
