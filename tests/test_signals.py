@@ -184,6 +184,16 @@ def test_what_killed_runs_leave_is_removed(tmp_path: Path, dead: int) -> None:
     remove_leftovers(tmp_path / "absent", alone=True)
 
 
+@pytest.mark.parametrize("words", [("recover",), ("index", "build")])
+def test_a_file_in_place_of_the_folder_is_said(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("kept")
+    save_model(tmp_path / "models" / "one", vit_weights(1))
+    flag = "--out" if words == ("recover",) else "--to"
+    ended, _, said = run_here("mother", (*words, tmp_path / "models", flag, tmp_path / "there"), main)
+    assert ended == 2 and "there is a file. Name a folder that is new" in said
+    assert (tmp_path / "there").read_text() == "kept"
+
+
 def test_names_of_temporary_files_are_those_that_are_written(tmp_path: Path) -> None:
     def write(file: object) -> None:
         (name,) = (path.name for path in tmp_path.iterdir())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mother.errors import InputError
 from mother.io.files import TEMPORARY
 
 LOCK = ".lock"
@@ -16,12 +17,15 @@ PLACES += ("sketches", "shards", "traced")  # of an index, and of its graph
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other run writes into this folder. Raises OSError where the folder cannot be written to.
+    """Wait until no other run writes into this folder.
 
-    What killed runs have left half-written is removed.
+    What killed runs have left half-written is removed. Raises InputError where there is a file in its place, and
+    OSError where it cannot be written to.
     """
     from filelock import FileLock, Timeout
 
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file. Name a folder that is new, or that of an earlier run.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:

@@ -253,8 +253,6 @@ def read_rows(path: Path) -> "pa.Table":
 def create_index(folder: Path, samples: int, entries: int, keep: bool) -> Index:
     """The index in a folder, made where there is none. Raises InputError where it has other settings."""
     if not (folder / SETTINGS).exists():
-        if folder.is_file():
-            raise InputError(f"{folder} is a file. Give --to a folder that is new, or an index.")
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(f"{folder} holds other things. Give --to a folder that is new, or an index.")
         settings = {"format": FORMAT, "samples": samples, "entries": entries, "sketches": keep}
