@@ -210,6 +210,14 @@ def test_tensors_that_are_not_read_are_listed(save: Any, tmp_path: Path) -> None
         assert torch.equal(checkpoint.read_tensor(name), tensor)
 
 
+def test_a_model_of_such_tensors_alone_says_of_which_kind(tmp_path: Path) -> None:
+    for name, weights in (("plain", vit_weights(1)), ("sparse", {"layer.weight": torch.eye(40).to_sparse()})):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        torch.save(weights, tmp_path / "models" / name / "pytorch_model.bin")
+    code, said, _ = run_here("mother", ("recover", tmp_path / "models", "--out", tmp_path / "out"), main)
+    assert code == 0 and "its tensors are layer.weight (sparse), ..." in said and "save them as plain tensors" in said
+
+
 class Wrapped:
     """Pickles as torch writes a tensor of a library's own class."""
 

@@ -18,7 +18,7 @@ from mother.io.layers import name_layers
 from mother.io.open_adapter import with_base
 from mother.io.packed import unpacked
 from mother.io.places import HUB_SOURCE, File, LocalFile, LocalFolder, Place, check_inside, unreadable
-from mother.io.reader import MAX_NAME, Listing, TensorInfo
+from mother.io.reader import BITS, MAX_NAME, Listing, TensorInfo
 from mother.io.readers import READERS, reader_of
 from mother.io.runtime import IN_FLIGHT, memory
 from mother.io.states import NoState
@@ -186,13 +186,18 @@ def open_each(models: Iterable[tuple]) -> tuple[list[Checkpoint], dict[str, Chec
 
 VECTORS = "By vectors, embeddings and heads alone models cannot be compared: leave it out."
 PACKED = "Its matrices are of integers, without the scales that say what they stand for: get the files that hold these."
+UNREAD = "Matrices of that kind are not read: save them as plain tensors, as `tensor.to_dense()` makes them."
 NAMELESS = "Name its layers in mother/io/layers.py, or leave it out of the manifest."
 
 
 def lacks(checkpoint: Checkpoint, what: str, remedy: str = NAMELESS) -> CheckpointError:
     """The error of a model that has none of the layers asked for."""
     some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
-    packed = any(info.dtype[0] in "IU" and len(info.shape) > 1 for _, info in checkpoint.tensors.values())
+    large = [info for _, info in checkpoint.tensors.values() if len(info.shape) > 1]
+    packed = any(info.dtype[0] in "IU" for info in large)
+    kinds = sorted({info.dtype for info in large} - BITS.keys())
+    if kinds and not packed:
+        some, remedy = f"{some} ({', '.join(kinds)})", UNREAD
     return CheckpointError(
         checkpoint.model,
         next((file for file, _ in checkpoint.tensors.values()), "no file"),
