@@ -41,6 +41,7 @@ from dataset.plan import QUICK, plan  # noqa: E402
 from dataset.wild_plan import plan_wild  # noqa: E402
 from mother.graph.manifest import Manifest, Node  # noqa: E402
 from mother.graph.manifest_io import write_manifest  # noqa: E402
+from mother.io.traffic import taken  # noqa: E402
 
 # The splits that tests share, in one folder, since they start from the same roots.
 FOREST = (plan("mini_ft", Path(), QUICK), plan("mini_lora_v", Path(), QUICK), plan_wild(Path(), QUICK))
@@ -95,6 +96,7 @@ def run_here(program: str, words: Sequence[object], main: Callable[[], object]) 
     An exception, which would be a traceback for a user, fails the test.
     """
     out, err, code = io.StringIO(), io.StringIO(), 0
+    taken()  # a new process has asked the Hub for nothing yet, whatever the tests before this one have
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *map(str, words)])
         try:

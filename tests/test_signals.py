@@ -190,7 +190,7 @@ def test_a_file_in_place_of_the_folder_is_said(words: tuple[str, ...], tmp_path:
     save_model(tmp_path / "models" / "one", vit_weights(1))
     flag = "--out" if words == ("recover",) else "--to"
     ended, _, said = run_here("mother", (*words, tmp_path / "models", flag, tmp_path / "there"), main)
-    assert ended == 2 and "there is a file. Name a folder that is new" in said
+    assert ended == 2 and "there is a file. Check path and space: name a folder that is new" in said
     assert (tmp_path / "there").read_text() == "kept"
 
 

@@ -25,7 +25,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file. Name a folder that is new, or that of an earlier run.")
+        remedy = "Check path and space: name a folder that is new, or that of an earlier run."
+        raise InputError(f"{folder} is a file. {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
