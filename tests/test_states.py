@@ -157,6 +157,55 @@ def test_the_state_that_is_asked_for(tmp_path: Path) -> None:
     assert one != other
 
 
+class Tied(torch.nn.Module):
+    """Batch norms, whose buffers no average has, and a head that is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.block, self.head = torch.nn.Embedding(9, 6), Block(), torch.nn.Linear(6, 9)
+        self.head.weight = self.table.weight
+        self.register_buffer("angles", torch.randn(3, 5))
+
+
+def test_an_average_that_is_a_list(tmp_path: Path) -> None:
+    """As torch_ema and diffusers keep it: the parameters in their order, without names and without buffers."""
+    model = Tied()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights["head.weight"] = weights["table.weight"]
+    average = {name: torch.randn_like(value) for name, value in model.named_parameters()}
+    kept = {"decay": 0.99, "shadow_params": list(average.values()), "collected_params": None}
+    for save, content in ((torch.save, {"model": weights}), (legacy, {"model": model})):
+        save({**content, "ema": kept, "losses": [torch.ones(2)], "step": 3}, tmp_path / "a.pt")
+        aside = check(tmp_path / "a.pt", weights)
+        assert aside == (f"ema ({len(weights)} tensors)", "losses", "step")
+        for state in ("ema", "shadow_params"):
+            # What is no parameter is as in the model: so it is where the average is put into it.
+            check(tmp_path / "a.pt", weights | average | {"head.weight": average["table.weight"]}, state)
+
+
+LISTS = {
+    "one is missing": (lambda some: some[1:], "is a list of 7 tensors without names, and the 9 parameters"),
+    "in another order": (lambda some: some[::-1], "have not these shapes in this order"),
+    "one too many": (lambda some: [some[0][:2], *some], "have not these shapes in this order"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_list_that_is_not_of_the_weights_is_said(case: str, tmp_path: Path) -> None:
+    change, said = LISTS[case]
+    model = Tied()
+    average = change([torch.randn_like(value) for value in model.parameters()])
+    torch.save({"model": model.state_dict(), "ema": {"shadow_params": average}}, tmp_path / "a.pt")
+    check(tmp_path / "a.pt", model.state_dict())
+    with pytest.raises(CheckpointError, match=f"{said}.* Name one of these, or none"):
+        open_checkpoint("m", tmp_path / "a.pt", state="ema")
+    # Two tables of one shape, one of which was trained.
+    tables = {"first": torch.ones(3, 4), "second": torch.ones(3, 4)}
+    torch.save({"model": tables, "ema": {"shadow_params": [torch.zeros(3, 4)]}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="which of the 2 parameters of the weights they are is open"):
+        open_checkpoint("m", tmp_path / "a.pt", state="ema")
+
+
 def test_an_average_among_the_names_of_the_weights(tmp_path: Path) -> None:
     """As in checkpoints of latent diffusion, whose copies have no dots."""
     raw, average = vit_weights(1), {name.replace(".", ""): value for name, value in vit_weights(2).items()}

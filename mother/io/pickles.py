@@ -21,7 +21,7 @@ from mother.io.legacy import MAGIC, Locate, Read, read_legacy, unpickled
 from mother.io.pickle_names import StoredTensor
 from mother.io.places import File, Place
 from mother.io.reader import BITS, MAX_NAME, Listing, Reader, TensorInfo, bytes_of
-from mother.io.states import beside, choose, entries, find_states
+from mother.io.states import NoState, averages, beside, choose, entries, find_states
 from mother.io.unpickler import TensorUnpickler
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
@@ -154,13 +154,18 @@ def parse_pickle(read: Read, size: int, state: str | None = None) -> dict[str, T
 def read_table(read: Read, size: int) -> list[list[Any]]:
     """All states of a pickle as JSON: path, entries, rows of its tensors or why they cannot be used, what is beside."""
     built, locate = (read_legacy if read(0, len(MAGIC)) == MAGIC else _read_archive)(read, size)
-    states, table = find_states(built), []
+    states, lists = find_states(built)
+    found = averages(states, lists)
+    states |= {path: state for path, state in found.items() if isinstance(state, dict)}
+    table: list[list[Any]] = []
     for path, state in sorted(states.items(), key=lambda item: -entries(item[1]))[:MOST_STATES]:
         try:
             rows: list[list[Any]] | str = _rows(state, locate, size)
         except ValueError as error:
             rows = str(error)
         table.append([".".join(path), entries(state), rows, beside(built, path, states)])
+    # Of no size, so that such a list is no one's choice where there is another state.
+    table += [[".".join(path), 0, why, []] for path, why in found.items() if isinstance(why, str)]
     if not table:
         raise ValueError(f"the pickle holds no {'tensors' if isinstance(built, dict) else 'dictionary of tensors'}")
     return table
@@ -169,9 +174,9 @@ def read_table(read: Read, size: int) -> list[list[Any]]:
 def chosen(table: list[list[Any]], state: str | None) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
     """The tensors of the state that is asked for, or of the weights, and what lies beside it; raises ValueError."""
     by_path = {path: (count, rows, aside) for path, count, rows, aside in table}
-    _, rows, aside = by_path[choose({path: count for path, (count, _, _) in by_path.items()}, state)]
+    count, rows, aside = by_path[choose({path: count for path, (count, _, _) in by_path.items()}, state)]
     if isinstance(rows, str):
-        raise ValueError(rows)
+        raise ValueError(rows) if count else NoState(rows)
     infos = {}
     for name, dtype, shape, start, end, *strides in rows:
         order = partial(_ordered, dtype=dtype, shape=tuple(shape), strides=strides) if strides else None

@@ -8,17 +8,21 @@ from itertools import islice
 from typing import Any
 
 from mother.io.pickle_names import SomeObject, StoredTensor
-from mother.io.reader import MAX_NAME
+from mother.io.reader import DTYPES, MAX_NAME
 
 MOST_STATES = 4096  # maps that are looked at
 DEPTH = 64  # levels of a checkpoint, and of the modules in it
+MOST_LISTS = 64  # lists of tensors that are held against the names of the weights
 LOOKED_AT = 200  # things beside the weights that are looked at, at each level
 MOST_NAMED = 12  # things beside the weights that are named
 SHOWN = 60  # characters of a name
 ASIDE = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|optim\w*|exp_avg\w*|momentum\w*|grads?|master\w*)([._]|$)")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9._]+")  # where words of a name meet
 AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)")  # other names of what "ema" asks for
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
+TRAINED = ("weight", "bias")  # what the names of parameters end in; others may be buffers, such as tables
 Path = tuple[str, ...]
+State = dict[Any, StoredTensor]
 
 
 class NoState(ValueError):
@@ -40,12 +44,12 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(at), one) for at, one in enumerate(value))
 
 
-def of_module(module: SomeObject, seen: set[int]) -> dict[Any, StoredTensor]:
+def of_module(module: SomeObject, seen: set[int]) -> State:
     """The parameters and buffers of a pickled module, as its state dict names them; those in `seen` are left out.
 
     Modules of torch keep them and their own modules apart; those of TorchScript have all as attributes.
     """
-    found: dict[Any, StoredTensor] = {}
+    found: State = {}
     waiting = [("", module)]
     while waiting:
         prefix, one = waiting.pop()
@@ -60,13 +64,15 @@ def of_module(module: SomeObject, seen: set[int]) -> dict[Any, StoredTensor]:
         for key, value in tensors.items():
             if isinstance(value, StoredTensor):
                 found[None if key is None else prefix + key] = value
-        waiting += [(f"{prefix}{key}.", value) for key, value in modules.items() if isinstance(value, SomeObject)]
+        inner = [(f"{prefix}{key}.", value) for key, value in modules.items() if isinstance(value, SomeObject)]
+        waiting += inner[::-1]  # in their order, as lists of parameters are
     return found
 
 
-def find_states(found: Any) -> dict[Path, dict[Any, StoredTensor]]:
-    """Every map of names to tensors in what a pickle built, by its path; each is looked at once."""
-    states: dict[Path, dict[Any, StoredTensor]] = {}
+def find_states(found: Any) -> tuple[dict[Path, State], dict[Path, list[StoredTensor]]]:
+    """Every map of names to tensors in what a pickle built, by its path, and every list of tensors; each once."""
+    states: dict[Path, State] = {}
+    lists: dict[Path, list[StoredTensor]] = {}
     waiting: deque[tuple[Path, Any]] = deque([((), found)])
     seen: set[int] = set()
     modules: set[int] = set()
@@ -78,17 +84,19 @@ def find_states(found: Any) -> dict[Path, dict[Any, StoredTensor]]:
         own = of_module(value, modules) if isinstance(value, SomeObject) else {}
         if isinstance(value, dict):
             own |= {key: one for key, one in value.items() if isinstance(one, StoredTensor)}
+        elif value and len(lists) < MOST_LISTS and all(isinstance(one, StoredTensor) for one in value):
+            lists[path] = list(value)
         for part, some in _apart(own).items():
             states[(*path, *part)] = some
         for key, one in _children(value):
             if not (own and isinstance(one, SomeObject)) and key not in ("_modules", "_parameters", "_buffers"):
                 waiting.append(((*path, key), one))
-    return states
+    return states, lists
 
 
-def _apart(state: dict[Any, StoredTensor]) -> dict[Path, dict[Any, StoredTensor]]:
+def _apart(state: State) -> dict[Path, State]:
     """A state without averages whose names begin with a word of their own, as `model_ema.`, and each of these."""
-    found: dict[Path, dict[Any, StoredTensor]] = {}
+    found: dict[Path, State] = {}
     for name, tensor in state.items():
         word, dot, rest = name.partition(".") if isinstance(name, str) else ("", "", "")
         own = bool(dot) and ASIDE.search(words(word)) is not None
@@ -96,7 +104,49 @@ def _apart(state: dict[Any, StoredTensor]) -> dict[Path, dict[Any, StoredTensor]
     return found if () in found else ({(): state} if state else {})
 
 
-def entries(state: dict[Any, StoredTensor]) -> int:
+def averages(states: dict[Path, State], lists: dict[Path, list[StoredTensor]]) -> dict[Path, State | str]:
+    """The states that lists of tensors under the name of an average (torch_ema, diffusers) stand for, or why not.
+
+    Such a list has no names: it is one tensor for each parameter of the weights, in their order.
+    """
+    named = {path: some for path, some in lists.items() if AVERAGE.search(words(".".join(path)))}
+    if not (named and states):
+        return {}
+    by_path = {".".join(path): state for path, state in states.items()}
+    weights = by_path[choose({path: entries(state) for path, state in by_path.items()}, None)]
+    return {path: _as_weights(".".join(path), some, weights) for path, some in named.items()}
+
+
+def _as_weights(path: str, tensors: list[StoredTensor], weights: State) -> State | str:
+    """The weights with their parameters replaced by a list's; what is no parameter, such as a buffer, stays.
+
+    Parameters are floating-point, and of two that share their numbers the list has the first only.
+    """
+    own: dict[StoredTensor, Any] = {}
+    for name, tensor in weights.items():
+        if tensor.storage.dtype in DTYPES and isinstance(name, str) and name.rpartition(".")[2] not in BUFFERS:
+            own.setdefault(tensor, name)
+    names, shapes = list(own.values()), [tensor.shape for tensor in own]
+    wanted = [tensor.shape for tensor in tensors]
+    first, last = _places(wanted, shapes), _places(wanted[::-1], shapes[::-1])
+    said = f"{path[:SHOWN]} is a list of {len(tensors)} tensors without names"
+    left = set(names) - {names[at] for at in first or ()}
+    if first is None or last is None or any(name.endswith(TRAINED) for name in left):
+        return f"{said}, and the {len(own)} parameters of the weights have not these shapes in this order"
+    if first != [len(shapes) - 1 - at for at in reversed(last)]:
+        return f"{said}, and which of the {len(own)} parameters of the weights they are is open"
+    found = {names[at]: tensor for at, tensor in zip(first, tensors)}
+    return {name: found.get(own.get(tensor), tensor) for name, tensor in weights.items()}
+
+
+def _places(wanted: list[tuple[int, ...]], shapes: list[tuple[int, ...]]) -> list[int] | None:
+    """Where some shapes stand among others in their order, each as early as can be; None where they do not."""
+    rest = iter(enumerate(shapes))
+    found = [next((at for at, shape in rest if shape == one), None) for one in wanted]
+    return None if None in found else found
+
+
+def entries(state: State) -> int:
     """Entries of all tensors of a state."""
     return sum(math.prod(tensor.shape) for tensor in state.values())
 
@@ -122,7 +172,7 @@ def choose(sizes: dict[str, int], wanted: str | None) -> str:
     return max(among, key=sizes.__getitem__)
 
 
-def beside(found: Any, path: Path, states: dict[Path, dict[Any, StoredTensor]]) -> list[str]:
+def beside(found: Any, path: Path, states: dict[Path, State]) -> list[str]:
     """Names of what lies beside a state in a pickle, with the number of tensors in it."""
     own = [other for other in states if len(other) > len(path) and other[: len(path)] == path]
     said = [f"{'.'.join(other)[:SHOWN]} ({len(states[other])} tensors)" for other in own]
