@@ -82,12 +82,12 @@ def _mlx(bits: int, stored: str, blocks: Blocks) -> Blocks:
     return codes * cast(scale, stored) + cast(offset, stored)
 
 
-def _largest(blocks: Blocks) -> Float[Tensor, "blocks one"]:
+def largest(blocks: Blocks) -> Float[Tensor, "blocks one"]:
     return blocks.abs().amax(1, keepdim=True).clamp(min=1e-30)
 
 
 def _symmetric(top: float, blocks: Blocks) -> Blocks:
-    scale = _largest(blocks) / top
+    scale = largest(blocks) / top
     return (blocks / scale).round().clamp(-int(top) - 1, int(top)) * scale
 
 
@@ -98,20 +98,20 @@ def _zero_point(bits: int, blocks: Blocks) -> Blocks:
     return (((blocks / scale).round() + zero).clamp(0, 2**bits - 1) - zero) * scale
 
 
-def _nearest(levels: Float[Tensor, "levels"], values: Blocks) -> Blocks:
+def nearest(levels: Float[Tensor, "levels"], values: Blocks) -> Blocks:
     """The level next to each value; levels ascend."""
     middles = (levels[1:] + levels[:-1]) / 2
     return levels[torch.bucketize(values.contiguous(), middles)]
 
 
 def _coded(levels: tuple[float, ...], blocks: Blocks) -> Blocks:
-    scale = _largest(blocks)
-    return _nearest(torch.tensor(levels), blocks / scale) * scale
+    scale = largest(blocks)
+    return nearest(torch.tensor(levels), blocks / scale) * scale
 
 
 def _float8(name: str, blocks: Blocks) -> Blocks:
     kind = getattr(torch, name)
-    scale = _largest(blocks) / torch.finfo(kind).max
+    scale = largest(blocks) / torch.finfo(kind).max
     return (blocks / scale).to(kind).float() * scale
 
 
@@ -136,7 +136,7 @@ def rules() -> Iterator[Rule]:
             yield Rule(f"fp8 {name[:4]}, {words}", 8, group, partial(_float8, f"float8_{name}"))
 
 
-def _cut(weight: Matrix, group: int | None) -> Blocks | None:
+def cut(weight: Matrix, group: int | None) -> Blocks | None:
     """The blocks of a matrix, one a row; None where it does not divide."""
     if group is None:
         return weight
@@ -154,22 +154,22 @@ def by_rule(rule: Rule, parent: Matrix, child: Matrix) -> Codes:
 
 def each_by_rule(rule: Rule, parents: Sequence[Matrix], child: Matrix) -> list[Codes]:
     """The same of several parents, of the child's shape, that are quantized together."""
-    after = _cut(child, rule.group)
+    after = cut(child, rule.group)
     if after is None:
         return [Codes(0, 0, float("inf"))] * len(parents)
-    made = rule.apply(torch.cat([_cut(parent, rule.group) for parent in parents]).float())
+    made = rule.apply(torch.cat([cut(parent, rule.group) for parent in parents]).float())
     bits = mantissa_bits(child)
     if bits < 23:
         made = cast(made, stored_precision(child))
     made = made.reshape(len(parents), *after.shape)
-    equal = ((made - after).abs() <= TOLERANCE * _largest(after)).flatten(1).sum(dim=1)
+    equal = ((made - after).abs() <= TOLERANCE * largest(after)).flatten(1).sum(dim=1)
     return [Codes(count, after.numel(), 0.0) for count in equal.tolist()]
 
 
-def _steps(blocks: Blocks) -> Float[Tensor, "blocks one"]:
+def steps_of(blocks: Blocks) -> Float[Tensor, "blocks one"]:
     """Of each block the largest step that all its entries are whole multiples of, counted from its smallest; else 0."""
     ordered = blocks.double().sort(dim=1).values
-    size = _largest(blocks).double()
+    size = largest(blocks).double()
     gaps = ordered.diff(dim=1)
     gaps = torch.where(gaps > 16 * TOLERANCE * size, gaps, torch.inf)
     least, found = gaps.amin(1, keepdim=True), torch.zeros_like(size)
@@ -188,7 +188,7 @@ def _steps(blocks: Blocks) -> Float[Tensor, "blocks one"]:
 def by_levels(storage: Storage, parent: Matrix, child: Matrix) -> Codes:
     """How many entries of the parent lie nearest to the level that the child has in their place."""
     group = block_of(storage)
-    before, after = _cut(parent, group), _cut(child, group)
+    before, after = cut(parent, group), cut(child, group)
     if before is None:
         return Codes(0, 0, float("inf"))
     before, after = before.double(), after.double()
@@ -196,12 +196,12 @@ def by_levels(storage: Storage, parent: Matrix, child: Matrix) -> Codes:
         return _by_float8(before, after)
     if storage.format in ("nf4", "fp4"):
         levels = torch.tensor(NF4 if storage.format == "nf4" else FP4).double()
-        size = _largest(after)
-        rounded = _nearest(levels, before / size) * size
+        size = largest(after)
+        rounded = nearest(levels, before / size) * size
         equal = (rounded - after).abs() <= 1e-4 * size
         gap = 2 * size / 15
         return Codes(int(equal.sum()), equal.numel(), float(((before - after) / gap).square().mean().sqrt()))
-    step = _steps(after)
+    step = steps_of(after)
     known = (step > 0).squeeze(1)
     # Where no step is told (entries in another order than their groups) the range of the block gives its upper bound.
     range_ = (after.amax(1, keepdim=True) - after.amin(1, keepdim=True)) / (2 ** (storage.bits or 4) - 1)
@@ -211,7 +211,7 @@ def by_levels(storage: Storage, parent: Matrix, child: Matrix) -> Codes:
     if storage.format in ("nvfp4", "mxfp4"):
         levels = torch.tensor([*(-level for level in OCP_FP4[:0:-1]), *OCP_FP4]).double()
         codes = (after / step).round()
-        equal = _nearest(levels, before[known] / step) == codes
+        equal = nearest(levels, before[known] / step) == codes
         return Codes(int(equal.sum()), equal.numel(), residual)
     top, low = after == after.amax(1, keepdim=True), after == after.amin(1, keepdim=True)
     inside = error.abs() <= 0.5 + WHOLE
@@ -221,7 +221,7 @@ def by_levels(storage: Storage, parent: Matrix, child: Matrix) -> Codes:
 
 def _by_float8(before: Blocks, after: Blocks) -> Codes:
     """Scales of floats of 8 bits by their mantissas, of 3 bits or of 2: powers of two do not change these."""
-    size, best = _largest(after), Codes(0, 0, float("inf"))
+    size, best = largest(after), Codes(0, 0, float("inf"))
     for bits in (3, 2):
         for leading in range(1 << bits):
             scale = size / (1 + leading / (1 << bits))

@@ -1,7 +1,7 @@
 """The Model Graph (the paper's term): the recovered edges, as JSON that other programs can read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class ModelGraph:
 
 # Attributes of an edge to or from a model that is not there.
 HIDDEN_EDGE: dict[str, Any] = {"kind": None, "direction": "known", "hidden": True}
+
+
+def hidden_called(children: Sequence[str]) -> str:
+    """Id of a model that is not there, by its children."""
+    return f"hidden parent of {', '.join(children[:3])}"
 
 
 def standing_for(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

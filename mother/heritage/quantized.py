@@ -95,7 +95,7 @@ def find_quantized(sketches: Sequence[Sketch], first_pass: FirstPass, second_pas
     return found
 
 
-def _layers(one: Sketch, other: Sketch, names: set[str] | None = None) -> list[Layer]:
+def some_layers(one: Sketch, other: Sketch, names: set[str] | None = None) -> list[Layer]:
     """Some matrices that both models have in one shape; of `names` only."""
     both = [
         layer
@@ -118,7 +118,7 @@ def _packed(
     stored = first_pass.facts[child].storage
     fitting: list[tuple[float, int, int, dict[str, Any]]] = []
     for parent in parents:
-        layers = _layers(sketches[child], sketches[parent], set(stored))
+        layers = some_layers(sketches[child], sketches[parent], set(stored))
         parts = []
         for layer in layers:
             before, after = sketches[parent].read(layer), sketches[child].read(layer)
@@ -131,14 +131,15 @@ def _packed(
         codes, by_rules = _sum([one for one, _ in parts]), bool(parts) and all(rule for _, rule in parts)
         facts: dict[str, Any] = {"codes": round(codes.share, 4), "codes_compared": codes.compared}
         again = is_quantized(first_pass.facts[parent])  # made from a quantized one: only where every code says so
-        if codes.share >= _bar(storage, by_rules, again) and (by_rules or not again):
+        if codes.share >= bar_of(storage, by_rules, again) and (by_rules or not again):
             fitting.append((float(codes.compared - codes.equal), codes.compared, parent, facts))
         elif storage.format in SEARCHED and not again and codes.residual <= RESIDUAL:
             fitting.append((codes.residual, 0, parent, {"residual": round(codes.residual, 4)}))
     return _best(first_pass, fitting, described(storage))
 
 
-def _bar(storage: Storage, by_rules: bool, again: bool) -> float:
+def bar_of(storage: Storage, by_rules: bool, again: bool = False) -> float:
+    """The share of equal codes from which a packed model counts as made from another one; `again`: a quantized one."""
     if again:
         return 1.0
     if by_rules:
@@ -174,7 +175,7 @@ def _dequantized(
             continue
         both = [
             (layer, sketches[parent].read(layer), sketches[child].read(layer))
-            for layer in _layers(sketches[parent], sketches[child])
+            for layer in some_layers(sketches[parent], sketches[child])
         ]
         pairs[parent] = {layer: (before, after) for layer, before, after in both if not before.equal(after)}
     for back in (False, True):

@@ -19,6 +19,7 @@ from mother.evidence.low_rank import is_lora
 from mother.evidence.relatedness import related_components
 from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import Sketch, sketch_models
+from mother.heritage.absent import find_absent
 from mother.heritage.calibration import Coefficients, read_coefficients
 from mother.heritage.casts import find_casts, twin_ratios
 from mother.heritage.relations import exact_relations, find_aliases, is_not_trained
@@ -113,7 +114,8 @@ def measure(
     reused = first.before + second.before
     heritage = Heritage(found, second_pass, labels, aliases, relations, not_trained, [], reused)
     twins = twin_ratios(sketches, found, second_pass, relations, core)
-    return replace(heritage, twins=twins), second
+    absent = find_absent(sketches, found, second_pass, relations, labels.tolist()) if related else []
+    return replace(heritage, twins=twins, absent=absent), second
 
 
 def first_pass_snapshot(sketches: Sequence[Sketch], keep: Path | None) -> Snapshot:

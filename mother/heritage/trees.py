@@ -14,6 +14,7 @@ from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
 from mother.graph.acyclic import descents, find_circle, without_circles
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
+from mother.heritage.absent import Hidden, hidden_name, under_absent
 from mother.heritage.calibration import Coefficients, Weights, log_weights
 from mother.heritage.casts import is_trained_in
 from mother.heritage.quantized import is_quantized
@@ -23,19 +24,6 @@ from mother.heritage.terms import all_terms
 
 NO_PARENT = 1e6  # log weight that a tree loses by each model that nothing it could hang from is left for
 RECAST = 2.0  # log odds that a model was trained from the one of two twins that is stored as it is
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A model that is not there: its children, and its parent where that is there (None: it is the root)."""
-
-    children: tuple[int, ...]
-    parent: int | None
-
-
-def hidden_name(hidden: Hidden, models: list[str]) -> str:
-    """Id of a hidden ancestor: by its children, so that it is the same in every run."""
-    return f"hidden parent of {', '.join(models[child] for child in hidden.children[:3])}"
 
 
 @dataclass
@@ -72,6 +60,7 @@ class Heritage:
     row_scaled: dict[tuple[int, int], int | None] = field(default_factory=dict)  # see `row_scaled_ranks`
     twins: dict[tuple[int, int, int], float] = field(default_factory=dict)  # see `casts.twin_ratios`
     left_out: dict[str, str] = field(default_factory=dict)  # models that could not be used, and why
+    absent: list[tuple[int, ...]] = field(default_factory=list)  # quantizations of one model, see `find_absent`
     matched: dict[str, str] = field(default_factory=dict)  # models whose matrices had other names, and how they matched
 
     def hidden_name(self, hidden: Hidden) -> str:
@@ -110,6 +99,13 @@ def _recover_cluster(
     probability = weights.parents(marginals)
     tree = likeliest_edges(marginals, root, tree, members, known)
     parents, hidden = read_tree(tree, weights, members)
+    for group in heritage.absent:
+        if set(group) <= place.keys():
+            own = [place[child] for child in group]
+            chances = dict(zip(members, probability[:, own].sum(axis=1).tolist()))
+            parents, hidden = under_absent(parents, hidden, known, group, chances)
+            for at, member in enumerate(members):  # what is made from one of them keeps the odds of its arrow
+                probability[at, [one for one in own if parents.get(member) != members[one]]] = 0.0
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
     return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
 

@@ -9,7 +9,7 @@ from mother.evidence.low_rank import is_lora
 from mother.graph.acyclic import require_acyclic
 from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
-from mother.heritage.quantized import storage_of
+from mother.heritage.quantized import described, storage_of
 from mother.heritage.trees import Cluster, Heritage
 
 POSSIBLE = 0.2  # probability from which another model is named that may be the parent as well
@@ -83,6 +83,10 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
         if relation is not None:
             for parent in relation.parents:
                 edges.append(Edge(models[parent], models[child], relation_facts(heritage, parent, child)))
+        elif child in under and under[child].quantized:
+            said = described(storage_of(heritage.first_pass.facts[child]))
+            facts = HIDDEN_EDGE | {"kind": "quantize"} | said | {"probability": 1.0}
+            edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in under:
             facts = HIDDEN_EDGE | {"probability": _round(cluster.roots[place[child]])}
             facts |= _others(models, cluster, place[child], set()) | packed_facts(heritage, child)
@@ -99,7 +103,10 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
         if hidden.parent is not None:
-            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), dict(HIDDEN_EDGE)))
+            made: dict[str, Any] = {}
+            if hidden.quantized:  # nothing exact leads from one to the other: training does
+                made = {"kind": "fine-tune", "adjacency": _round(hidden.chance)}
+            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), HIDDEN_EDGE | made))
     return edges
 
 
