@@ -4,14 +4,13 @@ That an adapter fits its base by shape says nothing: it fits all models of the a
 that model with an update of low rank. Whose it is is asked of the update alone (`whose.py`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import networkx as nx
-
 from mother.collection.find import Source
 from mother.collection.lone import POSSIBLE
+from mother.collection.merged_edges import first_step, hang_merged
 from mother.collection.whose import ABSENT, ERROR, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import Edge, ModelGraph, standing_for
@@ -106,24 +105,15 @@ def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float, spoo
         base = place[named[one.base]]
         trees = {model: facts["tree"] for model, facts in graph.nodes.items()}
         answer = _answer(graph, one, base, known, min(error, ERROR) / len(adapted), spool)
-        graph = _hung(graph, one.id, base, weighed(answer, base, trees), answer)
+        graph = hang_merged(_hung(graph, one.id, base, weighed(answer, base, trees), answer), answer)
     return graph
-
-
-def _first_step(edges: Iterable[Edge], start: str, end: str) -> Edge | None:
-    """The first edge on the way from a model down to another one; None where there is no way."""
-    web = nx.DiGraph()
-    web.add_edges_from((edge.parent, edge.child, {"edge": edge}) for edge in edges)
-    if not (web.has_node(start) and web.has_node(end) and nx.has_path(web, start, end)):
-        return None
-    return web.edges[nx.shortest_path(web, start, end)[:2]]["edge"]
 
 
 def _hung(graph: ModelGraph, model: str, named: str, base: Base, answer: Answer | None) -> ModelGraph:
     """The graph with an adapter under its base. What hung between the two the other way round goes to those above."""
     own = [edge for edge in graph.edges if edge.child == model]
     edges = [edge for edge in graph.edges if edge.child != model]
-    if step := _first_step(edges, model, base.model):
+    if step := first_step(edges, model, base.model):
         edges.remove(step)
         edges += [Edge(edge.parent, step.child, step.attributes | edge.attributes) for edge in own[:1]]
     nodes = dict(graph.nodes)

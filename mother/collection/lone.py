@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 from mother.collection.find import Source
+from mother.collection.merged_edges import hang_merged
 from mother.collection.whose import ABSENT, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import Edge, ModelGraph
@@ -39,7 +41,7 @@ def hang(
     known = {source.id: source for source in sources}
     candidates = Candidates([known[name] for name in graph.nodes if name in named and name in known], spool)
     nodes, edges, left_out = dict(graph.nodes), list(graph.edges), dict(graph.left_out)
-    notes = list(graph.notes)
+    notes, answers = list(graph.notes), []
     for name in lone:
         try:
             answer = candidates.answer(known[name], error / len(lone))
@@ -55,7 +57,9 @@ def hang(
             nodes[name] = {"tree": str(max(trees, default=-1) + 1), "root": 1.0, "group": UNKNOWN}
             notes.append(f"{name} is an {answer.kind} of an unknown base: no model here is related to it")
         notes += answer.merged
-    return replace(graph, nodes=nodes, edges=tuple(edges), left_out=left_out, notes=tuple(notes))
+        answers.append(answer)
+    graph = replace(graph, nodes=nodes, edges=tuple(edges), left_out=left_out, notes=tuple(notes))
+    return reduce(hang_merged, answers, graph)
 
 
 def _root(answer: Answer) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mother.collection.find import Source
-from mother.collection.merged_twins import is_merged
+from mother.collection.merged_twins import Merged, is_merged
 from mother.errors import CheckpointError, InputError
 from mother.evidence.adapter_base import Fit, fit
 from mother.evidence.adapter_reads import Matrices, surroundings_of, updates_on
@@ -49,6 +49,7 @@ class Answer:
     unknown: float  # probability that the base is none of the candidates
     twins: tuple[tuple[str, str], ...] = ()  # (base, merged model): base + adapter is that model, up to its rounding
     claims: tuple[str, ...] = ()
+    exact: tuple[tuple[str, str], ...] = ()  # of the twins those that are so entry by entry
 
     @property
     def family(self) -> list[str]:
@@ -168,14 +169,15 @@ class Candidates:
         held = [replace(one, related=mark) for one, mark in zip(held, marks)]
         family = [one.model for one in held if one.related]
         bases = list(fits) if named is None else [model for model in fits if model == named or model in family]
-        twins = self._twins(updates, bases, list(fits))
+        ways = self._twins(updates, bases, list(fits))
+        twins, exact = list(ways), tuple(pair for pair, how in ways.items() if how != Merged.NEARLY)
         chances, unknown = self._chances(updates, family, twins)
         found = [replace(one, probability=chances.get(one.model, 0.0)) for one in held]
         found.sort(key=lambda one: (-one.probability, -one.z, one.model))
         found += [Candidate(model, why=reason) for model, reason in sorted(why.items())]
         said = tuple(claim.parent for claim in adapter.claims if claim.file == ADAPTER_CONFIG and claim.parent)
         return Answer(
-            adapter.id, ranks_of(alone), len(alone.update_of), error, tuple(found), unknown, tuple(twins), said
+            adapter.id, ranks_of(alone), len(alone.update_of), error, tuple(found), unknown, tuple(twins), said, exact
         )
 
     def _chances(
@@ -200,13 +202,19 @@ class Candidates:
         found = probabilities(first, [self.surroundings(model) for model in family])
         return {model: float((1 - ABSENT) * p) for model, p in zip(family, found)}, ABSENT
 
-    def _twins(self, updates: dict[str, Matrices], bases: list[str], fitting: list[str]) -> list[tuple[str, str]]:
-        """Pairs (base, merged model) of which the second is the first with the adapter, exactly."""
-        found = []
-        for base in bases:
-            for merged in fitting:
-                if base != merged and is_merged(
+    def _twins(
+        self, updates: dict[str, Matrices], bases: list[str], fitting: list[str]
+    ) -> dict[tuple[str, str], Merged]:
+        """Pairs (base, merged model) of which the second is the first with the adapter; of several bases the best."""
+        found: dict[tuple[str, str], Merged] = {}
+        for merged in fitting:
+            ways = {
+                base: is_merged(
                     updates[base], self.opened[base], self.opened[merged], self.read[base], self.read[merged]
-                ):
-                    found.append((base, merged))
+                )
+                for base in bases
+                if base != merged
+            }
+            best = min((how for how in ways.values() if how is not None), default=None)
+            found |= {(base, merged): how for base, how in ways.items() if how is not None and how == best}
         return found
