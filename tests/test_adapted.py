@@ -138,6 +138,17 @@ WEIGHED: dict[str, tuple[Answer | None, Callable[[Base], bool]]] = {
         answer({"a": 0.3, "b": 0.6}, {"a": 9.0, "b": 8.0}),
         lambda one: one.model == "a" and one.others == ("b",),
     ),
+    "a cast of the best": (
+        Answer(
+            "x",
+            (4,),
+            1,
+            1e-3,
+            (Candidate("b", 9.0, probability=0.6, related=True), Candidate("a", 9.0, related=True, form_of="b")),
+            0.1,
+        ),
+        lambda one: one.model == "a" and one.probability > 0.9 and one.others == () and one.tested,
+    ),
     "merged": (
         answer({"b": 1.0}, {"a": 0.0, "b": 9.0}, (("a", "b"),)),
         lambda one: (one.model, one.probability) == ("a", 1.0),

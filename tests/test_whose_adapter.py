@@ -13,6 +13,7 @@ from hub_server import HubServer, use
 from safetensors.torch import load_file, save_file
 
 from dataset.lone_adapters import FRESH, LINEAR, adapt, recipe_of
+from dataset.packing import write_gguf
 from dataset.zoo import train
 from dataset.zoo_models import build
 from mother.cli.commands import main
@@ -145,6 +146,38 @@ def test_an_adapter_names_its_family(family: Path) -> None:
     assert answer.kind == "adapter (rank 4)" and answer.weights == 21
     assert sum(one.probability for one in answer.candidates) + answer.unknown == pytest.approx(1)
     assert not answer.twins
+
+
+def forms(family: Path, folder: Path) -> dict[str, Path]:
+    """The child as others keep it: a copy, a cast, and quantizations of a known and of an unknown rounding."""
+    child = load_file(family / "child" / "model.safetensors")
+    for name, weights in (("copy", child), ("cast", {key: value.bfloat16() for key, value in child.items()})):
+        (folder / name).mkdir()
+        save_file(weights, folder / name / "model.safetensors")
+    for kind in ("Q8_0", "Q4_0"):
+        (folder / kind).mkdir()
+        write_gguf(child, "llama", kind, (4, 2), folder / kind / "m.gguf")
+    found = {name: folder / name for name in ("copy", "cast", "Q8_0", "Q4_0")}
+    return found | {name: family / name for name in ("root", "child", "other")}
+
+
+def test_forms_of_one_model_count_once(family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = forms(family, tmp_path)
+    adapter = Source("adapter", str(family / "adapter"))
+    few = Candidates(sources(family, "root", "child", "other")).answer(adapter)
+    answer = Candidates([Source(name, str(place)) for name, place in places.items()]).answer(adapter)
+    given = {one.model: one for one in answer.candidates}
+    assert set(answer.family) == places.keys() - {"other"}
+    assert {name for name, one in given.items() if one.form_of == "child"} == {"copy", "cast", "Q8_0", "Q4_0"}
+    for one in few.candidates:  # as probable as without them
+        assert given[one.model].probability == pytest.approx(one.probability) and not given[one.model].form_of
+    shown = _run(["whose-adapter", str(family / "adapter"), "--among", *map(str, places.values())], capsys)
+    assert "form of child" in shown
+    # Without the model in full precision its best form stands for it, and is less probable than a plain relative.
+    lossy = Candidates([Source(name, str(places[name])) for name in ("root", "Q8_0", "Q4_0")]).answer(adapter)
+    given = {one.model: one for one in lossy.candidates}
+    assert given["Q4_0"].form_of == "Q8_0" and given["Q4_0"].probability == 0 < given["Q8_0"].probability
+    assert sum(one.probability for one in lossy.candidates) + lossy.unknown == pytest.approx(1)
 
 
 def test_an_adapter_of_an_absent_family_is_unknown(family: Path) -> None:

@@ -68,7 +68,9 @@ def answer_text(answer: "Answer") -> str:
     else:
         first = answer.candidates[0]
         lines.append(f"family: {', '.join(answer.family)} (error {answer.error:g})")
-        lines.append(f"base: {first.model}, {first.probability:.2f}; none of these {answer.unknown:.2f}")
+        forms = [one.model for one in held if one.form_of == first.model]
+        also = f" (also as {', '.join(forms)})" if forms else ""
+        lines.append(f"base: {first.model}{also}, {first.probability:.2f}; none of these {answer.unknown:.2f}")
     if held:
         rows = [[one.model, one.z, _probability(one), one.sides] for one in held]
         lines += ["", format_table(("model", "z", "base", "sides"), rows, left=True)]
@@ -77,4 +79,6 @@ def answer_text(answer: "Answer") -> str:
 
 
 def _probability(one: "Candidate") -> str:
+    if one.form_of:
+        return f"form of {one.form_of}"
     return f"{one.probability:.3f}" if one.related or one.probability else "unrelated"

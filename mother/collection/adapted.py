@@ -48,6 +48,9 @@ def weighed(answer: Answer | None, claimed: str, family_of: Mapping[str, Any]) -
     if claimed in related:
         # Twins of others tell what was merged into whom, not what an adapter was trained on.
         chances = {one.model: one.probability for one in answer.candidates if one.related}
+        stands = next((one.form_of for one in answer.candidates if one.model == claimed), "")
+        if stands:  # of the forms of one model the one that is named
+            chances |= {claimed: chances[stands], stands: 0.0}
         if sum(chances.values()) == 0:
             chances = dict.fromkeys(chances, 1.0)
         weights = {model: chance * (CLAIMED if model == claimed else 1.0) for model, chance in chances.items()}

@@ -1,12 +1,14 @@
 """Whose adapter: the family and the base of an adapter, from its update and the weights of the candidates alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mother.collection.find import Source
+from mother.collection.forms import form_of, representatives
 from mother.collection.merged_twins import Merged, is_merged
 from mother.errors import CheckpointError, InputError
 from mother.evidence.adapter_base import Fit, fit
@@ -33,6 +35,7 @@ class Candidate:
     why: str = ""  # it does not fit
     probability: float = 0.0  # that it is the base
     related: bool = False
+    form_of: str = ""  # the candidate that it is a copy, a cast or a quantization of, which stands for both
     kinds: dict[str, float] = field(default_factory=dict)  # kind of matrix and side -> its own score
     sides: int = 0  # of matrices that took part
 
@@ -85,6 +88,7 @@ class Answer:
                     "probability": round(one.probability, 4),
                     "z": round(one.z, 2) if one.z is not None else None,
                     "sides": one.sides,
+                    **({"form_of": one.form_of} if one.form_of else {}),
                     "kinds": {kind: round(z, 2) for kind, z in one.kinds.items()},
                     **({"why": one.why} if one.why else {}),
                 }
@@ -113,6 +117,13 @@ def ranks_of(adapter: AdaptedCheckpoint) -> tuple[int, ...]:
     return tuple(sorted({one.rank for one in adapter.adapter.updates.values() if one.rank}))
 
 
+def _form_of(model: str, stands: Mapping[str, str], chances: Mapping[str, float]) -> str:
+    """The model that a candidate is a form of, by the name of the form that has the probability; none of itself."""
+    first = stands.get(model, model)
+    named = next((one for one, other in stands.items() if other == first and one in chances), first)
+    return named if named != model else ""
+
+
 class Candidates:
     """The models that adapters are held against. No more than a few of their matrices are in memory at once."""
 
@@ -122,6 +133,7 @@ class Candidates:
         self.opened: dict[str, Checkpoint] = {}
         self.why: dict[str, str] = {}  # one cannot be used
         self.read: dict[str, Surroundings] = {}
+        self.priors: dict[str, float] = {}  # of those that are packed, see `Form`
         for source in sources:
             try:
                 checkpoint = open_checkpoint(*source.opened_by())
@@ -171,8 +183,12 @@ class Candidates:
         bases = list(fits) if named is None else [model for model in fits if model == named or model in family]
         ways = self._twins(updates, bases, list(fits))
         twins, exact = list(ways), tuple(pair for pair, how in ways.items() if how != Merged.NEARLY)
-        chances, unknown = self._chances(updates, family, twins)
-        found = [replace(one, probability=chances.get(one.model, 0.0)) for one in held]
+        stands = self._stands(family)
+        chances, unknown = self._chances(updates, family, twins, stands)
+        found = [
+            replace(one, probability=chances.get(one.model, 0.0), form_of=_form_of(one.model, stands, chances))
+            for one in held
+        ]
         found.sort(key=lambda one: (-one.probability, -one.z, one.model))
         found += [Candidate(model, why=reason) for model, reason in sorted(why.items())]
         said = tuple(claim.parent for claim in adapter.claims if claim.file == ADAPTER_CONFIG and claim.parent)
@@ -180,15 +196,28 @@ class Candidates:
             adapter.id, ranks_of(alone), len(alone.update_of), error, tuple(found), unknown, tuple(twins), said, exact
         )
 
+    def _stands(self, family: list[str]) -> dict[str, str]:
+        """Which model of the family stands for each: itself, or the one that it is a form of."""
+        names = set.intersection(*(set(self.surroundings(model).matrices) for model in family)) if family else set()
+        if not names:
+            return {model: model for model in family}
+        first = self.surroundings(family[0]).matrices
+        order = sorted(names, key=lambda name: (math.prod(first.pieces[name].shape), name))  # the smallest may tell
+        forms = [form_of(model, self.opened[model], self.surroundings(model).matrices, order) for model in family]
+        self.priors = {one.model: one.prior for one in forms}
+        return representatives(forms, order)
+
     def _chances(
-        self, updates: dict[str, Matrices], family: list[str], twins: list[tuple[str, str]]
+        self, updates: dict[str, Matrices], family: list[str], twins: list[tuple[str, str]], stands: dict[str, str]
     ) -> tuple[dict[str, float], float]:
-        """Probability of each candidate, and of none of them."""
+        """Probability of each candidate, and of none of them; forms of one model have that of the one that stands."""
         exact = sorted({base for base, _ in twins})
         if exact:
-            return {base: 1 / len(exact) for base in exact}, 0.0
+            named = {stands.get(base, base): base for base in reversed(exact)}
+            return {base: 1 / len(named) for base in named.values()}, 0.0
         if not family:
             return {}, 1.0
+        family = [model for model in family if stands[model] == model]
         # Relatives of other shapes, such as one with a longer vocabulary, have the same inner matrices.
         names = set.intersection(*(set(updates[model]) for model in family))
         names &= set.intersection(*(set(self.surroundings(model).matrices) for model in family))
@@ -196,11 +225,13 @@ class Candidates:
         same = all(
             self.surroundings(model).pieces[name].shape == own.pieces[name].shape for model in family for name in names
         )
-        if not same or not names:
-            return {model: (1 - ABSENT) / len(family) for model in family}, ABSENT
-        first = Matrices([own.pieces[name] for name in sorted(names)], own.read)
-        found = probabilities(first, [self.surroundings(model) for model in family])
-        return {model: float((1 - ABSENT) * p) for model, p in zip(family, found)}, ABSENT
+        found = np.ones(len(family))
+        if same and names:
+            first = Matrices([own.pieces[name] for name in sorted(names)], own.read)
+            found = probabilities(first, [self.surroundings(model) for model in family])
+        found = found * [self.priors.get(model, 1.0) for model in family]
+        found = (1 - ABSENT) * found / found.sum()
+        return {model: float(p) for model, p in zip(family, found)}, ABSENT
 
     def _twins(
         self, updates: dict[str, Matrices], bases: list[str], fitting: list[str]
