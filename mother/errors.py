@@ -34,6 +34,10 @@ class ManifestError(InputError):
         self.file, self.reason, self.remedy = str(file), reason, remedy
         super().__init__(f"{file}: {reason}. {remedy}")
 
+    def __reduce__(self) -> tuple:
+        """As itself from a worker: a pool breaks at an error that it cannot read."""
+        return type(self), (self.file, self.reason, self.remedy)
+
 
 class CheckpointError(InputError):
     """One model cannot be used; the others of the run go on.
@@ -47,3 +51,7 @@ class CheckpointError(InputError):
         self.model, self.file, self.reason, self.remedy = model, str(file), reason, remedy
         self.transient = transient
         super().__init__(f"model {model}: {reason} ({file}). {remedy}")
+
+    def __reduce__(self) -> tuple:
+        """As itself from a worker."""
+        return type(self), (self.model, self.file, self.reason, self.remedy, self.transient)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from mother.collection.find import search
-from mother.errors import CheckpointError
+from mother.errors import CheckpointError, InputError, ManifestError
 from mother.io.checkpoint import Checkpoint
 from mother.io.layers import Layer
 from mother.io.open import open_checkpoint
@@ -31,6 +32,19 @@ def shard(folder: Path, weights: dict[str, torch.Tensor], names: tuple[str, str]
     weight_map = {name: file for part, file in zip(parts, files) for name in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CheckpointError("m", "weights.bin", "tensor 'a' is cut off", "Fetch it again", transient=True),
+        ManifestError("list.json", "node 'a' is there twice", "Remove one"),
+    ],
+)
+def test_errors_come_back_from_a_worker_as_they_are(error: InputError) -> None:
+    """A pool of processes breaks at an error that cannot be read again."""
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
 
 
 def read_all(source: Path | str) -> dict[Layer, torch.Tensor]:
