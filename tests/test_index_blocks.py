@@ -1,19 +1,22 @@
 """The work on blocks of a large family: what is done once for many pairs gives what each alone would."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import save_family
 
 from mother.collection.find import search
+from mother.errors import InputError
 from mother.evidence.candidates import candidate_pairs
 from mother.evidence.codes import by_rule, each_by_rule, rules
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import kept_sketch
 from mother.index.build import build
-from mother.index.engine import Engine
+from mother.index.engine import Engine, check_address
 from mother.index.held import held_sketch
 from mother.index.store import Index, create_index
 
@@ -64,10 +67,9 @@ def test_a_block_measures_of_its_core_what_all_pairs_measure(tmp_path: Path) -> 
     assert np.array_equal(whole.square, block.square) and np.array_equal(whole.turned, block.turned)
     assert whole.relatedness.any() and not block.relatedness.any()
     pairs, near = candidate_pairs(whole, np.zeros(5, int), {}, set())
-    found = []
-    for core in (None, set(range(5)), {0}):
-        passed = take_second_pass(sketches, pairs, near, [None] * 5, [23] * 5, CPU, core=core)
-        found.append(passed.triple["looked"] > 0)
+    cores = (None, set(range(5)), {0})
+    passed = [take_second_pass(sketches, pairs, near, [None] * 5, [23] * 5, CPU, core=core) for core in cores]
+    found = [one.triple["looked"] > 0 for one in passed]
     asked = np.zeros_like(found[0])
     for number, (one, other) in enumerate(pairs):
         asked[number, list({*near[one], *near[other]})] = True
@@ -75,3 +77,23 @@ def test_a_block_measures_of_its_core_what_all_pairs_measure(tmp_path: Path) -> 
     outside = np.array([0 not in pair for pair in pairs])
     asked[outside, 1:] = False
     assert np.array_equal(found[2], asked)
+    # Of the other pairs nothing is lacking but which model is the newer, and what that is told by.
+    for name, values in passed[0].arrays.items():
+        some = ~outside if name in ("newness", "leads", "rounding") else slice(None)
+        assert np.array_equal(passed[2].arrays[name][:, some], values[:, some])
+    for name, values in passed[0].triple.items():
+        assert np.array_equal(passed[2].triple[name], np.where(found[2], values, 0))
+    beyond = [one.beyond[:, ~outside] for one in passed]
+    assert np.array_equal(beyond[0], beyond[2], equal_nan=True) and np.isfinite(beyond[0]).any()
+    assert outside.any() and np.isnan(passed[2].beyond[:, outside]).all()
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
+    """Before Ray is asked, which tries for half a minute; forms that name no machine are left to Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in ("local", "auto", f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "other://of/ray"):
+            check_address(address)
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "nowhere.invalid:1", "nowhere", "", "one:two"):
+        with pytest.raises(InputError, match="there is no Ray at .* Give --ray local, auto, host:port or ray://"):
+            check_address(address)

@@ -263,7 +263,7 @@ def test_a_child_that_decays_is_still_the_newer_one(monkeypatch: pytest.MonkeyPa
 
 
 def share_kept(one: Tensor, other: Tensor, third: Tensor) -> float:
-    """Share that `find_sides` states, of three matrices, by definition: both differences without W_one + W_other."""
+    """Share that `add_kept` states, of three matrices, by definition: both differences without W_one + W_other."""
     one, other, third = (w.double().flatten() for w in (one, other, third))
     both = (one + other) / (one + other).norm()
     differ, to_third = (w - one - both * (both @ (w - one)) for w in (other, third))
@@ -277,14 +277,14 @@ def test_the_share_that_a_third_model_kept_is_that_of_what_turns() -> None:
     square = torch.cdist(weights.double().flatten(1), weights.double().flatten(1)).square().numpy()
     length = weights.double().flatten(1).norm(dim=1).square().numpy()
     ends = np.array([0, 1]), np.array([1, 0])
-    energy, share = differences._share_kept(square, length, *ends, 2)
+    energy, share = differences._share_kept(square, length, *ends, np.array([2, 2]))
     assert share == pytest.approx([share_kept(*weights), share_kept(weights[1], weights[0], weights[2])], rel=1e-6)
     assert share[0] == pytest.approx(1 - share[1]) == pytest.approx(0.6, abs=0.05)
     shrunk = float((weights[1] - weights[0]).norm() ** 2)
     assert energy[0] == pytest.approx(energy[1]) and energy[0] < 0.4 * shrunk
     factors = np.array([1, 0.8, 0.7])  # of one matrix: nothing but its length changes
     square = np.subtract.outer(factors, factors) ** 2 * length[0]
-    assert differences._share_kept(square, factors**2 * length[0], *ends, 2)[0].max() == 0
+    assert differences._share_kept(square, factors**2 * length[0], *ends, np.array([2, 2]))[0].max() == 0
 
 
 def test_siblings_that_decayed_alike_do_not_lie_between(tmp_path: Path) -> None:

@@ -84,12 +84,15 @@ def candidate_pairs(
         hubs[int(labels[k])].update(m for m in nearest[k].tolist() if allowed[k, m])
     candidates, neighbours = [], []
     sizes = np.bincount(labels[usable], minlength=labels.max() + 1)
+    trained = ~np.isin(np.arange(n), list(not_trained))
+    most_near = {label: [m for m, _ in count.most_common(HUBS)] for label, count in hubs.items()}
     for k in range(n):
-        order = [int(m) for m in np.argsort(square[k], kind="stable") if allowed[k, m]]
-        near = [m for m in order if m not in not_trained][:NEIGHBOURS]
-        few = near[:CANDIDATES] + [m for m in order if m in not_trained][:2] + sharing.get(k, [])
-        few += [m for m, _ in hubs[int(labels[k])].most_common(HUBS)]
-        candidates.append(order if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]])
+        order = np.argsort(square[k], kind="stable")
+        order = order[allowed[k, order]]
+        near = order[trained[order]][:NEIGHBOURS].tolist()
+        few = near[:CANDIDATES] + order[~trained[order]][:2].tolist() + sharing.get(k, [])
+        few += most_near.get(int(labels[k]), [])
+        candidates.append(order.tolist() if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]])
         neighbours.append(near)
     tree = minimum_spanning_tree(np.where(allowed, square + np.finfo(float).tiny, 0)).tocoo()
     ends = [(min(i, j), max(i, j)) for i, j in zip(tree.row.tolist(), tree.col.tolist())]

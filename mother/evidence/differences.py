@@ -33,8 +33,12 @@ def compare_pairs(
     grids: list[list[OnGrid | None]],
     bits: Int[Tensor, "pairs two"],
     zeros: Bool[Tensor, "pairs two"],
+    directions: bool = True,
 ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new."""
+    """All numbers of one layer of some pairs; leading u, s, v of D above rounding noise, u' W_first v, what is new.
+
+    Without `directions` none of the latter, and no numbers that say which of the two is the newer: half of the work.
+    """
     difference = (j - i).double()  # what rounds here is below the noise of the arithmetic that made the update
     energy = difference.square().sum(dim=(1, 2))
     values: dict[str, Any] = {"energy": energy.cpu().numpy(), "entries": i[0].numel()}
@@ -56,15 +60,19 @@ def compare_pairs(
         ]
     # Between two types, parent and update may both have been rounded to the coarser.
     noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
-    found = spectrum(difference, noise, DIRECTIONS)
+    found = spectrum(difference, noise, DIRECTIONS if directions else 0)
     values |= {name: getattr(found, name).cpu().numpy() for name in ("rank", "full", "gap", "flatness", "side")}
     values["rounding"], values["scattered"] = np.zeros(len(i)), np.zeros(len(i))
     if len(found.low):
         parts, types = (i[found.low], j[found.low], found.residual), bits[found.low]
-        tested = rounding_test(*parts) + precision_test(*parts, types)
         low = found.low.cpu().numpy()
-        values["rounding"][low] = tested.cpu().numpy()
         values["scattered"][low] = _scattered(*parts, types, found.rank[found.low]).cpu().numpy()
+        if directions:
+            values["rounding"][low] = (rounding_test(*parts) + precision_test(*parts, types)).cpu().numpy()
+    if not directions:
+        _without_length(i, j, difference, found.full)
+        values["kurtosis"] = scaled_kurtosis(difference).cpu().numpy()
+        return values, ()
     start = ((i @ found.v.float()) * found.u.float()).sum(dim=1)
     added = directions_added(start, found.s)
     told = {"newness": newness(added, found.s), "leads": leads(found.s, energy, *i.shape[1:])}
@@ -112,7 +120,7 @@ def _without_length(
     j: Float[Tensor, "pairs rows columns"],
     difference: Float[Tensor, "pairs rows columns"],
     full: Bool[Tensor, "pairs"],
-    told: dict[str, Float[Tensor, "pairs"]],
+    told: dict[str, Float[Tensor, "pairs"]] | None = None,
 ) -> None:
     """Where a good part of a difference of full rank changes the matrix's length alone, take both at one length.
 
@@ -129,6 +137,8 @@ def _without_length(
     factor = (other / one).sqrt()[chosen, None, None]
     first, second = i[chosen].double() * factor, j[chosen].double() / factor
     difference[chosen] = second - first
+    if told is None:
+        return
     u, s, v = leading_triples(second - first, DIRECTIONS)
     told["newness"][chosen] = newness(directions_added(((first @ v) * u).sum(dim=1), s), s)
     told["leads"][chosen] = leads(s, difference[chosen].square().sum(dim=(1, 2)), *i.shape[1:])
@@ -155,24 +165,19 @@ TRIPLE = ("weight", "weight2", "kept", "kept2")
 
 def find_sides(
     weights: Float[Tensor, "members rows columns"],
-    square: Float[np.ndarray, "members members"],
     place: dict[int, int],
     triples: tuple[Tensor, ...],
     chosen: list[int],
-    ends: Int[np.ndarray, "pairs two"],
     asked: tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]],
     sides: np.ndarray,
-    triple: dict[str, np.ndarray],
 ) -> None:
     """Add one layer to the shares of each pair's directions that third models kept, or never had (inheritance).
 
     beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
-    `square` holds the squared distances in this layer, `ends` the places in it of the two models of each pair, `asked`
-    which third models (ascending) which of the chosen pairs ask for, by its place among these.
+    `asked` are which third models (ascending) which of the chosen pairs ask for, by its place among these.
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
     u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
     thirds, rows = asked
     risen = s.any(dim=1).cpu().numpy()[rows]
@@ -188,14 +193,32 @@ def find_sides(
         kept = (kept - start[at]) / s[at].clamp(min=1e-30)
         like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[at]
         found = torch.cat([like.sum(dim=2), (like * added[at]).sum(dim=2)]).cpu().numpy()
-        pairs = numbers[own]
-        sides[:, pairs, third] += found
-        triple["looked"][pairs, third] += 1
-        first, second = ends[own].T
-        weight, whole = _share_kept(square, length, first, second, place[third])
-        values = weight, weight**2, weight * whole, weight * whole**2
-        for name, value in zip(TRIPLE, values):
-            triple[name][pairs, third] += value
+        sides[:, numbers[own], third] += found
+
+
+def add_kept(
+    square: Float[np.ndarray, "members members"],
+    length: Float[np.ndarray, "members"],
+    place: dict[int, int],
+    chosen: list[int],
+    ends: Int[np.ndarray, "pairs two"],
+    asked: tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]],
+    triple: dict[str, np.ndarray],
+) -> None:
+    """Add one layer to the shares of each pair's difference that third models have.
+
+    `square` holds the squared distances in this layer, `length` the squared lengths, `ends` the places in it of the two
+    models of each pair; `asked` is as in `find_sides`.
+    """
+    thirds, rows = asked
+    where = np.array(chosen, dtype=int)[rows], thirds
+    triple["looked"][where] += 1
+    first, second = ends[rows].T
+    at = np.array([place[third] for third in thirds.tolist()], dtype=int)
+    weight, whole = _share_kept(square, length, first, second, at)
+    values = weight, weight**2, weight * whole, weight * whole**2
+    for name, value in zip(TRIPLE, values):
+        triple[name][where] += value
 
 
 def _share_kept(
@@ -203,7 +226,7 @@ def _share_kept(
     length: Float[np.ndarray, "members"],
     first: Int[np.ndarray, "pairs"],
     second: Int[np.ndarray, "pairs"],
-    third: int,
+    third: Int[np.ndarray, "pairs"],
 ) -> tuple[Float[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
     """Energy of D = W_second - W_first, and the share of it that a third model has: <W_third - W_first, D> / |D|^2.
 

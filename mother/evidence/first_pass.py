@@ -21,6 +21,7 @@ from mother.numeric.threads import in_chunks
 COMPARABLE = 0.5  # share of two models' weights below which nothing is said of them: what was not seen may be inherited
 CANCELLED = 1e-13  # share of the squared norms below which a squared distance is what float64 left of a difference
 GRAM_ENTRIES = 1 << 20  # budget: entries of a Gram product at a time
+GRAM_ROWS = 128  # budget: models whose products with all later ones are taken at a time: a Gram matrix is symmetric
 
 
 @dataclass
@@ -90,12 +91,14 @@ def square_distances(
         centred = part.double()
         size += torch.linalg.vector_norm(centred, dim=1).square()
         centred -= centred.mean(dim=0)
-        gram.addmm_(centred, centred.T)
+        for start in range(0, len(weights), GRAM_ROWS):
+            rows = slice(start, start + GRAM_ROWS)
+            gram[rows, start:].addmm_(centred[rows], centred[start:].T)
     norms = gram.diagonal()
     both = norms[:, None] + norms[None]
-    square = (both - gram - gram.T).fill_diagonal_(0)
-    square[square < CANCELLED * both] = 0
-    return square.cpu().numpy(), size.cpu().numpy()
+    square = torch.triu(both - 2 * gram, 1)
+    square = square.masked_fill_(square < CANCELLED * both, 0)
+    return (square + square.T).cpu().numpy(), size.cpu().numpy()
 
 
 def take_first_pass(
@@ -121,7 +124,7 @@ def take_first_pass(
     read = progress(left) if left else lambda: None
     for _, members, scale, weights in stacks(sketches, read, done):
         weights = weights.to(device)
-        chosen = np.ix_(members, members)
+        chosen = (slice(None),) * 2 if len(members) == n else np.ix_(members, members)
         square, size = square_distances(weights)
         sums["square"][chosen] += scale * square
         length = np.sqrt(size)

@@ -27,6 +27,7 @@ COMBINED = 32.0  # times the rounding noise: below it a claim is not judged, sin
 DEPENDENT_AMONG = 10  # budget: nearest neighbours among which the parts of a combination are looked for
 PARENTS = 5  # budget: parents of a merge, at most
 INSIDE = 0.01  # least coefficient of a parent of a merge
+GRAM_CHUNK = 1 << 16  # budget: entries of each neighbour that are worked on together, in the processor's cache
 TINIEST = {10: 2.0**-24}  # least unit in the last place by mantissa bits, where it matters: that of float16
 
 
@@ -42,6 +43,24 @@ class Merge:
     def convex(self) -> bool:
         """Whether the model lies between its parents."""
         return min(self.coefficients) > 0
+
+
+def local_gram(
+    weight: Float[Tensor, "rows columns"], near: Sequence[Float[Tensor, "rows columns"]]
+) -> Float[np.ndarray, "k1 k1"]:
+    """Inner products of W_neighbour - W for the neighbours of a model and, last, of W itself."""
+    differ = [at for at, other in enumerate(near) if not torch.equal(other, weight)]  # frozen matrices add nothing
+    flat, others = weight.flatten(), [near[at].flatten() for at in differ]
+    gram = torch.zeros(len(differ) + 1, len(differ) + 1, dtype=torch.float64, device=weight.device)
+    for start in range(0, len(flat), GRAM_CHUNK):
+        own = flat[start : start + GRAM_CHUNK].double()
+        rows = torch.stack([*(other[start : start + GRAM_CHUNK] for other in others), torch.zeros_like(own)]).double()
+        rows[:-1] -= own
+        rows[-1] = own
+        gram += rows @ rows.T
+    result = np.zeros((len(near) + 1, len(near) + 1))
+    result[np.ix_([*differ, -1], [*differ, -1])] = gram.cpu().numpy()
+    return result
 
 
 def _affine_fit(gram: Float[np.ndarray, "sets k k"]) -> tuple[Float[np.ndarray, "sets k"], Float[np.ndarray, "sets"]]:

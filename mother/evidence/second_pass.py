@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mother.evidence.differences import TRIPLE, compare_pairs, find_sides
+from mother.evidence.differences import TRIPLE, add_kept, compare_pairs, find_sides
 from mother.evidence.direction import CAST_BINS
 from mother.evidence.facts import HALVES
 from mother.evidence.first_pass import groups, square_distances, stacks
 from mother.evidence.grids import Grid, OnGrid, on_grid
+from mother.evidence.merges import local_gram
 from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer
 from mother.io.snapshots import Snapshot
@@ -52,6 +53,9 @@ class SecondPass:
 
     beyond[0, p, m] is the share of D's directions in which model m is like the first of the pair, beyond[1, p, m]
     like the second (nan: not looked at). beyond[2] and beyond[3] are the newness of these directions, times the share.
+
+    Of pairs without a model of the core, where there is one, nobody asks which model is the newer: beyond is nan, and
+    newness, leads, rounding and cast are 0.
     """
 
     first: np.ndarray
@@ -60,7 +64,7 @@ class SecondPass:
     arrays: dict[str, np.ndarray]
     beyond: Float[np.ndarray, "four pairs models"]
     neighbours: list[list[int]]
-    grams: list[Float[np.ndarray, "_ _ _"]]  # of each model, see `_local_gram`; layers that all of them have
+    grams: list[Float[np.ndarray, "_ _ _"]]  # of each model, see `local_gram`; layers that all of them have
     triple: dict[str, Float[np.ndarray, "pairs models"]] = field(default_factory=dict)
     cast: Float[np.ndarray, "pairs bins1"] = field(default_factory=lambda: np.zeros((0, CAST_BINS + 1)))
 
@@ -89,24 +93,22 @@ ARRAYS += ("leads",)
 EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))
 
 
-def _local_gram(
-    weight: Float[Tensor, "rows columns"], near: Sequence[Float[Tensor, "rows columns"]]
-) -> Float[np.ndarray, "k1 k1"]:
-    """Inner products of W_neighbour - W for the neighbours of a model and, last, of W itself."""
-    differ = [at for at, other in enumerate(near) if not torch.equal(other, weight)]  # frozen matrices add nothing
-    flat, others = weight.flatten(), [near[at].flatten() for at in differ]
-    gram = torch.zeros(len(differ) + 1, len(differ) + 1, dtype=torch.float64, device=weight.device)
-    for start in range(0, len(flat), CHUNK_ENTRIES // 8):
-        own = flat[start : start + CHUNK_ENTRIES // 8].double()
-        rows = torch.stack(
-            [*(other[start : start + CHUNK_ENTRIES // 8] for other in others), torch.zeros_like(own)]
-        ).double()
-        rows[:-1] -= own
-        rows[-1] = own
-        gram += rows @ rows.T
-    result = np.zeros((len(near) + 1, len(near) + 1))
-    result[np.ix_([*differ, -1], [*differ, -1])] = gram.cpu().numpy()
-    return result
+class _Stack(NamedTuple):
+    """One layer of all models that have it, and what all its pairs need.
+
+    Which row of the results it is, the place of each model in it, entries of the whole over those of a part, the
+    weights and the same in half precisions, squared distances and lengths, which have zeros, and which are on a grid.
+    """
+
+    row: int
+    place: dict[int, int]
+    scale: float
+    weights: Float[Tensor, "members rows columns"]
+    coarse: dict[str, Tensor]
+    square: Float[np.ndarray, "members members"]
+    length: Float[np.ndarray, "members"]
+    zeros: Bool[Tensor, "members"]
+    on: dict[int, OnGrid]
 
 
 class _Layers:
@@ -126,7 +128,10 @@ class _Layers:
         self.neighbours, self.grids, self.bits, self.core = neighbours, grids, bits, core
         self.order = {layer: row for row, layer in enumerate(dict.fromkeys(layers))}
         self.arrays = {name: np.zeros((len(self.order), len(pairs))) for name in ARRAYS}
+        # Of pairs outside of a core only what third models of the core are told by, see `SecondPass`.
+        self.inside = np.array([core is None or not core.isdisjoint(pair) for pair in pairs], dtype=bool)
         self.sides = np.zeros((4, len(pairs), count))
+        self.sides[:, ~self.inside] = np.nan
         self.triple = {name: np.zeros((len(pairs), count)) for name in ("looked", *TRIPLE)}
         self.cast = np.zeros((len(pairs), CAST_BINS + 1))
         self.grams: list[list[np.ndarray]] = [[] for _ in range(count)]
@@ -165,67 +170,60 @@ class _Layers:
         zeros = (weights == 0).flatten(1).any(dim=1)
         on = {m: on_grid(weights[at], grid) for m, at in place.items() if (grid := self.grids[m]) is not None}
 
-        square = square_distances(weights)[0]
         stored = {self.bits[m] for m in members}
         coarse = {name: weights.to(getattr(torch, name)) for name in HALVES if MANTISSA[name] in stored}
-
-        def look(chosen: list[int]) -> None:
-            self._look(self.order[layer], chosen, place, scale, weights, coarse, square, zeros, on)
-
-        _in_parts(look, there, max(1, STACK_ENTRIES // weights[0].numel()), weights.device)
+        length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
+        square = square_distances(weights)[0]
+        stack = _Stack(self.order[layer], place, scale, weights, coarse, square, length, zeros, on)
+        largest = max(1, STACK_ENTRIES // weights[0].numel())
+        _in_parts(lambda some: self._look(stack, some), there, largest, weights.device)
         near = self.neighbours
         asked = members if self.core is None else [m for m in members if m in self.core]
         ready = [m for m in asked if len(near[m]) > 1 and all(other in place for other in near[m])]
         in_threads(
-            lambda m: self.grams[m].append(
-                scale * _local_gram(weights[place[m]], [weights[place[k]] for k in near[m]])
-            ),
+            lambda m: self.grams[m].append(scale * local_gram(weights[place[m]], [weights[place[k]] for k in near[m]])),
             ready,
         )
 
-    def _look(
-        self,
-        row: int,
-        chosen: list[int],
-        place: dict[int, int],
-        scale: float,
-        weights: Float[Tensor, "members rows columns"],
-        coarse: dict[str, Tensor],
-        square: Float[np.ndarray, "members members"],
-        zeros: Bool[Tensor, "members"],
-        on: dict[int, OnGrid],
-    ) -> None:
+    def _look(self, stack: "_Stack", chosen: list[int]) -> None:
         """Compare some pairs in one layer; another thread may look at others."""
+        row, place, weights = stack.row, stack.place, stack.weights
         first, second, entries = self.first, self.second, weights[0].numel()
         equal = [p for p in chosen if torch.equal(weights[place[first[p]]], weights[place[second[p]]])]
         for name, value in (("entries", entries), *((kind, entries) for kind in EQUAL), ("gap", 1)):
             self.arrays[name][row, equal] = value
         chosen = sorted({*chosen} - {*equal})  # frozen matrices have nothing to decompose
-        if not chosen:
-            return
-        triples = []
         small = max(1, CHUNK_ENTRIES // entries)
-        for start in range(0, len(chosen), small):
-            part = chosen[start : start + small]
-            ends = torch.tensor([(place[first[p]], place[second[p]]) for p in part], device=weights.device)
-            i, j = weights[ends[:, 0]], weights[ends[:, 1]]
-            grids = [[on.get(m) for m in (first[p], second[p])] for p in part]
-            stored = [(self.bits[first[p]], self.bits[second[p]]) for p in part]
-            stored = torch.tensor(stored, device=weights.device)
-            values, some = compare_pairs(i, j, grids, stored, zeros[ends])
-            values["energy"] = scale * values["energy"]
-            self.cast[part] += values.pop("cast")
-            triples.append(some)
-            for name in HALVES:
-                both = coarse.get(name)
-                same = None if both is None else (both[ends[:, 0]] == both[ends[:, 1]]).flatten(1).sum(dim=1)
-                values[f"equal_{name}"] = values["equal"] if same is None else same.cpu().numpy()
-            for name, value in values.items():
-                self.arrays[name][row, part] = value
-        joined = tuple(torch.cat(parts) for parts in zip(*triples))
-        ends = np.array([(place[first[p]], place[second[p]]) for p in chosen])
-        asked = self._asked(chosen, place)
-        find_sides(weights, square, place, joined, chosen, ends, asked, self.sides, self.triple)
+        for whole in (True, False):
+            some = [p for p in chosen if self.inside[p] == whole]
+            parts = [some[start : start + small] for start in range(0, len(some), small)]
+            triples = [self._compare(stack, part, whole) for part in parts]
+            if whole and triples:
+                joined = tuple(torch.cat(parts) for parts in zip(*triples))
+                find_sides(weights, place, joined, some, self._asked(some, place), self.sides)
+        risen = [p for p in chosen if self.arrays["rank"][row, p] > 0]
+        ends = np.array([(place[first[p]], place[second[p]]) for p in risen], dtype=int).reshape(-1, 2)
+        add_kept(stack.square, stack.length, place, risen, ends, self._asked(risen, place), self.triple)
+
+    def _compare(self, stack: "_Stack", part: list[int], whole: bool) -> tuple[Tensor, ...]:
+        """The numbers of a few pairs in one layer; their leading directions if they are asked for as a `whole`."""
+        weights, place, row = stack.weights, stack.place, stack.row
+        models = [(self.first[p], self.second[p]) for p in part]
+        ends = torch.tensor([(place[i], place[j]) for i, j in models], device=weights.device)
+        grids = [[stack.on.get(m) for m in pair] for pair in models]
+        stored = torch.tensor([(self.bits[i], self.bits[j]) for i, j in models], device=weights.device)
+        values, triples = compare_pairs(
+            weights[ends[:, 0]], weights[ends[:, 1]], grids, stored, stack.zeros[ends], directions=whole
+        )
+        values["energy"] = stack.scale * values["energy"]
+        self.cast[part] += values.pop("cast", 0)
+        for name in HALVES:
+            both = stack.coarse.get(name)
+            same = None if both is None else (both[ends[:, 0]] == both[ends[:, 1]]).flatten(1).sum(dim=1)
+            values[f"equal_{name}"] = values["equal"] if same is None else same.cpu().numpy()
+        for name, value in values.items():
+            self.arrays[name][row, part] = value
+        return triples
 
     def _asked(
         self, chosen: list[int], place: dict[int, int]

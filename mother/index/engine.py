@@ -5,15 +5,19 @@ no harm. A worker that dies costs the jobs that it was at; they are given to ano
 """
 
 import multiprocessing
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from mother.errors import InputError
 
 RETRIES = 3  # times that a job is given to another worker where one died
+ANSWER = 5.0  # seconds in which a cluster's address must answer: Ray itself tries for minutes, and warns all the time
+HERE = ("local", "auto")  # addresses that name no machine: a cluster of this command's own, one that runs here
 AHEAD = 2  # budget: jobs for each worker that are handed out at a time, so that none waits and no queue grows
 
 
@@ -60,6 +64,24 @@ def _in_processes(function: Callable[..., Any], jobs: Sequence[tuple], workers: 
                 raise
 
 
+def check_address(address: str) -> None:
+    """Raises InputError where nothing answers at a cluster's address: host:port, or ray://host:port."""
+    scheme, _, rest = address.rpartition("://")
+    if address in HERE or scheme not in ("", "ray"):
+        return
+    try:
+        parts = urlsplit(f"//{rest}")
+        if not parts.hostname or not parts.port:
+            raise ValueError("it is no host:port")
+        socket.create_connection((parts.hostname, parts.port), ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise InputError(_no_ray(address, error)) from None
+
+
+def _no_ray(address: str, error: Exception) -> str:
+    return f"there is no Ray at {address}: {error}. Give --ray local, auto, host:port or ray://host:port."
+
+
 def _on_ray(function: Callable[..., Any], jobs: Sequence[tuple], workers: int, address: str) -> Iterator[Any]:
     """Jobs as tasks of Ray, which starts a task again where its worker died. Raises InputError without a cluster."""
     try:
@@ -68,12 +90,13 @@ def _on_ray(function: Callable[..., Any], jobs: Sequence[tuple], workers: int, a
         raise InputError("--ray needs Ray, which is not installed. Install `mother[ray]`.") from None
     started = not ray.is_initialized()
     if started:
+        check_address(address)
         quiet = {"include_dashboard": False} if address == "local" else {}
         here = {"num_cpus": workers, "_node_ip_address": "127.0.0.1"} if address == "local" else {"address": address}
         try:
             ray.init(**here, **quiet, log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"there is no Ray at {address}: {error}. Give --ray local or an address.") from None
+            raise InputError(_no_ray(address, error)) from None
     try:
         task, waiting, running = ray.remote(max_retries=RETRIES)(function), iter(jobs), []
         width = AHEAD * max(workers, int(ray.cluster_resources().get("CPU", workers)))

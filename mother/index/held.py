@@ -12,8 +12,8 @@ from mother.errors import CheckpointError
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.io.checkpoint import Checkpoint, filled
 
-HELD = 1024  # budget: sketches that a worker holds
-SMALL = 1 << 17  # budget: bytes of one that is held: to open a larger one costs little beside reading it
+HELD = 4096  # budget: sketches that a worker holds
+SMALL = 1 << 16  # budget: bytes of one that is held: to open a larger one costs little beside reading it
 
 Stamp = tuple[int, int, int]  # of a file: which it is, its size, and when it was written
 

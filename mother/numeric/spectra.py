@@ -187,7 +187,8 @@ def _flatness(gram: Float[Tensor, "pairs rows rows"]) -> Float[Tensor, "pairs"]:
 def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tensor, "pairs"], count: int) -> Spectrum:
     """Rank, and up to `count` leading triples, of each difference; `noise` is the norm of what rounding leaves in it.
 
-    Differences that are surely of full rank, most of those that training leaves, need their leading triples only.
+    Differences that are surely of full rank, most of those that training leaves, need their leading triples only; of a
+    `count` of 0 nothing more is computed of them.
     """
     difference = difference.double()
     pairs, rows, columns = difference.shape
@@ -201,7 +202,7 @@ def spectrum(difference: Float[Tensor, "pairs rows columns"], noise: Float[Tenso
     gap, s = difference.new_ones(pairs), difference.new_zeros(pairs, count)
     u, v = difference.new_zeros(pairs, rows, count), difference.new_zeros(pairs, columns, count)
     low, residual = rank[:0], difference[:0]
-    if full.any():
+    if count and full.any():
         u[full], s[full], v[full] = leading_triples(difference[full], count, None if gram is None else gram[full])
     if not full.all():
         rest = (~full).nonzero()[:, 0]
