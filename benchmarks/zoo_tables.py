@@ -1,6 +1,7 @@
 """Tables of their own on the zoo: families whose root was never annealed, and merges with their children."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,6 +36,16 @@ def unannealed_families(coefficients: Coefficients) -> dict[str, tuple[Manifest,
         heritage = recover_clusters(traced_manifest(manifest), coefficients)
         found[name] = manifest, build_graph(name, heritage)
     return found
+
+
+def without_roots(manifest: Manifest) -> Manifest:
+    """The same models, but for the root of each family, its copies, and what arithmetic alone made of it."""
+    roots = {node.id for node in manifest.nodes if not node.all_parents}
+    gone = roots | {
+        n.id for n in manifest.nodes if n.parent in roots and n.kind in ("copy", "cast", "prune", "quantize")
+    }
+    nodes = tuple(replace(node, absent=node.absent or node.id in gone) for node in manifest.nodes)
+    return replace(manifest, name=f"{manifest.name}_without_roots", nodes=nodes)
 
 
 def named_parents(manifest: Manifest, graph: ModelGraph) -> float:

@@ -27,7 +27,7 @@ from mother.graph.pictures import RIGHT, WRONG, draw_trees, through_hidden
 from mother.graph.scores import score_graph, visible_edges
 from mother.heritage.calibration import Weights
 from mother.heritage.trace import trace
-from mother.heritage.trees import Hidden, likeliest_edges, read_tree
+from mother.heritage.trees import Hidden, below_first, likeliest_edges, read_tree
 from mother.heritage.typed_graph import build_graph
 from mother.io.checkpoint import Checkpoint
 from mother.io.open import open_checkpoint
@@ -181,6 +181,26 @@ def test_siblings_of_an_absent_parent_hang_under_a_hidden_ancestor(tmp_path: Pat
     assert len(hidden) == 1
     assert {child for parent, child in edges(found) if parent == hidden[0]} == set(siblings)
     assert visible_edges(found) == {("s3", "grandchild")}
+
+
+def test_the_first_of_a_tree_may_be_a_sibling_of_what_hangs_from_it(tmp_path: Path) -> None:
+    """Of children of an absent model the one that moved least looks much like their parent: no such edge is sure."""
+    root = base(0)
+    least = moved(root, 1, 0.03)
+    children = {f"child{k}": moved(root, 2 + k, 0.15 + 0.02 * k) for k in range(6)}
+    last = {"last": moved(children["child0"], 20, 0.2), "own": moved(least, 21, 0.2)}
+    graph = recover(models(tmp_path, least=least, **children, **last))
+    found = {pair: facts for pair, facts in edges(graph).items() if facts.get("adjacency") is not None}
+    assert ("child0", "last") in found and ("least", "child0") in found
+    wrong = [facts for pair, facts in found.items() if pair not in {("child0", "last"), ("least", "own")}]
+    assert wrong and all(facts["adjacency"] <= 0.9 for facts in wrong)
+
+
+def test_below_the_first_of_each_tree() -> None:
+    """1 is a cast of 0, 3 a merge, 7 and 8 hang under a model that is not there, whose parent is 5."""
+    parents = {1: 0, 2: 1, 3: 2, 4: 3, 5: 0, 6: 5, 9: 7, 12: 10}
+    hidden = [Hidden((7, 8), 5), Hidden((10, 11), None)]
+    assert below_first(parents, hidden, {1: (0,), 3: (2, 6)}) == [(1, 2), (0, 5), (10, 12)]
 
 
 def test_models_beside_one_another_hang_from_one_that_is_not_there() -> None:

@@ -29,6 +29,8 @@ MOST_BESIDE = 3.0  # models next to one that make it a hub
 ELDEST = math.log(3)  # log odds of who came first that numbers of descendants alone can give: no arrow is known by them
 COUNTED = math.log(9)  # log odds that who counted more batches came last: anybody can write a counter, none is sure
 EXACT_WEIGHT = 60.0  # log weight of an exact relation
+# Probability that who hangs from the first of a tree is its sibling, whose parent is absent, however sure the tree is.
+STANDS_IN = 0.1
 
 
 BETWEEN = ("level", *FEATURES)

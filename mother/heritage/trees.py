@@ -1,6 +1,6 @@
 """The most probable tree of each cluster of related models."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
@@ -15,7 +15,7 @@ from mother.evidence.second_pass import SecondPass
 from mother.graph.acyclic import descents, find_circle, without_circles
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
 from mother.heritage.absent import Hidden, hidden_name, under_absent
-from mother.heritage.calibration import Coefficients, Weights, log_weights
+from mother.heritage.calibration import STANDS_IN, Coefficients, Weights, log_weights
 from mother.heritage.casts import is_trained_in
 from mother.heritage.quantized import is_quantized
 from mother.heritage.relation import Relation
@@ -99,6 +99,10 @@ def _recover_cluster(
     probability = weights.parents(marginals)
     tree = likeliest_edges(marginals, root, tree, members, known)
     parents, hidden = read_tree(tree, weights, members)
+    exact = {child: heritage.relations[child].parents for child in members if child in heritage.relations}
+    for parent, child in below_first(parents, hidden, exact):
+        ways = [place[parent], place[child]], [place[child], place[parent]]
+        probability[ways] *= min(1.0, (1 - STANDS_IN) / max(probability[ways].sum(), 1e-300))
     for group in heritage.absent:
         if set(group) <= place.keys():
             own = [place[child] for child in group]
@@ -108,6 +112,24 @@ def _recover_cluster(
                 probability[at, [one for one in own if parents.get(member) != members[one]]] = 0.0
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
     return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
+
+
+def below_first(
+    parents: Mapping[int, int], hidden: Sequence[Hidden], exact: Mapping[int, Collection[int]]
+) -> list[tuple[int, int]]:
+    """(parent, child) of the edges that training made below the first model of each tree, or below its casts.
+
+    The parent may be one more child of a model that is absent: it is the one that moved least, and lies among its
+    siblings much as their parent would. `exact` are the parents by exact relations.
+    """
+    under = {child for one in hidden if one.parent is not None for child in one.children}
+
+    def is_first(place: int) -> bool:
+        while len(made_from := exact.get(place, ())) == 1:
+            place = next(iter(made_from))
+        return place not in parents and place not in under
+
+    return [(parent, child) for child, parent in parents.items() if child not in exact and is_first(parent)]
 
 
 def known_pairs(heritage: Heritage, members: list[int]) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ from mother.graph.acyclic import Pair, find_circle, without_circles
 from mother.graph.certainty import KNOWN
 from mother.graph.model_graph import HIDDEN_EDGE, Edge
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
-from mother.heritage.trees import NO_PARENT, hang, hidden_name
+from mother.heritage.calibration import STANDS_IN
+from mother.heritage.trees import NO_PARENT, below_first, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
 from mother.index.exact import Exact, read_exact
 from mother.index.offers import Offers, by_exact, prefer_casts, read_offers, with_priors, without_ancestors
@@ -121,6 +122,7 @@ def best_edges(
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
     parents, hidden = hang(above, below, list(range(len(ids))))
+    tree = _doubting(tree, [child for _, child in below_first(parents, hidden, exact)])
     others = _others(offers, tree, ids)
     edges = []
     group = nodes[ids[0]].get("group") if ids else None
@@ -141,6 +143,14 @@ def best_edges(
             facts = HIDDEN_EDGE | {"probability": round(float(tree.absent[child]), 4)} | others(child, -1)
             edges.append(Edge(name, ids[child], facts | stored.packed.get(child, {})))
     return edges
+
+
+def _doubting(tree: Tree, children: list[int]) -> Tree:
+    """The same, no surer than may be that these models are no siblings of what they hang from."""
+    adjacency = tree.adjacency.copy()
+    adjacency[children] = adjacency[children].clip(0, 1 - STANDS_IN)
+    absent = (tree.absent + (tree.adjacency - adjacency) * tree.arrow).clip(0, 1)
+    return replace(tree, adjacency=adjacency, absent=absent)
 
 
 def _tree_facts(tree: Tree, at: int, how: str) -> dict[str, Any]:
