@@ -81,6 +81,19 @@ class Judged:
 HEAD = ("edges", "directed", "undirected", "kinds", "ECE", "chance", "ECE pair", "ECE arrow", "Brier", "sure", "wrong")
 
 
+def list_wrong(judged: Judged) -> None:
+    """Print every wrong edge that was stated as sure."""
+    for stated, right, *_, text in judged.edges:
+        if stated >= SURE and not right:
+            print(f"  sure and wrong: {stated:.3f} {text}")
+
+
+def wrong_when_sure(row: list) -> float:
+    """The share of the sure edges that are wrong, by a row of `Judged`."""
+    columns = dict(zip(HEAD, row))
+    return columns["wrong"] / max(1, columns["sure"])
+
+
 def part(manifest: Manifest, graph: ModelGraph, key: str, value: str) -> tuple[Manifest, ModelGraph]:
     """What belongs to one architecture or plot."""
     nodes = tuple(node for node in manifest.nodes if node.recipe[key] == value)
@@ -174,9 +187,7 @@ def main(args: Args) -> None:
         rows = [[value, *one.row()] for value, one in together.items()] + [["all", *pooled(together.values()).row()]]
         print(f"\n{args.seeds} seeds: leave one {key} out\n{format_table((key, *HEAD), rows)}")
         print(f"\neach seed: leave one {key} out\n{format_table(('zoo', *HEAD), wholes)}")
-        for one in pooled(together.values()).edges:
-            if one[0] >= SURE and not one[1]:
-                print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
+        list_wrong(pooled(together.values()))
         missed += check(rows) if key == "architecture" else []
     print("\n" + merge_table(*zoos[0], coefficients["architecture"]))
     missed += without_annealing(coefficients["architecture"]["llama"])
@@ -198,7 +209,7 @@ def without_annealing(coefficients: Coefficients) -> list[str]:
     print(f"\nroots without annealing\n{format_table(('family', *HEAD, 'named'), rows)}")
     columns = dict(zip(HEAD, whole))
     missed = [f"without annealing {columns['directed']:.3f} < 0.8"] if columns["directed"] < 0.8 else []
-    wrong = columns["wrong"] / max(1, columns["sure"])
+    wrong = wrong_when_sure(whole)
     return missed + ([f"without annealing wrong when sure {wrong:.3f}"] if wrong > LARGEST["wrong when sure"] else [])
 
 
@@ -218,11 +229,8 @@ def rootless(zoos: list[Manifest], coefficients: dict[str, Coefficients]) -> lis
     whole = pooled(together)
     rows.append(["all", *whole.row()])
     print(f"\nroots taken away, one architecture left out\n{format_table(('zoo', *HEAD), rows)}")
-    for one in whole.edges:
-        if one[0] >= SURE and not one[1]:
-            print(f"  sure and wrong: {one[0]:.3f} {one[5]}")
-    columns = dict(zip(HEAD, rows[-1][1:]))
-    wrong = columns["wrong"] / max(1, columns["sure"])
+    list_wrong(whole)
+    wrong = wrong_when_sure(rows[-1][1:])
     return [f"without roots wrong when sure {wrong:.3f}"] if wrong > LARGEST["wrong when sure"] else []
 
 
@@ -235,7 +243,7 @@ def check(rows: list[list]) -> list[str]:
         for name, least in TARGETS.items()
         if whole[columns[name]] < least
     ]
-    share = whole[columns["wrong"]] / max(1, whole[columns["sure"]])
+    share = wrong_when_sure(whole[1:])
     found += [f"wrong when sure {share:.3f}"] if share > LARGEST["wrong when sure"] else []
     found += [f"ECE {whole[columns['ECE']]:.3f}"] if whole[columns["ECE"]] > LARGEST["ece"] else []
     least = LARGEST["ece of one architecture"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mother.collection.find import Source
 from mother.collection.lone import POSSIBLE
-from mother.collection.merged_edges import first_step, hang_merged
+from mother.collection.merged_edges import hang_merged, turned_way
 from mother.collection.whose import ABSENT, ERROR, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import Edge, ModelGraph, standing_for
@@ -115,10 +115,7 @@ def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float, spoo
 def _hung(graph: ModelGraph, model: str, named: str, base: Base, answer: Answer | None) -> ModelGraph:
     """The graph with an adapter under its base. What hung between the two the other way round goes to those above."""
     own = [edge for edge in graph.edges if edge.child == model]
-    edges = [edge for edge in graph.edges if edge.child != model]
-    if step := first_step(edges, model, base.model):
-        edges.remove(step)
-        edges += [Edge(edge.parent, step.child, step.attributes | edge.attributes) for edge in own[:1]]
+    edges = turned_way([edge for edge in graph.edges if edge.child != model], model, base.model, own)
     nodes = dict(graph.nodes)
     if nodes[base.model]["tree"] != nodes[model]["tree"]:  # what was made from it hangs from the base that is named
         edges = [replace(edge, parent=named) if edge.parent == model else edge for edge in edges]

@@ -1,6 +1,6 @@
 """The edge from a base to a model that an adapter was merged into, where that is so entry by entry."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,18 @@ def first_step(edges: Iterable[Edge], start: str, end: str) -> Edge | None:
     if not (web.has_node(start) and web.has_node(end) and nx.has_path(web, start, end)):
         return None
     return web.edges[nx.shortest_path(web, start, end)[:2]]["edge"]
+
+
+def turned_way(edges: Sequence[Edge], start: str, end: str, own: Sequence[Edge]) -> list[Edge]:
+    """The edges, where no way leads from a model down to the one that it is hung under now.
+
+    The first step of that way goes to what the model hung from, the first of its `own` edges, or is gone without one.
+    """
+    edges = list(edges)
+    if step := first_step(edges, start, end):
+        edges.remove(step)
+        edges += [Edge(edge.parent, step.child, step.attributes | edge.attributes) for edge in own[:1]]
+    return edges
 
 
 def hang_merged(graph: ModelGraph, answer: Answer | None) -> ModelGraph:
@@ -50,10 +62,7 @@ def _facts(answer: Answer, base: str, own: list[Edge]) -> dict[str, Any]:
 
 def _under(graph: ModelGraph, base: str, merged: str, own: list[Edge], facts: dict[str, Any]) -> ModelGraph:
     """The graph with one model under another. What hung between the two the other way round goes to those above."""
-    edges = [edge for edge in graph.edges if edge.child != merged]
-    if step := first_step(edges, merged, base):
-        edges.remove(step)
-        edges += [Edge(edge.parent, step.child, step.attributes | edge.attributes) for edge in own[:1]]
+    edges = turned_way([edge for edge in graph.edges if edge.child != merged], merged, base, own)
     nodes = {name: dict(values) for name, values in graph.nodes.items()}
     nodes[merged]["root"] = 0.0
     graph = replace(graph, nodes=nodes, edges=(*edges, Edge(base, merged, facts)))

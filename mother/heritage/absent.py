@@ -15,9 +15,8 @@ from mother.heritage.quantized import is_quantized, some_layers, storage_of
 from mother.heritage.relation import Relation
 from mother.io.reader import Storage
 
-EXPECTED = (
-    30.0  # entries that must be apart if the two were of siblings as far as the candidate: by chance none is, e^-30
-)
+# Entries that must be apart if the two were of siblings as far as the candidate: by chance none is, e^-30.
+EXPECTED = 30.0
 
 
 @dataclass(frozen=True)
