@@ -197,7 +197,7 @@ def test_a_list_that_is_not_of_the_weights_is_said(case: str, tmp_path: Path) ->
     average = change([torch.randn_like(value) for value in model.parameters()])
     torch.save({"model": model.state_dict(), "ema": {"shadow_params": average}}, tmp_path / "a.pt")
     check(tmp_path / "a.pt", model.state_dict())
-    with pytest.raises(CheckpointError, match=f"{said}.* Name one of these, or none"):
+    with pytest.raises(CheckpointError, match=f"{said}.*; there is model .* Name one of these, or none"):
         open_checkpoint("m", tmp_path / "a.pt", state="ema")
     # Two tables of one shape, one of which was trained.
     tables = {"first": torch.ones(3, 4), "second": torch.ones(3, 4)}

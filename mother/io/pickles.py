@@ -21,7 +21,7 @@ from mother.io.legacy import MAGIC, Locate, Read, read_legacy, unpickled
 from mother.io.pickle_names import StoredTensor
 from mother.io.places import File, Place
 from mother.io.reader import BITS, MAX_NAME, Listing, Reader, TensorInfo, bytes_of
-from mother.io.states import NoState, averages, beside, choose, entries, find_states
+from mother.io.states import NoState, averages, beside, choose, entries, find_states, listed
 from mother.io.unpickler import TensorUnpickler
 
 MAX_PICKLE = 100_000_000  # bytes of the pickle inside the archive
@@ -176,7 +176,8 @@ def chosen(table: list[list[Any]], state: str | None) -> tuple[dict[str, TensorI
     by_path = {path: (count, rows, aside) for path, count, rows, aside in table}
     count, rows, aside = by_path[choose({path: count for path, (count, _, _) in by_path.items()}, state)]
     if isinstance(rows, str):
-        raise ValueError(rows) if count else NoState(rows)
+        usable = [path for path, (size, *_) in by_path.items() if size]
+        raise ValueError(rows) if count else NoState(f"{rows}; there is {listed(usable) or 'no other state'}")
     infos = {}
     for name, dtype, shape, start, end, *strides in rows:
         order = partial(_ordered, dtype=dtype, shape=tuple(shape), strides=strides) if strides else None

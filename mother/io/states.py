@@ -3,7 +3,7 @@
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -151,6 +151,11 @@ def entries(state: State) -> int:
     return sum(math.prod(tensor.shape) for tensor in state.values())
 
 
+def listed(paths: Iterable[str]) -> str:
+    """The first of some states, as an error names them."""
+    return ", ".join(path[:SHOWN] or "the whole file" for path in islice(paths, MOST_NAMED))
+
+
 def choose(sizes: dict[str, int], wanted: str | None) -> str:
     """The path of the weights among states of so many entries; raises ValueError where `wanted` is none of them.
 
@@ -167,8 +172,7 @@ def choose(sizes: dict[str, int], wanted: str | None) -> str:
         if not among and wanted == "ema":
             among = [path for path in sizes if AVERAGE.search(words(path))]
         if not among:
-            there = ", ".join(path[:SHOWN] or "the whole file" for path in list(sizes)[:MOST_NAMED])
-            raise NoState(f"it has no state {wanted!r}, but {there}")
+            raise NoState(f"it has no state {wanted!r}, but {listed(sizes)}")
     return max(among, key=sizes.__getitem__)
 
 
