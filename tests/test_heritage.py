@@ -16,8 +16,9 @@ from mother.evidence import sketch as sketches
 from mother.evidence.direction import shrunk_rows
 from mother.evidence.edges import pooled_newness
 from mother.evidence.first_pass import take_first_pass
-from mother.evidence.low_rank import LORA_GAP, SCATTERED, is_lora
+from mother.evidence.low_rank import LORA_GAP, SCATTERED, is_lora, own_ranks
 from mother.evidence.relatedness import layer_cosine, related_components
+from mother.evidence.second_pass import SecondPass
 from mother.evidence.sketch import sketch_models
 from mother.graph.arborescence import edge_marginals
 from mother.graph.collection import open_models
@@ -181,6 +182,35 @@ def test_siblings_of_an_absent_parent_hang_under_a_hidden_ancestor(tmp_path: Pat
     assert len(hidden) == 1
     assert {child for parent, child in edges(found) if parent == hidden[0]} == set(siblings)
     assert visible_edges(found) == {("s3", "grandchild")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_low_ranks_tell_siblings_of_an_absent_parent(seed: int, tmp_path: Path) -> None:
+    """However little one of them moved; with their parent there they are its children."""
+    root = base(seed)
+    children = {f"child{k}": moved(root, 10 * seed + k + 1, 0.02 + 0.05 * k, rank=4) for k in range(4)}
+    alone = recover(models(tmp_path / "alone", **children))
+    assert not visible_edges(alone) and len([node for node in alone.nodes.values() if node.get("hidden")]) == 1
+    whole = recover(models(tmp_path / "whole", root=root, **children))
+    assert visible_edges(whole) == {("root", child) for child in children}
+
+
+def test_ranks_on_both_sides_of_where_a_third_model_joins() -> None:
+    """Updates of rank 2 from an absent root, and a child of rank 1 of the first model, in two matrices."""
+    ways = {(0, 1): 4, (0, 2): 4, (1, 2): 4, (0, 3): 1, (1, 3): 5, (2, 3): 5}
+    first, second = np.array(sorted(ways)).T
+    rank = np.array([[ways[pair] for pair in sorted(ways)], [2 * ways[pair] for pair in sorted(ways)]])
+    full = np.zeros_like(rank)
+    full[1, list(sorted(ways)).index((1, 3))] = 1  # not told, so what lies in this matrix does not count
+    arrays = {"energy": np.ones_like(rank), "rank": rank, "full": full}
+    second_pass = SecondPass(first, second, [], arrays, np.zeros((4, 6, 4)), [], [])
+    low = np.ones(6, dtype=bool)
+    number = second_pass.index
+    assert own_ranks(second_pass, low, number[0, 1], [2, 3]).tolist() == [0.5, 0]
+    assert own_ranks(second_pass, low, number[1, 2], [3, 0]).tolist() == [0.5, 0.5]
+    assert own_ranks(second_pass, low, number[0, 3], [1, 2]).tolist() == [0, 0]
+    low[number[0, 2]] = False
+    assert own_ranks(second_pass, low, number[0, 1], [2, 3]).tolist() == [0, 0]
 
 
 def test_the_first_of_a_tree_may_be_a_sibling_of_what_hangs_from_it(tmp_path: Path) -> None:

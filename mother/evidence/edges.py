@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from mother.evidence.direction import agreed, cast_direction, shrunk_rows
 from mother.evidence.facts import HALVES, Facts, batches_later, mantissa
 from mother.evidence.first_pass import FirstPass
-from mother.evidence.low_rank import is_lora
+from mother.evidence.low_rank import is_lora, own_ranks
 from mother.evidence.second_pass import EQUAL, SecondPass
 from mother.evidence.triples import FEW, look_between
 from mother.numeric.floats import MANTISSA
@@ -37,8 +37,8 @@ class Evidence:
         equality     log of how many entries equal those of j, against the model that shares most with it
         altered      whether i was pruned, quantized, cast or merged: few models are trained from such
         private      log of the share of what differs that i has for itself, other models lack it like j; or that j has,
-                     if that is less: a parent has nothing of its own against its child. 0 for low ranks, which have
-                     too few directions
+                     if that is less: a parent has nothing of its own against its child. Of low ranks, whose few
+                     directions cannot be told as new, what another model shares partly with i and partly with j
         flatness     of the spectrum of what differs: small where it lies in few directions, see `spectra.flatness`
     between[t, k], names in triples.FEATURES: whether the model third[t] lies between the two of ends[:, t]
     direction[..., k], names in DIRECTION: positive where j is the newer one, antisymmetric
@@ -142,10 +142,15 @@ def gather(
     structure[..., 2] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     structure[..., 4] = _flatness(second_pass, [(place[i], place[j], p) for i, j, p in looked_at], n)
     for i, j, p in asked:
-        if not {i, j} & not_trained and not is_lora(second_pass, p):
+        if not {i, j} & not_trained:
             thirds = [m for m in members if m not in (i, j) and m not in not_trained]
-            own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
-            structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = min(own)
+            as_first, as_second, of_second, not_of_first = second_pass.beyond[:, p, thirds]
+            if triples.low[p]:
+                # Of a merge with a third model ranks alone would say the same, of small updates directions would.
+                own = _private(np.minimum.reduce([as_first, as_second, own_ranks(second_pass, triples.low, p, thirds)]))
+            else:
+                own = min(_private(of_second), _private(-not_of_first))
+            structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = own
     between = triples.features, inside[ends], inside[triples.third]
     return Evidence(structure, *between, direction, exact, one_way, counted, candidate, most)
 
@@ -170,13 +175,12 @@ def _flatness(second_pass: SecondPass, pairs: list[tuple[int, int, int]], n: int
     return np.nan_to_num(found, nan=np.nanmin(found, initial=0.0))
 
 
-def _private(newness: Float[np.ndarray, "thirds"]) -> float:
-    """Log of the share of the directions to another model that are the start's own, and that others lack, too.
+def _private(lacking: Float[np.ndarray, "thirds"]) -> float:
+    """Log of the share of what differs that is a model's own, from the share that each third model lacks, too.
 
-    `newness` is that of the directions in which each third model is like the other, seen from the start, times their
-    share; NaN where it was not looked at.
+    NaN where it was not looked at; where the third model has more, it is below 0.
     """
-    lacking = np.sort(np.nan_to_num(-newness, nan=0.0).clip(0))[::-1]
+    lacking = np.sort(np.nan_to_num(lacking, nan=0.0).clip(0))[::-1]
     # The second largest of several, so that one odd model tells little.
     share = lacking[1] if len(lacking) > 1 else lacking.sum() / 2
     return float(np.log1p(share / OWN))
