@@ -21,6 +21,7 @@ DECISIVE = 20.0  # log likelihood ratio from which rounding alone tells the arro
 CERTAIN = 200.0  # log likelihood ratio that no other evidence outweighs
 SHRUNK = 40.0  # log likelihood ratio, as good as certain, of rows that shrank by one factor
 OWN = 0.01  # share of directions that a model may seem to have for itself: true parents have as much
+OWN_RANK = 0.001  # the same of ranks, which are counted, not estimated: true parents have none
 CHANCE = 30.0  # entries that may be equal by chance
 EQUAL_BITS = (MANTISSA["float32"], *(MANTISSA[name] for name in HALVES))
 STRUCTURE = ("log_square", "equality", "altered", "private", "flatness")
@@ -147,7 +148,8 @@ def gather(
             as_first, as_second, of_second, not_of_first = second_pass.beyond[:, p, thirds]
             if triples.low[p]:
                 # Of a merge with a third model ranks alone would say the same, of small updates directions would.
-                own = _private(np.minimum.reduce([as_first, as_second, own_ranks(second_pass, triples.low, p, thirds)]))
+                ranks = own_ranks(second_pass, triples.low, p, thirds)
+                own = _private(np.minimum.reduce([as_first, as_second, ranks]), OWN_RANK)
             else:
                 own = min(_private(of_second), _private(-not_of_first))
             structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = own
@@ -175,15 +177,15 @@ def _flatness(second_pass: SecondPass, pairs: list[tuple[int, int, int]], n: int
     return np.nan_to_num(found, nan=np.nanmin(found, initial=0.0))
 
 
-def _private(lacking: Float[np.ndarray, "thirds"]) -> float:
+def _private(lacking: Float[np.ndarray, "thirds"], floor: float = OWN) -> float:
     """Log of the share of what differs that is a model's own, from the share that each third model lacks, too.
 
-    NaN where it was not looked at; where the third model has more, it is below 0.
+    NaN where it was not looked at; where the third model has more, it is below 0. Shares below the `floor` say little.
     """
     lacking = np.sort(np.nan_to_num(lacking, nan=0.0).clip(0))[::-1]
     # The second largest of several, so that one odd model tells little.
     share = lacking[1] if len(lacking) > 1 else lacking.sum() / 2
-    return float(np.log1p(share / OWN))
+    return float(np.log1p(share / floor))
 
 
 def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
