@@ -55,11 +55,18 @@ def hang(
         else:
             trees = [int(facts["tree"]) for facts in nodes.values()]
             nodes[name] = {"tree": str(max(trees, default=-1) + 1), "root": 1.0, "group": UNKNOWN}
-            notes.append(f"{name} is an {answer.kind} of an unknown base: no model here is related to it")
+            notes.append(f"{name} is an {answer.kind} of an unknown base: {_unknown(answer)}")
         notes += answer.merged
         answers.append(answer)
     graph = replace(graph, nodes=nodes, edges=tuple(edges), left_out=left_out, notes=tuple(notes))
     return reduce(hang_merged, answers, graph)
+
+
+def _unknown(answer: Answer) -> str:
+    """Why an adapter is of an unknown base."""
+    if any(one.z is not None for one in answer.candidates):
+        return "no model here is related to it"
+    return next((one.why for one in answer.candidates if "does not fit" not in one.why), "it fits no model here")
 
 
 def _root(answer: Answer) -> float:

@@ -197,7 +197,7 @@ class Candidates:
         fits: dict[str, Fit] = {}
         updates: dict[str, Matrices] = {}
         for model, one in list(adapted.items()):
-            if not all(update.adds for update in one.adapter.updates.values()):
+            if one.factors_alone() is not None:
                 why[model] = "it fits, but factors of weights (IA3) do not say whose they are"
                 continue
             shapes = {name: info.shape for name, (_, info) in self.opened[model].tensors.items()}

@@ -215,8 +215,8 @@ class AdaptedCheckpoint(Checkpoint):
         for name, update in updates.items():
             parts = {part: read[raw] for part, raw in update.parts.items()}
             weight = read[own[name]] if name in own else found.get(name)
-            if weight is None:
-                self._check_adds(update)
+            if weight is None and (nothing := self.factors_alone()) is not None:
+                raise nothing
             found[name] = self._sound(name, self.config, applied(update, parts, weight))
         return filled(found | {name: read[raw] for name, raw in own.items() if name not in updates}, into)
 
@@ -232,17 +232,20 @@ class AdaptedCheckpoint(Checkpoint):
 
     def added(self, name: str) -> "torch.Tensor":
         """What the adapter adds to a weight of its base, in float32. Raises CheckpointError."""
+        if (nothing := self.factors_alone()) is not None:
+            raise nothing
         update = self.adapter.updates[self.update_of[name]]
-        self._check_adds(update)
         read = self._read_parts([update])
         parts = {role: read[raw] for role, raw in update.parts.items()}
         return self._sound(name, self.config, applied(update, parts, None))
 
-    def _check_adds(self, update: Update) -> None:
-        """Raise CheckpointError where an update is nothing without the weights that it changes."""
-        if not update.adds:
-            reason = f"is an adapter of type IA3: {update.module} has factors, which are nothing without its base"
-            raise CheckpointError(self.model, self.config, reason, "Give its base.")
+    def factors_alone(self) -> CheckpointError | None:
+        """The error of factors of weights, where they are asked what they add; None of other kinds."""
+        factors = next((one for one in self.adapter.updates.values() if not one.adds), None)
+        if factors is None:
+            return None
+        reason = f"is an adapter of type IA3: {factors.module} has factors, which are nothing without its base"
+        return CheckpointError(self.model, self.config, reason, "Give its base.")
 
     def before(self, name: str) -> "torch.Tensor":
         """A weight that the adapter changes as its base has it, in float32. Raises CheckpointError."""
