@@ -308,7 +308,17 @@ def test_a_recovered_graph_hangs_adapters_under_their_base(
     assert all(edge.child != "stray" for edge in graph.edges)
     assert any("stray is an adapter (rank 2) of an unknown base" in note for note in graph.notes)
     told = _run(["explain", edge.parent, "adapter", "--to", str(out)], capsys)
-    assert "by training an adapter of rank 4" in told
+    assert "by training an adapter of rank 4" in told and f"a relative of {edge.parent}, here or absent" in told
+    beside = ({"root", "child"} - {edge.parent}).pop()
+    said = {one: _run(["explain", one, "adapter", "--to", str(out)], capsys) for one in (beside, "other", "stray")}
+    assert "->" in said[beside] or "neither of the other" in said[beside]
+    assert f"the update of adapter belongs to the family of {edge.parent}" in said["other"]
+    assert "stray is an adapter of an unknown base" in said["stray"]
+    assert _run(["explain", "stray", "--to", str(out)], capsys).split("\n") == [
+        "stray",
+        "  no parent in this collection",
+        "",
+    ]
     assert "kept:" in _run(["recover", *models, "--out", str(out), "--device", "cpu"], capsys)
 
 

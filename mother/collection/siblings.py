@@ -8,11 +8,10 @@ import networkx as nx
 import numpy as np
 
 from mother.collection.find import Source
-from mother.collection.lone import UNKNOWN
 from mother.errors import CheckpointError
 from mother.evidence.adapter_pairs import Pair, Updates, compare
 from mother.evidence.relatedness import significant
-from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, UNKNOWN_BASES, Edge, ModelGraph
 from mother.io.checkpoint import AdaptedCheckpoint
 from mother.io.open import open_checkpoint
 from mother.io.spool import Spool
@@ -73,7 +72,8 @@ def adapters_alone(graph: ModelGraph, adapters: Sequence[str]) -> ModelGraph:
     """
     names = [name for name, facts in graph.nodes.items() if name in set(adapters)]
     nodes = {
-        name: {**graph.nodes[name], "tree": str(at), "root": 1.0, "group": UNKNOWN} for at, name in enumerate(names)
+        name: {**graph.nodes[name], "tree": str(at), "root": 1.0, "group": UNKNOWN_BASES}
+        for at, name in enumerate(names)
     }
     return replace(graph, nodes=nodes, edges=())
 
@@ -89,13 +89,13 @@ def join_siblings(
     if len(there) < 2:
         return graph
     found = alike([replace(source, base=None) for source in there], spool=spool)
-    unknown = {source.id for source in there if graph.nodes[source.id].get("group") == UNKNOWN}
+    unknown = {source.id for source in there if graph.nodes[source.id].get("group") == UNKNOWN_BASES}
     web = nx.Graph()
     web.add_edges_from((one.one, one.other) for one in found if {one.one, one.other} <= unknown)
     nodes, edges = dict(graph.nodes), list(graph.edges)
     for members in map(sorted, nx.connected_components(web)):
         hidden = f"base of {', '.join(members[:3])}{', ...' if len(members) > 3 else ''}"
-        nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN, "hidden": True}
+        nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN_BASES, "hidden": True}
         for model in members:
             nodes[model] = {**nodes[model], "tree": nodes[hidden]["tree"], "root": 0.0}
             edges.append(Edge(hidden, model, dict(HIDDEN_EDGE)))
