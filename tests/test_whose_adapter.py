@@ -12,6 +12,7 @@ import torch
 from hub_server import HubServer, use
 from safetensors.torch import load_file, save_file
 
+from dataset.hub_models import PACKERS
 from dataset.lone_adapters import FRESH, LINEAR, adapt, recipe_of
 from dataset.packing import write_gguf
 from dataset.zoo import train
@@ -178,6 +179,35 @@ def test_forms_of_one_model_count_once(family: Path, tmp_path: Path, capsys: pyt
     given = {one.model: one for one in lossy.candidates}
     assert given["Q4_0"].form_of == "Q8_0" and given["Q4_0"].probability == 0 < given["Q8_0"].probability
     assert sum(one.probability for one in lossy.candidates) + lossy.unknown == pytest.approx(1)
+
+
+def searched(family: Path, of: str, kind: str, out: Path) -> Path:
+    """A model quantized by a search: its blocks, in which weights are moved beyond the nearest level."""
+    stored, generator = {}, torch.Generator().manual_seed(1)
+    for name, weight in load_file(family / of / "model.safetensors").items():
+        if "layers" not in name or weight.ndim < 2:
+            stored[name] = weight
+            continue
+        inputs = torch.randn(256, weight.shape[1], generator=generator)
+        inputs *= torch.exp(0.5 * torch.randn(weight.shape[1], generator=generator))
+        parts = PACKERS[kind](weight, inputs).items()
+        stored |= {f"{name.removesuffix('.weight')}.{end}": part.contiguous() for end, part in parts}
+    out.mkdir()
+    save_file(stored, out / "model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize("kind", ["gptq 4", "gptq 8", "awq 4"])
+def test_a_search_makes_a_form_of_the_nearest(kind: str, family: Path, tmp_path: Path) -> None:
+    packed = searched(family, "child", kind, tmp_path / "packed")
+    adapter = Source("adapter", str(family / "adapter"))
+    names = sources(family, "root", "child", "other")
+    answer = Candidates([*names, Source("packed", str(packed))]).answer(adapter)
+    forms = {one.model: one.form_of for one in answer.candidates}
+    assert forms == {"root": "", "child": "", "other": "", "packed": "child"} and "packed" in answer.family
+    # Without its parent it is a base of its own, as far from the root as a fine-tune is.
+    alone = Candidates([*sources(family, "root"), Source("packed", str(packed))]).answer(adapter)
+    assert {one.model: one.form_of for one in alone.candidates} == {"root": "", "packed": ""}
 
 
 def test_an_adapter_of_an_absent_family_is_unknown(family: Path) -> None:
