@@ -19,6 +19,8 @@ from mother.io.spool import Spool
 MOST = 100  # budget: adapters that are held against each other
 ERROR = 1e-3  # probability that adapters of unrelated bases are said to have one
 ONE_RUN = 0.5  # by eye: cosine of updates from which one may go on from the other
+SAME = 1 - 1e-6  # cosine of updates that are equal but for rounding
+NAMED = 4  # of adapters that may be of one run, before the last
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,26 @@ class Alike:
     other: str
     pair: Pair
 
-    @property
-    def words(self) -> str:
-        """What is said of two that may be of one run."""
-        return (
-            f"{self.one} and {self.other} agree (cosine {self.pair.cosine:.2f}): one goes on from the other, or both "
+
+def runs_in_words(found: Sequence[Alike]) -> tuple[str, ...]:
+    """What is said of adapters that may be of one run, a line for each group of them."""
+    web = nx.Graph()
+    web.add_weighted_edges_from((one.one, one.other, one.pair.cosine) for one in found if one.pair.cosine >= ONE_RUN)
+    said = []
+    for members in sorted(map(sorted, nx.connected_components(web))):
+        cosines = [cosine for *_, cosine in web.subgraph(members).edges(data="weight")]
+        some = f"{', '.join(members[:-1][:NAMED])}{', ...' if len(members) > NAMED + 1 else ''} and {members[-1]}"
+        if len(members) > 2:
+            some += f", {len(members)} adapters,"
+        if min(cosines) > SAME:
+            said.append(f"{some} add the same: they are one adapter")
+            continue
+        low, high = f"{min(cosines):.2f}", f"{max(cosines):.2f}"
+        said.append(
+            f"{some} agree (cosine {low if low == high else f'{low} to {high}'}): one goes on from the other, or both "
             "began with one draw; which came first is undecided"
         )
+    return tuple(said)
 
 
 def updates_of(adapter: AdaptedCheckpoint) -> Updates:
@@ -99,6 +114,5 @@ def join_siblings(
         for model in members:
             nodes[model] = {**nodes[model], "tree": nodes[hidden]["tree"], "root": 0.0}
             edges.append(Edge(hidden, model, dict(HIDDEN_EDGE)))
-    runs = tuple(one.words for one in found if one.pair.cosine >= ONE_RUN)
     skipped = () if len(there) <= MOST else (f"of {len(there)} adapters {MOST} were held against each other",)
-    return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs, *skipped))
+    return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs_in_words(found), *skipped))
