@@ -12,11 +12,14 @@ from conftest import save_model
 from hub_server import HubServer, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from benchmarks.fuzz import small_onnx
 from mother.collection.find import search
 from mother.errors import CheckpointError
 from mother.evidence.sketch import matrices
+from mother.heritage.trace import trace
+from mother.heritage.typed_graph import build_graph
 from mother.io.onnx import read_table
 from mother.io.open import open_checkpoint
 
@@ -257,3 +260,36 @@ def test_tensors_in_the_branches_of_a_node(tmp_path: Path) -> None:
     assert read.keys() == expected.keys()
     for name, values in read.items():
         assert np.array_equal(values, expected[name]), name
+
+
+def test_a_head_whose_name_is_lost_makes_no_other_model_of_a_copy(tmp_path: Path) -> None:
+    """Matrices, and the head, are turned round; the names of all are lost, and a half of them is another type."""
+    rng = np.random.default_rng(0)
+    inside = {f"model.layers.{k}.mlp.up_proj.weight": rng.standard_normal((48, 40)).astype("f4") for k in range(4)}
+    rest = {
+        "model.embed_tokens.weight": rng.standard_normal((99, 40)).astype("f4"),
+        "model.norm.weight": rng.random(40).astype("f4"),
+        "lm_head.weight": rng.standard_normal((99, 40)).astype("f4"),
+    }
+    weights = inside | rest
+    for name in ("a", "half", "other", "z"):
+        (tmp_path / name).mkdir()
+    save_file(weights, tmp_path / "z" / "model.safetensors")
+    another = weights | {"lm_head.weight": rng.standard_normal((99, 40)).astype("f4")}
+    for folder, some in (("a", weights), ("half", {k: v.astype("f2") for k, v in weights.items()}), ("other", another)):
+        lost = [
+            numpy_helper.from_array(np.ascontiguousarray(value.T), f"onnx::MatMul_{at}")
+            if name in inside or name.startswith("lm_head")
+            else numpy_helper.from_array(value, f"c_{at}" if value.ndim == 1 else name)
+            for at, (name, value) in enumerate(some.items())
+        ]
+        onnx.save(graph(lost), tmp_path / folder / "model.onnx")
+    opened = [open_checkpoint(folder.name, folder) for folder in sorted(tmp_path.iterdir())]
+    found = build_graph("test", trace(opened, torch.device("cpu")))
+    assert {frozenset({name, *facts.get("aliases", ())}) for name, facts in found.nodes.items()} == {
+        frozenset({"a", "z"}),
+        frozenset({"half"}),
+        frozenset({"other"}),
+    }
+    kinds = {edge.child: edge.attributes["kind"] for edge in found.edges}
+    assert kinds["half"] == "cast"

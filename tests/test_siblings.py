@@ -1,5 +1,6 @@
 """Adapters among themselves: of one unknown base, of one run, or of nothing."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from dataset.lone_adapters import LINEAR, adapt, recipe_of
 from dataset.zoo import train
 from mother.collection.find import Source, search, with_claims
-from mother.collection.siblings import ONE_RUN, adapters_alone, alike, join_siblings
+from mother.collection.siblings import ONE_RUN, Alike, adapters_alone, alike, join_siblings, runs_in_words
 from mother.collection.workspace import recover_sources, reopen
-from mother.evidence.adapter_pairs import compare
+from mother.evidence.adapter_pairs import Pair, compare
 from mother.graph.model_graph import Edge, ModelGraph, read_model_graph
 from mother.io.layers import Layer
 
@@ -52,6 +53,19 @@ def test_adapters_of_one_base_are_found_and_one_draw_is_no_base(adapters: Path) 
     assert pairs.keys() == {("one", "two"), ("one", "on"), ("two", "on")}  # "far" began with the draw of "one"
     assert pairs["one", "on"].cosine > ONE_RUN > abs(pairs["one", "two"].cosine)
     assert all(pair.z > 3.5 and pair.weights > 8 for pair in pairs.values())
+
+
+def test_many_of_one_run_are_said_in_one_line() -> None:
+    def pairs(cosine: float, names: str) -> list[Alike]:
+        return [Alike(one, other, Pair(9.0, cosine, 5)) for one, other in combinations(names, 2)]
+
+    assert runs_in_words([*pairs(1.0, "abcdef"), *pairs(0.7, "xy"), *pairs(0.2, "mn")]) == (
+        "a, b, c, d, ... and f, 6 adapters, add the same: they are one adapter",
+        "x and y agree (cosine 0.70): one goes on from the other, or both began with one draw; which came first is "
+        "undecided",
+    )
+    (mixed,) = runs_in_words([*pairs(1.0, "ab"), *pairs(0.6, "bc")])
+    assert mixed.startswith("a, b and c, 3 adapters, agree (cosine 0.60 to 1.00): ")
 
 
 def test_random_updates_score_as_their_null_says() -> None:

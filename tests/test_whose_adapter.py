@@ -12,6 +12,7 @@ import torch
 from hub_server import HubServer, use
 from safetensors.torch import load_file, save_file
 
+from dataset.hub_models import PACKERS
 from dataset.lone_adapters import FRESH, LINEAR, adapt, recipe_of
 from dataset.packing import write_gguf
 from dataset.zoo import train
@@ -180,6 +181,35 @@ def test_forms_of_one_model_count_once(family: Path, tmp_path: Path, capsys: pyt
     assert sum(one.probability for one in lossy.candidates) + lossy.unknown == pytest.approx(1)
 
 
+def searched(family: Path, of: str, kind: str, out: Path) -> Path:
+    """A model quantized by a search: its blocks, in which weights are moved beyond the nearest level."""
+    stored, generator = {}, torch.Generator().manual_seed(1)
+    for name, weight in load_file(family / of / "model.safetensors").items():
+        if "layers" not in name or weight.ndim < 2:
+            stored[name] = weight
+            continue
+        inputs = torch.randn(256, weight.shape[1], generator=generator)
+        inputs *= torch.exp(0.5 * torch.randn(weight.shape[1], generator=generator))
+        parts = PACKERS[kind](weight, inputs).items()
+        stored |= {f"{name.removesuffix('.weight')}.{end}": part.contiguous() for end, part in parts}
+    out.mkdir()
+    save_file(stored, out / "model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize("kind", ["gptq 4", "gptq 8", "awq 4"])
+def test_a_search_makes_a_form_of_the_nearest(kind: str, family: Path, tmp_path: Path) -> None:
+    packed = searched(family, "child", kind, tmp_path / "packed")
+    adapter = Source("adapter", str(family / "adapter"))
+    names = sources(family, "root", "child", "other")
+    answer = Candidates([*names, Source("packed", str(packed))]).answer(adapter)
+    forms = {one.model: one.form_of for one in answer.candidates}
+    assert forms == {"root": "", "child": "", "other": "", "packed": "child"} and "packed" in answer.family
+    # Without its parent it is a base of its own, as far from the root as a fine-tune is.
+    alone = Candidates([*sources(family, "root"), Source("packed", str(packed))]).answer(adapter)
+    assert {one.model: one.form_of for one in alone.candidates} == {"root": "", "packed": ""}
+
+
 def test_an_adapter_of_an_absent_family_is_unknown(family: Path) -> None:
     answer = Candidates(sources(family, "other")).answer(Source("adapter", str(family / "adapter")))
     assert answer.family == [] and answer.unknown == 1 and answer.candidates[0].probability == 0
@@ -308,7 +338,17 @@ def test_a_recovered_graph_hangs_adapters_under_their_base(
     assert all(edge.child != "stray" for edge in graph.edges)
     assert any("stray is an adapter (rank 2) of an unknown base" in note for note in graph.notes)
     told = _run(["explain", edge.parent, "adapter", "--to", str(out)], capsys)
-    assert "by training an adapter of rank 4" in told
+    assert "by training an adapter of rank 4" in told and f"a relative of {edge.parent}, here or absent" in told
+    beside = ({"root", "child"} - {edge.parent}).pop()
+    said = {one: _run(["explain", one, "adapter", "--to", str(out)], capsys) for one in (beside, "other", "stray")}
+    assert "->" in said[beside] or "neither of the other" in said[beside]
+    assert f"the update of adapter belongs to the family of {edge.parent}" in said["other"]
+    assert "stray is an adapter of an unknown base" in said["stray"]
+    assert _run(["explain", "stray", "--to", str(out)], capsys).split("\n") == [
+        "stray",
+        "  no parent in this collection",
+        "",
+    ]
     assert "kept:" in _run(["recover", *models, "--out", str(out), "--device", "cpu"], capsys)
 
 

@@ -61,16 +61,17 @@ def answer_text(answer: "Answer") -> str:
     lines = [of, *(f"says that its base is {claim}" for claim in answer.claims)]
     lines += [f"{base} with this adapter is {merged}, up to rounding" for base, merged in answer.twins]
     held = [one for one in answer.candidates if one.z is not None]
-    if not held:
-        lines.append("base: unknown. It fits none of the models:")
-    elif not answer.family:
-        lines.append(f"base: unknown. None of {len(held)} models is related to it (error {answer.error:g}).")
-    else:
-        first = answer.candidates[0]
+    if answer.family:
         lines.append(f"family: {', '.join(answer.family)} (error {answer.error:g})")
+    if answer.family or answer.twins:
+        first = answer.candidates[0]
         forms = [one.model for one in held if one.form_of == first.model]
         also = f" (also as {', '.join(forms)})" if forms else ""
         lines.append(f"base: {first.model}{also}, {first.probability:.2f}; none of these {answer.unknown:.2f}")
+    elif held:
+        lines.append(f"base: unknown. None of {len(held)} models is related to it (error {answer.error:g}).")
+    else:
+        lines.append("base: unknown. No model says whose it is:")
     if held:
         rows = [[one.model, one.z, _probability(one), one.sides] for one in held]
         lines += ["", format_table(("model", "z", "base", "sides"), rows, left=True)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mother.collection.find import Source
 from mother.collection.lone import POSSIBLE
-from mother.collection.merged_edges import hang_merged, turned_way
+from mother.collection.merged_edges import hang_merged, turned_way, without_child
 from mother.collection.whose import ABSENT, ERROR, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import Edge, ModelGraph, standing_for
@@ -107,9 +107,23 @@ def check_bases(graph: ModelGraph, sources: Sequence[Source], error: float, spoo
     for one in adapted:
         base = place[named[one.base]]
         trees = {model: facts["tree"] for model, facts in graph.nodes.items()}
-        answer = _answer(graph, one, base, known, min(error, ERROR) / len(adapted), spool)
-        graph = hang_merged(_hung(graph, one.id, base, weighed(answer, base, trees), answer), answer)
+        level = min(error, ERROR) / len(adapted)
+        answer = _answer(graph, one, base, known, level, spool)
+        found = weighed(answer, base, trees)
+        if found.excluded:  # of the family that it belongs to one model was asked
+            answer = _answer(graph, one, found.model, known, level, spool) or answer
+            found = _within(answer, found)
+        graph = hang_merged(_hung(graph, one.id, base, found, answer), answer)
     return graph
+
+
+def _within(answer: Answer, found: Base) -> Base:
+    """The base of an adapter that names another one, among the family that its update belongs to."""
+    first, *more = [one for one in answer.candidates if one.related] or [None]
+    if first is None:
+        return found
+    others = tuple(one.model for one in more if one.probability >= POSSIBLE)
+    return replace(found, model=first.model, probability=first.probability, others=others, fit=first.z)
 
 
 def _hung(graph: ModelGraph, model: str, named: str, base: Base, answer: Answer | None) -> ModelGraph:
@@ -138,4 +152,8 @@ def _hung(graph: ModelGraph, model: str, named: str, base: Base, answer: Answer 
     elif not base.tested:
         notes.append(f"{model}: the base is {named}, as it says; the weights do not tell")
     notes += answer.merged if answer is not None else []
-    return replace(graph, nodes=nodes, edges=(*edges, Edge(base.model, model, facts)), notes=tuple(notes))
+    graph = replace(graph, nodes=nodes, edges=(*edges, Edge(base.model, model, facts)), notes=tuple(notes))
+    for edge in own:
+        if edge.parent != base.model and nodes[edge.parent].get("hidden"):
+            graph = without_child(graph, edge.parent)
+    return graph

@@ -9,11 +9,10 @@ from mother.collection.find import Source
 from mother.collection.merged_edges import hang_merged
 from mother.collection.whose import ABSENT, Answer, Candidates
 from mother.errors import InputError
-from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.model_graph import UNKNOWN_BASES, Edge, ModelGraph
 from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
 from mother.io.spool import Spool
 
-UNKNOWN = "adapters of unknown bases"  # the group of those that nothing here is related to
 POSSIBLE = 0.05  # probability from which another base is named
 
 
@@ -54,12 +53,19 @@ def hang(
             edges.append(Edge(base, name, _facts(answer)))
         else:
             trees = [int(facts["tree"]) for facts in nodes.values()]
-            nodes[name] = {"tree": str(max(trees, default=-1) + 1), "root": 1.0, "group": UNKNOWN}
-            notes.append(f"{name} is an {answer.kind} of an unknown base: no model here is related to it")
+            nodes[name] = {"tree": str(max(trees, default=-1) + 1), "root": 1.0, "group": UNKNOWN_BASES}
+            notes.append(f"{name} is an {answer.kind} of an unknown base: {_unknown(answer)}")
         notes += answer.merged
         answers.append(answer)
     graph = replace(graph, nodes=nodes, edges=tuple(edges), left_out=left_out, notes=tuple(notes))
     return reduce(hang_merged, answers, graph)
+
+
+def _unknown(answer: Answer) -> str:
+    """Why an adapter is of an unknown base."""
+    if any(one.z is not None for one in answer.candidates):
+        return "no model here is related to it"
+    return next((one.why for one in answer.candidates if "does not fit" not in one.why), "it fits no model here")
 
 
 def _root(answer: Answer) -> float:

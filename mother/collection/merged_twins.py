@@ -6,8 +6,8 @@ from enum import IntEnum
 
 import torch
 
-from mother.evidence.consumers import Surroundings
-from mother.io.checkpoint import Checkpoint
+from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.layers import canonical_name
 from mother.io.reader import DTYPES
 from mother.numeric.floats import MANTISSA, cast
 
@@ -17,6 +17,9 @@ SLACK = 4.0  # times the rounding error that the residual may have: products of 
 CLEAR = 0.25  # share of an update that rounding may hide: where it is more, nothing is told
 BY_CHANCE = 1e-9  # probability that an update which has nothing to do with a model is taken for the one merged into it
 HALF = ("F16", "BF16")
+# (the base is rounded first, the factors are rounded first, roundings of the update on its way)
+WAYS = ((False, False, 0), (False, False, 2), (True, False, 0), (True, False, 2), (True, True, 0), (True, True, 4))
+UNDERFLOW = 8  # smallest numbers of a type that such roundings may leave
 
 
 class Merged(IntEnum):
@@ -27,35 +30,43 @@ class Merged(IntEnum):
     NEARLY = 3  # the residual is as small as rounding
 
 
-def is_merged(
-    updates: Mapping[str, torch.Tensor], base: Checkpoint, merged: Checkpoint, one: Surroundings, other: Surroundings
-) -> Merged | None:
-    """Whether a model is a base with an update: all matrices that it changes, and none else; and how."""
-    dtypes = {info.dtype for _, info in merged.tensors.values()}
-    if not dtypes <= EPSILON.keys() or base.tensors.keys() != merged.tensors.keys():
+def is_merged(adapted: AdaptedCheckpoint, merged: Checkpoint) -> Merged | None:
+    """Whether a model is a base with an adapter: all tensors that it changes, and none else; and how.
+
+    In half precision every entry is looked at; in float32 a residual of its rounding says as much.
+    """
+    own, there = _floats(adapted), _floats(merged)
+    if own is None or there is None or own.keys() != there.keys():
         return None
-    if not updates or any(name not in one.matrices or name not in other.matrices for name in updates):
+    pairs = {own[name]: there[name] for name in own}
+    if any(adapted.tensors[one][1].shape != merged.tensors[other][1].shape for one, other in pairs.items()):
         return None
-    names = sorted(updates, key=lambda name: math.prod(one.pieces[name].shape))  # the smallest may tell
-    if any(one.pieces[name].shape != other.pieces[name].shape for name in names):
+    # The smallest may tell.
+    names = sorted(adapted.update_of, key=lambda name: math.prod(adapted.tensors[name][1].shape))
+    stored = {name: merged.tensors[pairs[name]][1].dtype for name in names if name in pairs}
+    if not names or len(stored) < len(names):
         return None
-    stored = {name: merged.tensors[other.pieces[name].raw][1].dtype for name in names}
-    changed = {one.pieces[name].raw for name in names}
-    rest = [name for name in base.tensors if name not in changed and base.tensors[name][1].dtype in EPSILON]
-    how = _exactly(names, updates, stored, one, other) if set(stored.values()) <= {*HALF} else None
+    rest = [name for name in pairs if name not in adapted.update_of]
+    how = _exactly(adapted, merged, pairs, stored) if set(stored.values()) <= {*HALF} else None
     if how is not None:
-        return how if all(_is_same(base, merged, name, rounded=True) for name in rest) else None
-    if not _nearly(names, updates, max(EPSILON[dtype] for dtype in dtypes), one, other):
+        return how if all(_is_same(adapted, merged, name, pairs[name], rounded=True) for name in rest) else None
+    step = max(EPSILON[merged.tensors[other][1].dtype] for other in pairs.values())
+    if not all(_nearly(adapted, merged, name, pairs[name], step) for name in names):
         return None
-    return Merged.NEARLY if all(_is_same(base, merged, name, rounded=False) for name in rest) else None
+    if not all(_is_same(adapted, merged, name, pairs[name], rounded=False) for name in rest):
+        return None
+    return Merged.EXACT if not {*stored.values()} & {*HALF} else Merged.NEARLY
+
+
+def _floats(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """The floating-point tensors by their names without wrappers; None where two would have one name."""
+    names = [name for name, (_, info) in checkpoint.tensors.items() if info.dtype in DTYPES]
+    found = {canonical_name(name): name for name in names}
+    return found if len(found) == len(names) else None
 
 
 def _exactly(
-    names: list[str],
-    updates: Mapping[str, torch.Tensor],
-    stored: Mapping[str, str],
-    one: Surroundings,
-    other: Surroundings,
+    adapted: AdaptedCheckpoint, merged: Checkpoint, pairs: Mapping[str, str], stored: Mapping[str, str]
 ) -> Merged | None:
     """Whether the sum of base and update, rounded, is the model in every entry that can tell.
 
@@ -63,64 +74,55 @@ def _exactly(
     float32 or in the type of the model, does not matter. The null: of an update that has nothing to do with the model
     the sign is wrong in every other entry, so that all of n such entries are equal with probability 2^-n at most.
     """
-    ways = [(how, wide) for how in (Merged.EXACT, Merged.CAST_FIRST) for wide in (False, True)]
-    telling = dict.fromkeys(ways, 0)
-    for name in names:
-        before, after, update = one.matrices[name], other.matrices[name], updates[name]
-        if before.shape != after.shape or before.shape != update.shape:
-            return None
-        rounded = cast(before, DTYPES[stored[name]])
-        for how, wide in list(telling):
-            start = before if how == Merged.EXACT else rounded
-            found = _equal(start, update, after, rounded, DTYPES[stored[name]], wide)
+    telling = dict.fromkeys(WAYS, 0)
+    for name, dtype in stored.items():
+        before, after, kind = adapted.before(name), merged.read_tensor(pairs[name]), DTYPES[dtype]
+        rounded = cast(before, kind)
+        for way in list(telling):
+            start = rounded if way[0] else before
+            total = adapted.applied_to(name, start, kind if way[1] else "float32")
+            found = _equal(start, total, after, rounded, kind, way[2])
             if found is None:
-                del telling[how, wide]
+                del telling[way]
             else:
-                telling[how, wide] += found
+                telling[way] += found
         if not telling:
             return None
-    return next((how for (how, _), count in telling.items() if 0.5**count <= BY_CHANCE), None)
+    first = next((way for way, count in telling.items() if 0.5**count <= BY_CHANCE), None)
+    return None if first is None else Merged.CAST_FIRST if first[0] else Merged.EXACT
 
 
 def _equal(
-    start: torch.Tensor, update: torch.Tensor, after: torch.Tensor, alone: torch.Tensor, dtype: str, wide: bool
+    start: torch.Tensor, total: torch.Tensor, after: torch.Tensor, alone: torch.Tensor, dtype: str, roundings: int
 ) -> int | None:
-    """How many entries tell that a matrix is the sum of two others, rounded; None where one tells that it is not.
+    """How many entries tell that a tensor is this total, rounded; None where one tells that it is not.
 
-    `alone` is the base, rounded. In a `wide` look the update may have been rounded to the type, and scaled after that.
+    `alone` is the base, rounded. `roundings` to the type, each of half a step, may have moved the update on its way.
     """
-    size, step = update.abs(), torch.finfo(getattr(torch, dtype))
+    size, step = (total - start).abs(), torch.finfo(getattr(torch, dtype))
     error = SLACK * EPSILON["F32"] * (start.abs() + size + size.max())
-    if wide:
-        error = error + step.eps * size + step.smallest_normal * step.eps
-    total = start.double() + update.double()
-    low, high = (cast((total + sign * error).float(), dtype) for sign in (-1, 1))
+    if roundings:
+        error = error + roundings / 2 * step.eps * size + UNDERFLOW * step.smallest_normal * step.eps
+    low, high = (cast((total.double() + sign * error).float(), dtype) for sign in (-1, 1))
     sure = low == high
     if not torch.equal(after[sure], low[sure]):
         return None
     return int((sure & (low != alone)).sum())
 
 
-def _nearly(
-    names: list[str], updates: Mapping[str, torch.Tensor], step: float, one: Surroundings, other: Surroundings
-) -> bool:
-    """Whether the residual of each changed matrix is its rounding, which must be far smaller than the update."""
-    for name in names:
-        before, after, update = one.matrices[name], other.matrices[name], updates[name]
-        if before.shape != after.shape or before.shape != update.shape:
-            return False
-        rounding = SLACK * step * float(torch.maximum(before.abs(), after.abs()).norm())
-        if rounding > CLEAR * float(update.norm()) or float((after - before - update).norm()) > rounding:
-            return False
-    return True
-
-
-def _is_same(base: Checkpoint, merged: Checkpoint, name: str, rounded: bool) -> bool:
-    """Whether two models have one tensor; or once it is `rounded` to the type of the second."""
-    (_, first), (_, second) = base.tensors[name], merged.tensors[name]
-    if first.shape != second.shape:
+def _nearly(adapted: AdaptedCheckpoint, merged: Checkpoint, name: str, there: str, step: float) -> bool:
+    """Whether the residual of a changed tensor is its rounding, which must be far smaller than the update."""
+    before, after = adapted.before(name), merged.read_tensor(there)
+    update = adapted.applied_to(name, before).double() - before
+    rounding = SLACK * step * float(torch.maximum(before.abs(), after.abs()).norm())
+    if rounding > CLEAR * float(update.norm()):
         return False
-    before, after = base.read_tensor(name), merged.read_tensor(name)
-    if rounded and second.dtype in HALF:
-        before = cast(before, DTYPES[second.dtype])
+    return float((after.double() - before - update).norm()) <= rounding
+
+
+def _is_same(adapted: AdaptedCheckpoint, merged: Checkpoint, name: str, there: str, rounded: bool) -> bool:
+    """Whether two models have one tensor; or once it is `rounded` to the type of the second."""
+    before, after, dtype = adapted.read_tensor(name), merged.read_tensor(there), merged.tensors[there][1].dtype
+    if rounded and dtype in HALF:
+        before = cast(before, DTYPES[dtype])
     return torch.equal(before, after)

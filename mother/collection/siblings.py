@@ -8,11 +8,10 @@ import networkx as nx
 import numpy as np
 
 from mother.collection.find import Source
-from mother.collection.lone import UNKNOWN
 from mother.errors import CheckpointError
 from mother.evidence.adapter_pairs import Pair, Updates, compare
 from mother.evidence.relatedness import significant
-from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, UNKNOWN_BASES, Edge, ModelGraph
 from mother.io.checkpoint import AdaptedCheckpoint
 from mother.io.open import open_checkpoint
 from mother.io.spool import Spool
@@ -20,6 +19,8 @@ from mother.io.spool import Spool
 MOST = 100  # budget: adapters that are held against each other
 ERROR = 1e-3  # probability that adapters of unrelated bases are said to have one
 ONE_RUN = 0.5  # by eye: cosine of updates from which one may go on from the other
+SAME = 1 - 1e-6  # cosine of updates that are equal but for rounding
+NAMED = 4  # of adapters that may be of one run, before the last
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,26 @@ class Alike:
     other: str
     pair: Pair
 
-    @property
-    def words(self) -> str:
-        """What is said of two that may be of one run."""
-        return (
-            f"{self.one} and {self.other} agree (cosine {self.pair.cosine:.2f}): one goes on from the other, or both "
+
+def runs_in_words(found: Sequence[Alike]) -> tuple[str, ...]:
+    """What is said of adapters that may be of one run, a line for each group of them."""
+    web = nx.Graph()
+    web.add_weighted_edges_from((one.one, one.other, one.pair.cosine) for one in found if one.pair.cosine >= ONE_RUN)
+    said = []
+    for members in sorted(map(sorted, nx.connected_components(web))):
+        cosines = [cosine for *_, cosine in web.subgraph(members).edges(data="weight")]
+        some = f"{', '.join(members[:-1][:NAMED])}{', ...' if len(members) > NAMED + 1 else ''} and {members[-1]}"
+        if len(members) > 2:
+            some += f", {len(members)} adapters,"
+        if min(cosines) > SAME:
+            said.append(f"{some} add the same: they are one adapter")
+            continue
+        low, high = f"{min(cosines):.2f}", f"{max(cosines):.2f}"
+        said.append(
+            f"{some} agree (cosine {low if low == high else f'{low} to {high}'}): one goes on from the other, or both "
             "began with one draw; which came first is undecided"
         )
+    return tuple(said)
 
 
 def updates_of(adapter: AdaptedCheckpoint) -> Updates:
@@ -73,7 +87,8 @@ def adapters_alone(graph: ModelGraph, adapters: Sequence[str]) -> ModelGraph:
     """
     names = [name for name, facts in graph.nodes.items() if name in set(adapters)]
     nodes = {
-        name: {**graph.nodes[name], "tree": str(at), "root": 1.0, "group": UNKNOWN} for at, name in enumerate(names)
+        name: {**graph.nodes[name], "tree": str(at), "root": 1.0, "group": UNKNOWN_BASES}
+        for at, name in enumerate(names)
     }
     return replace(graph, nodes=nodes, edges=())
 
@@ -89,16 +104,15 @@ def join_siblings(
     if len(there) < 2:
         return graph
     found = alike([replace(source, base=None) for source in there], spool=spool)
-    unknown = {source.id for source in there if graph.nodes[source.id].get("group") == UNKNOWN}
+    unknown = {source.id for source in there if graph.nodes[source.id].get("group") == UNKNOWN_BASES}
     web = nx.Graph()
     web.add_edges_from((one.one, one.other) for one in found if {one.one, one.other} <= unknown)
     nodes, edges = dict(graph.nodes), list(graph.edges)
     for members in map(sorted, nx.connected_components(web)):
         hidden = f"base of {', '.join(members[:3])}{', ...' if len(members) > 3 else ''}"
-        nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN, "hidden": True}
+        nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN_BASES, "hidden": True}
         for model in members:
             nodes[model] = {**nodes[model], "tree": nodes[hidden]["tree"], "root": 0.0}
             edges.append(Edge(hidden, model, dict(HIDDEN_EDGE)))
-    runs = tuple(one.words for one in found if one.pair.cosine >= ONE_RUN)
     skipped = () if len(there) <= MOST else (f"of {len(there)} adapters {MOST} were held against each other",)
-    return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs, *skipped))
+    return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs_in_words(found), *skipped))

@@ -157,44 +157,63 @@ class Candidates:
         Where a base is `named`, merged models are looked for of that one and its family alone.
         """
         alone = self.spool.of(open_adapter(adapter))
-        fits: dict[str, Fit] = {}
+        adapted: dict[str, AdaptedCheckpoint] = {}
         why: dict[str, str] = dict(self.why)
-        updates: dict[str, Matrices] = {}
         for source in self.sources:
-            checkpoint = self.opened.get(source.id)
-            if checkpoint is None:
+            if source.id not in self.opened:
                 continue
-            shapes = {name: info.shape for name, (_, info) in checkpoint.tensors.items()}
             try:
-                updates[source.id] = updates_on(on_base(alone, checkpoint), shapes)
-                found = fit(updates[source.id], self.surroundings(source.id))
-                self.surroundings(source.id).forget()
+                adapted[source.id] = on_base(alone, self.opened[source.id])
             except CheckpointError as problem:
                 why[source.id] = f"it does not fit: {problem.reason}"
-                continue
-            if found is None:
-                why[source.id] = "no weights are known that consume what it changes"
-            else:
-                fits[source.id] = found
+        fits, updates = self._fits(adapted, why)
         held = [Candidate(m, one.z, kinds=one.by_kind, sides=one.terms) for m, one in fits.items()]
         marks = significant(np.array([one.z for one in held], dtype=float), error).tolist()
         held = [replace(one, related=mark) for one, mark in zip(held, marks)]
         family = [one.model for one in held if one.related]
-        bases = list(fits) if named is None else [model for model in fits if model == named or model in family]
-        ways = self._twins(updates, bases, list(fits))
+        bases = {m: one for m, one in adapted.items() if named is None or m == named or m in family}
+        ways = self._twins(bases, list(adapted))
         twins, exact = list(ways), tuple(pair for pair, how in ways.items() if how != Merged.NEARLY)
         stands = self._stands(family)
         chances, unknown = self._chances(updates, family, twins, stands)
+        held += [Candidate(model, why=reason) for model, reason in why.items()]
         found = [
             replace(one, probability=chances.get(one.model, 0.0), form_of=_form_of(one.model, stands, chances))
             for one in held
         ]
-        found.sort(key=lambda one: (-one.probability, -one.z, one.model))
-        found += [Candidate(model, why=reason) for model, reason in sorted(why.items())]
+        found.sort(key=lambda one: (-one.probability, one.z is None, -(one.z or 0.0), one.model))
         said = tuple(claim.parent for claim in adapter.claims if claim.file == ADAPTER_CONFIG and claim.parent)
         return Answer(
             adapter.id, ranks_of(alone), len(alone.update_of), error, tuple(found), unknown, tuple(twins), said, exact
         )
+
+    def _fits(
+        self, adapted: dict[str, AdaptedCheckpoint], why: dict[str, str]
+    ) -> tuple[dict[str, Fit], dict[str, Matrices]]:
+        """How an adapter fits each candidate, and what it adds to its matrices; `why` is told where that says nothing.
+
+        A candidate that cannot be read is taken out of those that the adapter is on.
+        """
+        fits: dict[str, Fit] = {}
+        updates: dict[str, Matrices] = {}
+        for model, one in list(adapted.items()):
+            if one.factors_alone() is not None:
+                why[model] = "it fits, but factors of weights (IA3) do not say whose they are"
+                continue
+            shapes = {name: info.shape for name, (_, info) in self.opened[model].tensors.items()}
+            try:
+                updates[model] = updates_on(one, shapes)
+                found = fit(updates[model], self.surroundings(model))
+                self.surroundings(model).forget()
+            except CheckpointError as problem:
+                why[model] = f"it does not fit: {problem.reason}"
+                del adapted[model]
+                continue
+            if found is None:
+                why[model] = "no weights are known that consume what it changes"
+            else:
+                fits[model] = found
+        return fits, updates
 
     def _stands(self, family: list[str]) -> dict[str, str]:
         """Which model of the family stands for each: itself, or the one that it is a form of."""
@@ -233,19 +252,11 @@ class Candidates:
         found = (1 - ABSENT) * found / found.sum()
         return {model: float(p) for model, p in zip(family, found)}, ABSENT
 
-    def _twins(
-        self, updates: dict[str, Matrices], bases: list[str], fitting: list[str]
-    ) -> dict[tuple[str, str], Merged]:
+    def _twins(self, bases: Mapping[str, AdaptedCheckpoint], fitting: list[str]) -> dict[tuple[str, str], Merged]:
         """Pairs (base, merged model) of which the second is the first with the adapter; of several bases the best."""
         found: dict[tuple[str, str], Merged] = {}
         for merged in fitting:
-            ways = {
-                base: is_merged(
-                    updates[base], self.opened[base], self.opened[merged], self.read[base], self.read[merged]
-                )
-                for base in bases
-                if base != merged
-            }
+            ways = {base: is_merged(one, self.opened[merged]) for base, one in bases.items() if base != merged}
             best = min((how for how in ways.values() if how is not None), default=None)
             found |= {(base, merged): how for base, how in ways.items() if how is not None and how == best}
         return found

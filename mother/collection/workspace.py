@@ -187,7 +187,9 @@ def recover_sources(
             raise InputError(f"none of the {len(everyone)} models can be used. {next(iter(left_out.values()))}")
         keep = Path(there) / "measurements" if folder is not None else None
         aligned = align(sketches)
-        groups = _trace_groups(aligned.sketches, device, error, progress, keep)
+        places = {source.location: source.id for source in everyone}
+        bases = {source.id: places[source.base] for source in everyone if source.base in places}
+        groups = _trace_groups(aligned.sketches, device, error, progress, keep, bases)
         # What is made of adapters without a base depends on what else is there: they are opened again.
         keys = {one.model: one.key for one in sketches if one.model not in alone} | lone
         said = gaps.notes() + notes(aligned.matched)
@@ -230,7 +232,12 @@ def _sketches_of(
 
 
 def _trace_groups(
-    sketches: Sequence[Sketch], device: torch.device, error: float, progress: Progress, keep: Path | None
+    sketches: Sequence[Sketch],
+    device: torch.device,
+    error: float,
+    progress: Progress,
+    keep: Path | None,
+    bases: dict[str, str],
 ) -> list[Group]:
     """The heritage of each group of comparable models; all groups together share the probability of an error."""
     found = group_by_shapes(sketches)
@@ -245,7 +252,7 @@ def _trace_groups(
             title = f"{plain} ({number})"
         digest = hashlib.sha256(repr(sorted(members[0].shapes.items())).encode()).hexdigest()[:12]
         kept = keep / digest if keep is not None else None
-        heritage = trace_sketches(members, device, error / tests, progress=progress, keep=kept)
+        heritage = trace_sketches(members, device, error / tests, progress=progress, keep=kept, based=bases)
         groups.append(Group(title, sorted(members, key=lambda one: one.model), heritage))
     return groups
 

@@ -89,14 +89,13 @@ def renamed(sketch: Sketch, match: Match) -> Sketch:
     names = {str(layer): str(other) for layer, (other, _) in new.items()}
     names |= {f"{old}.bias": f"{name}.bias" for old, name in names.items()}
     facts = _under(sketch.facts, names)
+    inside = {str(layer) for layer in sketch.shapes}
+    facts.turned = {name: digests for name, digests in sketch.facts.turned.items() if name not in inside}  # of tables
     if any(is_turned for _, is_turned in new.values()):
         facts = replace(facts, grids=facts.turned_grids)
     for layer, (other, is_turned) in new.items():
         if is_turned:
-            digests = sketch.facts.turned[str(layer)]
-            facts.digests[str(other)] = digests["whole"]
-            for kind, kept in facts.part_digests.items():
-                kept[str(other)] = digests[kind]
+            _turn_back(facts, str(other), sketch.facts.turned[str(layer)])
     parts = {layer: sketch.kept.layers[layer] for layer in sketch.shapes}
     layers = {other: turned(parts[layer]) if back else parts[layer] for layer, (other, back) in new.items()}
     shapes = {other: sketch.shapes[layer][:: -1 if back else 1] for layer, (other, back) in new.items()}
@@ -121,14 +120,15 @@ def _under(facts: Facts, names: dict[str, str]) -> Facts:
 def _same_vectors(sketches: Sequence[Sketch]) -> list[Sketch]:
     """The same sketches; where all matrices of two are equal, their equal vectors and tables have equal names, too."""
     first: dict[frozenset, Sketch] = {}
-    result = []
-    for sketch in sketches:
+    result = list(sketches)
+    # Those whose tables may be turned round last: what they are turned to has a name.
+    for place in sorted(range(len(sketches)), key=lambda place: len(sketches[place].facts.turned)):
+        sketch = sketches[place]
         digests = sketch.facts.digests
         inside = {str(layer) for layer in sketch.shapes}
         other = first.setdefault(frozenset((name, digests[name]) for name in inside), sketch)
         if not digests.keys() <= other.facts.digests.keys() and not other.facts.digests.keys() <= digests.keys():
-            sketch = _with_vectors_of(sketch, other, inside)
-        result.append(sketch)
+            result[place] = _with_vectors_of(sketch, other, inside)
     return result
 
 
@@ -140,12 +140,29 @@ def _with_vectors_of(sketch: Sketch, other: Sketch, inside: set[str]) -> Sketch:
         if name not in inside and own.get(name) != digest:
             free[digest].append(name)
     names: dict[str, str] = {}
+    back: dict[str, dict[str, str]] = {}
     for name, digest in own.items():
-        if name not in inside and theirs.get(name) != digest and free[digest]:
+        if name in inside or theirs.get(name) == digest:
+            continue
+        turned_round = sketch.facts.turned.get(name)
+        if free[digest]:
             names[name] = free[digest].pop(0)
+        elif turned_round is not None and free[turned_round["whole"]]:
+            names[name] = free[turned_round["whole"]].pop(0)
+            back[names[name]] = turned_round
     kept = {name for name in own if name not in names}
     names = {old: new for old, new in names.items() if new not in kept}
     if not names:
         return sketch
     digest = hashlib.sha256(repr(sorted(names.items())).encode()).hexdigest()[:12]
-    return replace(sketch, facts=_under(sketch.facts, names), key=f"{sketch.key} {digest}")
+    facts = _under(sketch.facts, names)
+    for name in back.keys() & set(names.values()):
+        _turn_back(facts, name, back[name])
+    return replace(sketch, facts=facts, key=f"{sketch.key} {digest}")
+
+
+def _turn_back(facts: Facts, name: str, digests: dict[str, str]) -> None:
+    """Give a tensor the digests that it has the other way round."""
+    facts.digests[name] = digests["whole"]
+    for kind, kept in facts.part_digests.items():
+        kept[name] = digests[kind]

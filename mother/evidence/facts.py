@@ -34,7 +34,7 @@ class Facts:
     digests: dict[str, str] = field(default_factory=dict)  # of the values of each tensor
     # of the part of each tensor that is kept: as it is, and as it would be after a cast
     part_digests: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in ("float32", *CASTS)})
-    # of matrices that may stand the other way round, once turned: "whole", and of the part as above
+    # of matrices and tables that may stand the other way round, once turned: "whole", and of the part as above
     turned: dict[str, dict[str, str]] = field(default_factory=dict)
     fits: set[str] = field(default_factory=lambda: set(HALVES))  # half precisions that hold all matrices exactly
     grids: list[Grid | None] = field(default_factory=list)  # of the first matrices inside the blocks
@@ -147,12 +147,26 @@ def note_digests(facts: Facts, name: str, values: Tensor, limit: int) -> Tensor:
     return kept
 
 
-def note_turned(facts: Facts, name: str, weight: Float[Tensor, "rows columns"], limit: int) -> Tensor:
-    """Digests of a matrix turned round, so that it is found in models that store it so. Returns the part of that."""
+def _turn(facts: Facts, name: str, weight: Float[Tensor, "rows columns"], limit: int) -> tuple[Tensor, Tensor]:
+    """Note the digests of a matrix or table once it is turned round; returns it so, and the part that is kept of it."""
     turned = weight.T.contiguous()
     kept = part(turned, limit)
     facts.turned[name] = {"whole": _digest(turned), "float32": _digest(kept)}
     facts.turned[name] |= {kind: _digest(cast(kept, kind)) for kind in CASTS}
+    return turned, kept
+
+
+def note_table(facts: Facts, name: str, values: Tensor, limit: int, nameless: bool) -> None:
+    """Add a vector, or a table, to what is known of its model: a `nameless` table may be a head turned round."""
+    note_digests(facts, name, values, limit)
+    keep_sample(facts, name, values)
+    if nameless and values.ndim == 2 and min(values.shape) > 1:
+        _turn(facts, name, values, limit)
+
+
+def note_turned(facts: Facts, name: str, weight: Float[Tensor, "rows columns"], limit: int) -> Tensor:
+    """Digests of a matrix turned round, so that it is found in models that store it so. Returns the part of that."""
+    turned, kept = _turn(facts, name, weight, limit)
     if len(facts.turned_grids) < GRIDS and facts.turned_grids.count(None) <= GRIDS // 2:
         facts.turned_grids.append(find_grid(turned))
     return kept

@@ -1,6 +1,6 @@
 """Which models are related at all: a test whose null is independent initialisation, without K."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -75,19 +75,36 @@ def significant(scores: Float[np.ndarray, "tests"], error: float) -> Bool[np.nda
     return found
 
 
+def pairs_that_count(models: Sequence[str], based: Mapping[str, str]) -> Bool[np.ndarray, "models models"]:
+    """Pairs whose relation says something of both models; `based` gives the base that each adapter is applied to.
+
+    An adapter on a base that it was not trained on is related to the family that it was trained in: not so its base.
+    """
+    place = {model: at for at, model in enumerate(models)}
+    counted = np.ones((len(models), len(models)), dtype=bool)
+    applied = [(place[model], place[base]) for model, base in based.items() if model in place and base in place]
+    for model, _ in applied:
+        counted[model, :] = counted[:, model] = False
+    for model, base in applied:
+        counted[model, base] = counted[base, model] = True
+    return counted
+
+
 def related_components(
-    relatedness: Float[np.ndarray, "models models"], error: float = 0.01
+    relatedness: Float[np.ndarray, "models models"],
+    error: float = 0.01,
+    counted: Bool[np.ndarray, "models models"] | None = None,
 ) -> Int[np.ndarray, "models"]:
     """Clusters without K: connected components of the pairs whose cosine is significant.
 
     `relatedness` holds standard normal scores under independent initialisation. Holm's correction over all pairs
     keeps the probability of a single false relation below `error`. Returns labels 0, 1, ... in the order of
-    the models.
+    the models. Without `counted` all pairs count.
     """
     if not 0 < error < 1:
         raise ValueError(f"the error level must be between 0 and 1, not {error}")
     n = len(relatedness)
-    first, second = np.triu_indices(n, k=1)
+    first, second = np.nonzero(np.triu(np.ones((n, n), dtype=bool) if counted is None else counted, k=1))
     scores = relatedness[first, second]
     passed = significant(scores, error)
     related = np.zeros((n, n), dtype=bool)

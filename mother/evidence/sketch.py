@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mother.errors import CheckpointError
-from mother.evidence.facts import Facts, as_stored, keep_sample, note_counters, note_digests, note_matrix, note_turned
+from mother.evidence.facts import Facts, as_stored, note_counters, note_matrix, note_table, note_turned
 from mother.evidence.keys import SKETCH_ENTRIES, sketch_key
 from mother.io.checkpoint import Checkpoint
 from mother.io.digests import digests
@@ -158,8 +158,7 @@ def take(
                 if piece.either_way:
                     parts[turned(piece.name)] = as_stored(note_turned(facts, piece.name, one, limit), stored)
             else:
-                note_digests(facts, piece.name, one, limit)
-                keep_sample(facts, piece.name, one)
+                note_table(facts, piece.name, one, limit, nameless="." not in piece.raw)
         read(4 * values.numel())
     note_counters(facts, checkpoint)
     tables = {f"table {number}": table.contiguous() for number, table in enumerate(facts.tables.values())}

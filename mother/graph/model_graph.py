@@ -12,6 +12,7 @@ from mother.io.files import write_json
 GRAPH_FORMAT = "mother-model-graph/1"
 PROBABILITIES = ("adjacency", "arrow", "probability", "compared")  # of an edge; all may be lacking
 GRAPH = "model_graph.json"  # its file in a folder of results
+UNKNOWN_BASES = "adapters of unknown bases"  # the group of those that nothing in a graph is related to
 
 
 @dataclass(frozen=True)

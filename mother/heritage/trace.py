@@ -1,11 +1,12 @@
 """From measurements to a typed Model Graph with probabilities (method "map")."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from mother.evidence.dora import row_scaled_rank
 from mother.evidence.facts import SKETCH_ENTRIES, common_grid, mantissa
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.low_rank import is_lora
-from mother.evidence.relatedness import related_components
+from mother.evidence.relatedness import pairs_that_count, related_components
 from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import Sketch, sketch_models
 from mother.heritage.absent import find_absent
@@ -42,6 +43,7 @@ def trace(
     progress: Progress = lambda title: lambda total: lambda *count: None,
     keep: Path | None = None,
     sketch: int = SKETCH_ENTRIES,
+    based: Mapping[str, str] = MappingProxyType({}),
 ) -> Heritage:
     """Recover the heritage of models: read each once, then `trace_sketches`.
 
@@ -50,7 +52,7 @@ def trace(
     """
     with nullcontext(keep) if keep is not None else TemporaryDirectory() as folder:
         taken = sketch_models(checkpoints, Path(folder) / "models", sketch, progress("reading"))
-        heritage = trace_sketches(taken.sketches, device, error, coefficients, progress, keep)
+        heritage = trace_sketches(taken.sketches, device, error, coefficients, progress, keep, based)
     return replace(heritage, left_out=taken.left_out, reused=heritage.reused + taken.reused)
 
 
@@ -61,16 +63,18 @@ def trace_sketches(
     coefficients: Coefficients | None = None,
     progress: Progress = lambda title: lambda total: lambda *count: None,
     keep: Path | None = None,
+    based: Mapping[str, str] = MappingProxyType({}),
 ) -> Heritage:
     """Recover heritage: relatedness, exact relations, evidence, the most probable tree of each cluster.
 
     `error` bounds the probability of a single false relation among independently initialised models.
     Without `coefficients` those that come with the project are used. Models are sorted by id first, so that the order
-    of the collection does not matter. What is measured is kept in the folder `keep`.
+    of the collection does not matter. What is measured is kept in the folder `keep`. `based` gives the base that an
+    adapter is applied to.
     """
     aligned = align(sorted(sketches, key=lambda sketch: sketch.model))
     sketches = aligned.sketches
-    heritage, second = measure(sketches, device, error, progress, keep)
+    heritage, second = measure(sketches, device, error, progress, keep, based=based)
     heritage = recover_clusters(heritage, coefficients or read_coefficients())
     ranks = Snapshot(keep / "kinds.npz" if keep else None, second.key)
     edges = [(parent, child) for cluster in heritage.clusters for child, parent in cluster.parents.items()]
@@ -85,6 +89,7 @@ def measure(
     progress: Progress = lambda title: lambda total: lambda *count: None,
     keep: Path | None = None,
     core: set[int] | None = None,
+    based: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Heritage, Snapshot]:
     """Both passes and exact relations, without trees; and the snapshot of the second pass. Sketches are sorted by id.
 
@@ -94,7 +99,9 @@ def measure(
     first = first_pass_snapshot(sketches, keep)
     related = core is None
     found = take_first_pass(sketches, device, progress("first pass"), first, related)
-    labels = related_components(found.relatedness, error) if related else np.zeros(len(sketches), dtype=np.int64)
+    labels = np.zeros(len(sketches), dtype=np.int64)
+    if related:
+        labels = related_components(found.relatedness, error, pairs_that_count(found.models, based))
     aliases = find_aliases(found)
     singles = [place for place in range(len(found.models)) if place not in aliases]
     casts = find_casts(found, singles, labels)

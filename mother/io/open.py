@@ -192,6 +192,8 @@ NAMELESS = "Name its layers in mother/io/layers.py, or leave it out of the manif
 
 def lacks(checkpoint: Checkpoint, what: str, remedy: str = NAMELESS) -> CheckpointError:
     """The error of a model that has none of the layers asked for."""
+    if isinstance(checkpoint, AdaptedCheckpoint) and (nothing := checkpoint.factors_alone()) is not None:
+        return nothing
     some = ", ".join(list(checkpoint.tensors)[:3]) or "nothing"
     large = [info for _, info in checkpoint.tensors.values() if len(info.shape) > 1]
     packed = any(info.dtype[0] in "IU" for info in large)

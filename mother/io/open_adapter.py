@@ -52,11 +52,10 @@ def on_base(alone: AdaptedCheckpoint, base: Checkpoint) -> AdaptedCheckpoint:
 def _alone(
     place: Place, parts: Checkpoint, adapter: Adapter, infos: Mapping[str, TensorInfo], config: File
 ) -> AdaptedCheckpoint:
-    """An adapter as what it adds. Of a DoRA it is B A, as the lengths of rows are those of the base."""
-    factors = next((one for one in adapter.updates.values() if not one.adds), None)
-    if factors is not None:
-        reason = f"is an adapter of type IA3: {factors.module} has factors, which are nothing without its base"
-        raise CheckpointError(parts.model, place, reason, "Give its base.")
+    """An adapter as what it adds. Of a DoRA it is B A, as the lengths of rows are those of the base.
+
+    Factors (IA3) are listed, and cannot be read: they add nothing.
+    """
     update_of = {f"{module}.weight": module for module in adapter.updates}
     file = next(iter(parts.tensors.values()))[0]
     tensors = {
@@ -64,7 +63,6 @@ def _alone(
         for name, module in update_of.items()
     }
     check_sizes(parts.model, tensors, memory(), "can have at most")
-    adapter = replace(adapter, whole={})  # heads that came with it are no updates
     return AdaptedCheckpoint(parts.model, tensors, name_layers(tensors), adapter, config, parts, None, update_of)
 
 
@@ -93,7 +91,7 @@ def _on_base(
             raise CheckpointError(parts.model, place, reason, "Give its own base.")
         updates[module], update_of[target] = update, module
         bias = f"{target.removesuffix('weight')}bias"
-        if update.kind == "ia3" and shapes.get(bias) == outputs(update, infos):
+        if update.kind == "ia3" and bias in shapes and shapes[bias] == outputs(update, infos):
             update_of[bias] = module
     # Whole tensors, too, go by the base's own names, whatever wrappers the adapter was saved with.
     plain = {canonical_name(name): name for name in base.tensors}

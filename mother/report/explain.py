@@ -5,7 +5,7 @@ from typing import Any
 
 from mother.errors import InputError
 from mother.graph.certainty import KNOWN, percent, sure
-from mother.graph.model_graph import Edge, ModelGraph, standing_for
+from mother.graph.model_graph import UNKNOWN_BASES, Edge, ModelGraph, standing_for
 from mother.report.kept import Evidence, GroupEvidence
 from mother.report.names import find_model
 from mother.report.reasons import reasons, strongest, wrong_if
@@ -71,7 +71,9 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
     group = evidence.group_of(one)
     if not evidence.groups:
         return result | _by_graph(graph, nodes)
-    if group is None or group is not evidence.group_of(other):
+    if None in (group, evidence.group_of(other)):
+        return result | _of_adapters(graph, nodes)
+    if group is not evidence.group_of(other):
         return result | {"related": None, "summary": "They cannot be compared: their weights have other shapes."}
     if nodes[0] == nodes[1]:
         return result | {"related": True, "summary": f"Their weights are equal: {one} and {other} are copies."}
@@ -89,6 +91,21 @@ def explain(graph: ModelGraph, evidence: Evidence, one: str, other: str) -> dict
             ends = {"parent": edge.parent, "child": edge.child, "edge": edge.attributes}
             return result | {"related": True} | ends | told(group, graph, edge)
     return result | {"related": True} | _relatives(graph, group, nodes)
+
+
+def _of_adapters(graph: ModelGraph, nodes: list[str]) -> dict[str, Any]:
+    """What is known of two models of which one is an adapter without its base: there are no pairs with these."""
+    facts = [graph.nodes[node] for node in nodes]
+    if facts[0].get("tree") == facts[1].get("tree"):
+        return {"related": True} | _relatives(graph, None, nodes)
+    for node, one in zip(nodes, facts):
+        if one.get("group") == UNKNOWN_BASES:
+            summary = f"Nothing is known of the two: {node} is an adapter of an unknown base."
+            return {"related": None, "summary": summary}
+    bases = {edge.child: edge.parent for edge in graph.edges if edge.attributes.get("kind") == "adapter"}
+    adapter = next(node for node in nodes if node in bases)
+    family = f"the update of {adapter} belongs to the family of {bases[adapter]}"
+    return {"related": False, "summary": f"No sign that they are related: {family}."}
 
 
 def _by_graph(graph: ModelGraph, nodes: list[str]) -> dict[str, Any]:
@@ -173,6 +190,8 @@ def lineage(graph: ModelGraph, evidence: Evidence, name: str) -> dict[str, Any]:
         steps.append({"parent": edges[0].parent, "child": node, "other_parents": others, **edges[0].attributes, **said})
         node = edges[0].parent
     facts = graph.nodes[node]
+    if facts.get("group") == UNKNOWN_BASES and not facts.get("hidden"):  # its base is, and nobody knows which that is
+        facts = facts | {"root": None}
     return {
         "model": model,
         "copies": [one for one in (first, *graph.nodes[first].get("aliases", ())) if one != model],

@@ -7,7 +7,7 @@ from typing import Any
 from mother.graph.certainty import percent, sure
 
 COLUMNS = ("layer", "change", "rank", "newness", "rounding")
-APART = ("kind", "adjacency", "arrow", "direction", "ranks", "parents", "compared")
+APART = ("kind", "adjacency", "arrow", "direction", "ranks", "parents", "compared", "inferred", "tested")
 
 
 def _why(found: dict[str, Any]) -> list[str]:

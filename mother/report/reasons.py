@@ -134,11 +134,22 @@ def wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child:
         return [EXACT[kind].format(**names), third]
     if kind is None:
         return ["The models beside this hidden ancestor would have to share by chance what they share."]
+    if kind == "adapter" and edge.keys() & {"inferred", "tested"}:
+        return [_adapter_wrong_if(edge, parent, child)]
     missing = (
         f"Edge: a model between the two, or a common parent, would have to be missing here, or {child} be nearer to "
         f"another model than to its own parent (that they are parent and child is {sure(edge.get('adjacency', 1.0))})."
     )
     return [_arrow_wrong_if(edge, evidence, parent, child), missing]
+
+
+def _adapter_wrong_if(edge: dict[str, Any], parent: str, child: str) -> str:
+    """What would have to be wrong for an adapter to have another base."""
+    if edge.get("adjacency") == 1:
+        return f"Edge: a model here is {parent} with {child}, up to rounding; this would have to be chance."
+    if edge.get("tested") is False:
+        return f"Edge: {child} says that {parent} is its base, and its weights do not tell; what it says may be wrong."
+    return f"Edge: the base is told by the update of {child}; a relative of {parent}, here or absent, may be it."
 
 
 def _arrow_wrong_if(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from mother.errors import InputError
 from mother.evidence.alignment import align
 from mother.evidence.first_pass import take_first_pass
-from mother.evidence.relatedness import related_components
+from mother.evidence.relatedness import pairs_that_count, related_components
 from mother.evidence.sketch import sketch_models
 from mother.graph.drawing import draw_once
 from mother.graph.manifest import Manifest
@@ -56,7 +56,8 @@ def recover_by_map(run: Run) -> ScoredGraph:
     started = time.perf_counter()
     manifest = run.manifest
     opened, keep = _prepare(run)
-    heritage = trace(opened, run.device, run.flags["error"], progress=run.progress, keep=keep)
+    based = applied_to(manifest)
+    heritage = trace(opened, run.device, run.flags["error"], progress=run.progress, keep=keep, based=based)
     if not heritage.first_pass.models:
         reason = next(iter(heritage.left_out.values()))
         raise InputError(f"no model of {manifest.name} can be used. {reason}")
@@ -72,6 +73,12 @@ def recover_by_map(run: Run) -> ScoredGraph:
     content = {"model_graph": manifest.name, "method": "map", **scores, "left_out": graph.left_out}
     write_result(folder / "accuracy.json", run.facts, content, files)  # last: where it is, all other files are
     return ScoredGraph(graph, scores, heritage, seconds)
+
+
+def applied_to(manifest: Manifest) -> dict[str, str]:
+    """The base that each adapter of a manifest is applied to, where that is a model of the manifest."""
+    places = {node.source: node.id for node in manifest.nodes}
+    return {node.id: places[node.base] for node in manifest.nodes if node.base in places}
 
 
 def called_adapters(graph: ModelGraph, opened: Sequence[Checkpoint]) -> ModelGraph:
@@ -100,7 +107,8 @@ def cluster_by_map(run: Run) -> None:
     left_out = run.unreadable | taken.left_out
     if not found.models:
         raise InputError(f"no model of {run.manifest.name} can be clustered. {next(iter(left_out.values()))}")
-    labels = related_components(found.relatedness, run.flags["error"])
+    counted = pairs_that_count(found.models, applied_to(run.manifest))
+    labels = related_components(found.relatedness, run.flags["error"], counted)
     seconds = time.perf_counter() - started + snapshot.before + taken.reused
     trees = {node.id: node.tree for node in run.manifest.nodes}
     truth = [str(trees[model]) for model in found.models if trees[model] is not None]
