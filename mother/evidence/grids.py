@@ -1,5 +1,6 @@
 """Grids: tensors whose values take few levels, and differences that rounding to a grid leaves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,6 +164,23 @@ class OnGrid:
     bits: int  # of the mantissa that it is stored with
     scale: Float[Tensor, "blocks one"] | None  # None where blocks do not divide it
 
+    @property
+    def most(self) -> float:
+        """No error of quantizing is above half a step, give or take the rounding of the stored type."""
+        return _most(self.step, self.bits, self.largest)
+
+
+def _most(step: float, bits: int, largest: float) -> float:
+    return (0.6 * step + 2.0**-bits) * 2 * largest
+
+
+def may_be_noise(difference: Float[Tensor, "pairs rows columns"], on: Sequence[OnGrid]) -> list[bool]:
+    """Whether `quantization_noise` of some pairs, whose children lie on grids, has to look closer: most end here."""
+    if not on:
+        return []
+    most = torch.tensor([one.most for one in on], device=difference.device)[:, None, None]
+    return ((difference.abs() > most).double().mean(dim=(1, 2)) <= OUTLIERS).tolist()
+
 
 def on_grid(weight: Float[Tensor, "rows columns"], grid: Grid) -> OnGrid:
     """What `quantization_noise` needs to know of a matrix that lies on a grid."""
@@ -195,9 +213,7 @@ def quantization_noise(
         parent, child = parent.T.contiguous(), child.T.contiguous()
     difference = (child - parent).abs()
     largest, bits = float(difference.max()), mantissa_bits(child) if on is None else on.bits
-    # No error is above half a step, give or take the rounding of the stored type: most pairs end here.
-    size = float(child.abs().max()) if on is None else on.largest
-    bound = (0.6 * (1 / 127 if on is None else on.step) + 2.0**-bits) * 2 * size
+    bound = _most(1 / 127, bits, float(child.abs().max())) if on is None else on.most
     if largest == 0 or (largest > bound and (grid is None or (difference > bound).double().mean() > OUTLIERS)):
         return False
     difference = difference.double()
