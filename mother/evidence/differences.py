@@ -55,7 +55,7 @@ def compare_pairs(
         # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
         # What lies on a grid itself is not taken for the parent, so it is not looked at.
         on = {p: grid for p, pair in enumerate(grids) if pair[1 - end] is None and (grid := pair[end]) is not None}
-        some = dict(zip(on, may_be_noise((child - parent)[list(on)], list(on.values()))))
+        some = dict(zip(on, may_be_noise(parent[list(on)], child[list(on)], list(on.values()))))
         values[key] = [
             grids[p][1 - end] is None
             and some.get(p, whole[p][1 - end] and not whole[p][end])

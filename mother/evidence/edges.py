@@ -141,9 +141,10 @@ def gather(
     structure[..., 1], most = _equality(equal)
     structure[..., 2] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     structure[..., 4] = _flatness(second_pass, [(place[i], place[j], p) for i, j, p in looked_at], n)
+    trained = np.array([member for member in members if member not in not_trained], dtype=int)
     for i, j, p in asked:
         if not {i, j} & not_trained and not is_lora(second_pass, p):
-            thirds = [m for m in members if m not in (i, j) and m not in not_trained]
+            thirds = trained[(trained != i) & (trained != j)]
             own = _private(second_pass.beyond[3, p, thirds]), _private(-second_pass.beyond[2, p, thirds])
             structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = min(own)
     between = triples.features, inside[ends], inside[triples.third]

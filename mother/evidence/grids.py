@@ -174,12 +174,33 @@ def _most(step: float, bits: int, largest: float) -> float:
     return (0.6 * step + 2.0**-bits) * 2 * largest
 
 
-def may_be_noise(difference: Float[Tensor, "pairs rows columns"], on: Sequence[OnGrid]) -> list[bool]:
-    """Whether `quantization_noise` of some pairs, whose children lie on grids, has to look closer: most end here."""
-    if not on:
-        return []
-    most = torch.tensor([one.most for one in on], device=difference.device)[:, None, None]
-    return ((difference.abs() > most).double().mean(dim=(1, 2)) <= OUTLIERS).tolist()
+def may_be_noise(
+    parents: Float[Tensor, "pairs rows columns"], children: Float[Tensor, "pairs rows columns"], on: Sequence[OnGrid]
+) -> list[bool]:
+    """Whether `quantization_noise` of some pairs, whose children lie on grids, has to look closer: most end here.
+
+    The children of one kind of grid are looked at together: few errors may be above half a step of their block.
+    """
+    found = [False] * len(on)
+    kinds: dict[tuple[str | int, bool, int], list[int]] = {}
+    for at, one in enumerate(on):
+        if one.scale is not None:
+            kinds.setdefault((one.grid.block, one.grid.turned, one.bits), []).append(at)
+    for (_, turned, bits), some in kinds.items():
+        parent, child = (one[some].mT if turned else one[some] for one in (parents, children))
+        scale = torch.stack([scale for at in some if (scale := on[at].scale) is not None])
+        step = scale.new_tensor([0.55 * on[at].step for at in some])[:, None, None]
+        most = child.new_tensor([on[at].most for at in some])[:, None, None]
+        error = (child - parent).abs()
+        rounding = ulp(torch.maximum(parent.abs(), child.abs()), bits).double() / 2
+        of_blocks, rounding = (one.reshape(len(some), scale.shape[1], -1) for one in (error.double(), rounding))
+        first, second = (
+            beyond.double().mean(dim=(1, 2)) <= OUTLIERS
+            for beyond in (error > most, of_blocks > step * scale + rounding)
+        )
+        for at, may in zip(some, (first & second).tolist()):
+            found[at] = may
+    return found
 
 
 def on_grid(weight: Float[Tensor, "rows columns"], grid: Grid) -> OnGrid:

@@ -16,6 +16,12 @@ def is_lora(second_pass: SecondPass, p: int) -> bool:
     A matrix may be too small for its rank to be low: one that has fewer directions than the rank of others counts for
     nothing.
     """
+    if p not in second_pass.low:
+        second_pass.low[p] = _is_lora(second_pass, p)
+    return second_pass.low[p]
+
+
+def _is_lora(second_pass: SecondPass, p: int) -> bool:
     rank, changed = second_pass.arrays["rank"][:, p], second_pass.arrays["energy"][:, p] > 0
     full = second_pass.arrays["full"][:, p] > 0
     low = changed & (rank > 0) & ~full

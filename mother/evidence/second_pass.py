@@ -67,6 +67,7 @@ class SecondPass:
     grams: list[Float[np.ndarray, "_ _ _"]]  # of each model, see `local_gram`; layers that all of them have
     triple: dict[str, Float[np.ndarray, "pairs models"]] = field(default_factory=dict)
     cast: Float[np.ndarray, "pairs bins1"] = field(default_factory=lambda: np.zeros((0, CAST_BINS + 1)))
+    low: dict[int, bool] = field(default_factory=dict)  # by pair what `is_lora` has found
 
     @cached_property
     def index(self) -> dict[tuple[int, int], int]:

@@ -79,10 +79,11 @@ def find_quantized(sketches: Sequence[Sketch], first_pass: FirstPass, second_pas
     """
     ends = list(zip(second_pass.first.tolist(), second_pass.second.tolist()))
     near: dict[int, list[tuple[float, int]]] = {}
+    quantized = [is_quantized(facts) for facts in first_pass.facts]
     for p, (i, j) in enumerate(ends):
         energy = float(second_pass.arrays["energy"][:, p].sum())
         for parent, child in ((i, j), (j, i)):
-            if energy > 0 and is_quantized(first_pass.facts[child]):
+            if energy > 0 and quantized[child]:
                 near.setdefault(child, []).append((energy, parent))
     found, unpacked = {}, {}
     for child, some in near.items():
