@@ -197,20 +197,22 @@ def test_low_ranks_tell_siblings_of_an_absent_parent(seed: int, tmp_path: Path) 
 
 def test_ranks_on_both_sides_of_where_a_third_model_joins() -> None:
     """Updates of rank 2 from an absent root, and a child of rank 1 of the first model, in two matrices."""
-    ways = {(0, 1): 4, (0, 2): 4, (1, 2): 4, (0, 3): 1, (1, 3): 5, (2, 3): 5}
-    first, second = np.array(sorted(ways)).T
-    rank = np.array([[ways[pair] for pair in sorted(ways)], [2 * ways[pair] for pair in sorted(ways)]])
+    ways = {(0, 1): 4, (0, 2): 4, (0, 3): 1, (1, 2): 4, (1, 3): 5, (2, 3): 5}
+    first, second = np.array(list(ways)).T
+    rank = np.array([[*ways.values()], [2 * way for way in ways.values()]])
     full = np.zeros_like(rank)
-    full[1, list(sorted(ways)).index((1, 3))] = 1  # not told, so what lies in this matrix does not count
+    full[1, 4] = 1  # a matrix of which a rank is not told does not count
     arrays = {"energy": np.ones_like(rank), "rank": rank, "full": full}
-    second_pass = SecondPass(first, second, [], arrays, np.zeros((4, 6, 4)), [], [])
-    low = np.ones(6, dtype=bool)
-    number = second_pass.index
-    assert own_ranks(second_pass, low, number[0, 1], [2, 3]).tolist() == [0.5, 0]
-    assert own_ranks(second_pass, low, number[1, 2], [3, 0]).tolist() == [0.5, 0.5]
-    assert own_ranks(second_pass, low, number[0, 3], [1, 2]).tolist() == [0, 0]
-    low[number[0, 2]] = False
-    assert own_ranks(second_pass, low, number[0, 1], [2, 3]).tolist() == [0, 0]
+
+    def own(pair: tuple[int, int], thirds: list[int], high: set[int]) -> list[float]:
+        second_pass = SecondPass(first, second, [], arrays, np.zeros((4, 6, 4)), [], [])
+        second_pass.low.update({p: p not in high for p in range(6)})
+        return own_ranks(second_pass, second_pass.index[pair], np.array(thirds)).tolist()
+
+    assert own((0, 1), [2, 3], set()) == [0.5, 0]
+    assert own((1, 2), [3, 0], set()) == [0.5, 0.5]
+    assert own((0, 3), [1, 2], set()) == [0, 0]
+    assert own((0, 1), [2, 3], {1}) == [0, 0]
 
 
 def test_the_first_of_a_tree_may_be_a_sibling_of_what_hangs_from_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from conftest import save_family
 from mother.collection.find import search
 from mother.errors import InputError
 from mother.evidence.candidates import candidate_pairs
-from mother.evidence.codes import by_rule, each_by_rule, rules
+from mother.evidence.codes import by_rule, each_by_rule, equal_codes, rules
 from mother.evidence.first_pass import take_first_pass
 from mother.evidence.second_pass import take_second_pass
 from mother.evidence.sketch import kept_sketch
@@ -37,7 +37,7 @@ def test_parents_that_are_quantized_together_give_what_each_gives() -> None:
     for rule in rules():
         group = {None: 64, 0: 32 * 64}.get(rule.group, rule.group)
         child = rule.apply(parents[1].reshape(-1, group)).reshape(32, 64)
-        together = each_by_rule(rule, parents, child)
+        together = equal_codes(rule, each_by_rule(rule, parents), child)
         assert together == [by_rule(rule, parent, child) for parent in parents]
         assert together[1].share == 1 > max(together[0].share, together[2].share)
 

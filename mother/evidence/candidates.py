@@ -79,16 +79,16 @@ def candidate_pairs(
     for label in np.unique(labels[usable]):
         sharing |= _sharing(first_pass, np.flatnonzero(usable & (labels == label)).tolist())
     hubs: dict[int, Counter] = defaultdict(Counter)
-    nearest = np.where(allowed, square, np.inf).argsort(axis=1, kind="stable")[:, :HUB_AMONG]
+    # Whoever is allowed comes first.
+    orders = np.where(allowed, square, np.inf).argsort(axis=1, kind="stable")
     for k in np.flatnonzero(usable).tolist():
-        hubs[int(labels[k])].update(m for m in nearest[k].tolist() if allowed[k, m])
+        hubs[int(labels[k])].update(m for m in orders[k, :HUB_AMONG].tolist() if allowed[k, m])
     candidates, neighbours = [], []
     sizes = np.bincount(labels[usable], minlength=labels.max() + 1)
     trained = ~np.isin(np.arange(n), list(not_trained))
     most_near = {label: [m for m, _ in count.most_common(HUBS)] for label, count in hubs.items()}
     for k in range(n):
-        order = np.argsort(square[k], kind="stable")
-        order = order[allowed[k, order]]
+        order = orders[k, : int(allowed[k].sum())]
         near = order[trained[order]][:NEIGHBOURS].tolist()
         few = near[:CANDIDATES] + order[~trained[order]][:2].tolist() + sharing.get(k, [])
         few += most_near.get(int(labels[k]), [])

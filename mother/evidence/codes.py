@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mother.io.reader import Storage
-from mother.numeric.floats import cast, mantissa_bits, stored_precision
+from mother.numeric.floats import MANTISSA, cast, mantissa_bits, stored_precision
 
 MOST_ENTRIES = 1 << 15  # budget: entries of a matrix whose codes are compared
 TOLERANCE = 2.0**-19  # of a block's largest magnitude: what the order of a format's arithmetic changes
@@ -149,19 +149,24 @@ def cut(weight: Matrix, group: int | None) -> Blocks | None:
 
 def by_rule(rule: Rule, parent: Matrix, child: Matrix) -> Codes:
     """How many entries of a matrix are those of the parent, quantized by this rule and stored as the child is."""
-    return each_by_rule(rule, [parent], child)[0]
+    return equal_codes(rule, each_by_rule(rule, [parent]), child)[0]
 
 
-def each_by_rule(rule: Rule, parents: Sequence[Matrix], child: Matrix) -> list[Codes]:
-    """The same of several parents, of the child's shape, that are quantized together."""
+def each_by_rule(rule: Rule, parents: Sequence[Matrix]) -> Float[Tensor, "parents blocks entries"] | None:
+    """Several matrices of one shape, quantized together by this rule; None where its blocks do not divide them."""
+    blocks = [cut(parent, rule.group) for parent in parents]
+    if blocks[0] is None:
+        return None
+    return rule.apply(torch.cat(blocks).float()).reshape(len(parents), *blocks[0].shape)
+
+
+def equal_codes(rule: Rule, made: Float[Tensor, "parents blocks entries"] | None, child: Matrix) -> list[Codes]:
+    """How many entries of a matrix are those of each parent, which `each_by_rule` gave, stored as the child is."""
+    if made is None:
+        return [Codes(0, 0, float("inf"))]
     after = cut(child, rule.group)
-    if after is None:
-        return [Codes(0, 0, float("inf"))] * len(parents)
-    made = rule.apply(torch.cat([cut(parent, rule.group) for parent in parents]).float())
-    bits = mantissa_bits(child)
-    if bits < 23:
+    if mantissa_bits(child) < MANTISSA["float32"]:
         made = cast(made, stored_precision(child))
-    made = made.reshape(len(parents), *after.shape)
     equal = ((made - after).abs() <= TOLERANCE * largest(after)).flatten(1).sum(dim=1)
     return [Codes(count, after.numel(), 0.0) for count in equal.tolist()]
 

@@ -1,5 +1,6 @@
 """The numbers of the differences D = W_second - W_first of some pairs in one layer, and where third models lie."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mother.evidence.direction import (
     precision_test,
     rounding_test,
 )
-from mother.evidence.grids import OnGrid, quantization_noise
+from mother.evidence.grids import OnGrid, may_be_noise, quantization_noise
 from mother.numeric.floats import MANTISSA, ulp
 from mother.numeric.spectra import leading_triples, rounding_noise, spectrum
 
@@ -24,6 +25,7 @@ RADIAL = 0.01  # share of the energy of a difference, in the length alone, from 
 ONCE, TWICE = 0.75, 1.25  # units in the last place beyond what rounding once, or twice, leaves
 CLEAR = 4.0  # deviations of the error of truncation in a unit in the last place that this error does not hide
 TURNED = 1e-3  # share of the energy of a difference that is more than a change of length
+ASKED_ENTRIES = 1 << 18  # budget: entries of third models, and of directions of pairs, that are multiplied at a time
 NEAR = 0.25  # how near to 0 or 1 the part of a direction that a third model kept must be
 
 
@@ -52,9 +54,11 @@ def compare_pairs(
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
         # What lies on a grid itself is not taken for the parent, so it is not looked at.
+        on = {p: grid for p, pair in enumerate(grids) if pair[1 - end] is None and (grid := pair[end]) is not None}
+        some = dict(zip(on, may_be_noise(parent[list(on)], child[list(on)], list(on.values()))))
         values[key] = [
             grids[p][1 - end] is None
-            and (grids[p][end] is not None or (whole[p][1 - end] and not whole[p][end]))
+            and some.get(p, whole[p][1 - end] and not whole[p][end])
             and quantization_noise(parent[p], child[p], grids[p][end])
             for p in range(len(i))
         ]
@@ -178,22 +182,43 @@ def find_sides(
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    u, v = (one.permute(1, 0, 2).contiguous() for one in (u, v))
+    u, v = (one.transpose(1, 2).contiguous() for one in (u, v))
     thirds, rows = asked
     risen = s.any(dim=1).cpu().numpy()[rows]
     thirds, rows = thirds[risen], rows[risen]
     numbers = np.array(chosen)
+    members = np.array([place[third] for third in thirds.tolist()], dtype=np.int64)
+    for at, there in _by_third(thirds, weights[0].numel(), u[:1].numel() + v[:1].numel()):
+        # One product for each of these models and all pairs that ask for it.
+        model, pair = (torch.from_numpy(one).to(s.device) for one in (members[at[:, 0]], rows[at].reshape(-1)))
+        left, right = (one.index_select(0, pair).view(len(at), -1, one.shape[2]) for one in (u, v))
+        kept = ((left @ weights.index_select(0, model)) * right).sum(dim=2).view(*at.shape, -1)
+        kept, some = kept[torch.from_numpy(there).to(s.device)], at[there]
+        own = torch.from_numpy(rows[some]).to(s.device)
+        kept = (kept - start[own]) / s[own].clamp(min=1e-30)
+        like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[own]
+        found = torch.cat([like.sum(dim=2), (like * added[own]).sum(dim=2)]).cpu().numpy()
+        sides[:, numbers[rows[some]], thirds[some]] += found
+
+
+def _by_third(
+    thirds: Int[np.ndarray, "asked"], entries: int, each: int
+) -> Iterator[tuple[Int[np.ndarray, "models width"], Bool[np.ndarray, "models width"]]]:
+    """What is asked of several models at a time: a row for each model, and where it is filled up, with its first.
+
+    `thirds` ascend. Rows are at most a quarter longer than what is asked of their model. A model has so many `entries`,
+    and whatever is asked so many of `each`; of several models these are ASKED_ENTRIES at most.
+    """
     starts = np.flatnonzero(np.r_[True, thirds[1:] != thirds[:-1]]) if len(thirds) else np.zeros(0, int)
-    for begin, stop in zip(starts, np.r_[starts[1:], len(thirds)]):
-        # One product for all pairs that ask for this model.
-        third, own = int(thirds[begin]), rows[begin:stop]
-        at = torch.from_numpy(own).to(s.device)
-        projected = weights[place[third]].T @ u.index_select(1, at).flatten(1)
-        kept = (projected * v.index_select(1, at).flatten(1)).sum(dim=0).unflatten(0, (len(own), -1))
-        kept = (kept - start[at]) / s[at].clamp(min=1e-30)
-        like = torch.stack([kept.abs() < NEAR, (kept - 1).abs() < NEAR]) * share[at]
-        found = torch.cat([like.sum(dim=2), (like * added[at]).sum(dim=2)]).cpu().numpy()
-        sides[:, numbers[own], third] += found
+    count = np.diff(np.r_[starts, len(thirds)])
+    unit = 1 << np.maximum(np.log2(count).astype(int) - 2, 0)
+    widths = -(-count // unit) * unit
+    for width in np.unique(widths).tolist():
+        alike = np.flatnonzero(widths == width)
+        step = max(1, ASKED_ENTRIES // (entries + width * each))
+        for some in (alike[at : at + step] for at in range(0, len(alike), step)):
+            there = np.arange(width) < count[some, None]
+            yield starts[some, None] + np.where(there, np.arange(width), 0), there
 
 
 def add_kept(

@@ -142,14 +142,15 @@ def gather(
     structure[..., 1], most = _equality(equal)
     structure[..., 2] = np.array([member in not_trained for member in members], dtype=float)[:, None]
     structure[..., 4] = _flatness(second_pass, [(place[i], place[j], p) for i, j, p in looked_at], n)
+    trained = np.array([member for member in members if member not in not_trained], dtype=int)
     for i, j, p in asked:
         if not {i, j} & not_trained:
-            thirds = [m for m in members if m not in (i, j) and m not in not_trained]
+            thirds = trained[(trained != i) & (trained != j)]
             as_first, as_second, of_second, not_of_first = second_pass.beyond[:, p, thirds]
-            if triples.low[p]:
+            if is_lora(second_pass, p):
                 # Of a merge with a third model ranks alone would say the same, of small updates directions would.
-                ranks = own_ranks(second_pass, triples.low, p, thirds)
-                own = _private(np.minimum.reduce([as_first, as_second, ranks]), OWN_RANK)
+                both = np.minimum.reduce([as_first, as_second, own_ranks(second_pass, p, thirds)])
+                own = _private(both, OWN_RANK)
             else:
                 own = min(_private(of_second), _private(-not_of_first))
             structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = own

@@ -21,6 +21,7 @@ from mother.numeric.threads import in_chunks
 COMPARABLE = 0.5  # share of two models' weights below which nothing is said of them: what was not seen may be inherited
 CANCELLED = 1e-13  # share of the squared norms below which a squared distance is what float64 left of a difference
 GRAM_ENTRIES = 1 << 20  # budget: entries of a Gram product at a time
+KEPT_BYTES = 1 << 28  # budget: squared distances of single layers that are kept from the first pass to the second
 GRAM_ROWS = 128  # budget: models whose products with all later ones are taken at a time: a Gram matrix is symmetric
 
 
@@ -101,16 +102,44 @@ def square_distances(
     return (square + square.T).cpu().numpy(), size.cpu().numpy()
 
 
+class Distances:
+    """What `square_distances` gives of each group of layers: both passes ask for it, and the second is the last.
+
+    Kept are the first groups, up to KEPT_BYTES; of others it is worked out twice.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Float[np.ndarray, "members members"]] = {}
+        self.left = KEPT_BYTES
+
+    def keep(
+        self, group: int, weights: Float[Tensor, "members rows columns"]
+    ) -> tuple[Float[np.ndarray, "members members"], Float[np.ndarray, "members"]]:
+        """Those of a group, by its number, that will be asked for again; and squared norms."""
+        found = square_distances(weights)
+        if found[0].nbytes <= self.left:
+            self.kept[group] = found[0]
+            self.left -= found[0].nbytes
+        return found
+
+    def take(self, group: int, weights: Float[Tensor, "members rows columns"]) -> Float[np.ndarray, "members members"]:
+        """Those of a group, which nobody will ask for again."""
+        found = self.kept.pop(group, None)
+        return square_distances(weights)[0] if found is None else found
+
+
 def take_first_pass(
     sketches: Sequence[Sketch],
     device: torch.device,
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
     snapshot: Snapshot | None = None,
     relate: bool = True,
+    distances: Distances | None = None,
 ) -> FirstPass:
     """First pass over a collection. With a `snapshot` an interrupted pass goes on; a finished one is read from it.
 
-    Of models that are known to be related `relate` need not be asked: scores of relatedness are 0 then.
+    Of models that are known to be related `relate` need not be asked: scores of relatedness are 0 then. `distances`
+    are kept for a second pass over the same models.
     """
     snapshot = snapshot or Snapshot(None, {})
     n, found = len(sketches), groups(sketches)
@@ -125,7 +154,7 @@ def take_first_pass(
     for _, members, scale, weights in stacks(sketches, read, done):
         weights = weights.to(device)
         chosen = (slice(None),) * 2 if len(members) == n else np.ix_(members, members)
-        square, size = square_distances(weights)
+        square, size = square_distances(weights) if distances is None else distances.keep(done, weights)
         sums["square"][chosen] += scale * square
         length = np.sqrt(size)
         sums["turned"][chosen] += scale * (square - (length[:, None] - length[None]) ** 2).clip(0)

@@ -1,5 +1,6 @@
 """Grids: tensors whose values take few levels, and differences that rounding to a grid leaves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,6 +164,44 @@ class OnGrid:
     bits: int  # of the mantissa that it is stored with
     scale: Float[Tensor, "blocks one"] | None  # None where blocks do not divide it
 
+    @property
+    def most(self) -> float:
+        """No error of quantizing is above half a step, give or take the rounding of the stored type."""
+        return _most(self.step, self.bits, self.largest)
+
+
+def _most(step: float, bits: int, largest: float) -> float:
+    return (0.6 * step + 2.0**-bits) * 2 * largest
+
+
+def may_be_noise(
+    parents: Float[Tensor, "pairs rows columns"], children: Float[Tensor, "pairs rows columns"], on: Sequence[OnGrid]
+) -> list[bool]:
+    """Whether `quantization_noise` of some pairs, whose children lie on grids, has to look closer: most end here.
+
+    The children of one kind of grid are looked at together: few errors may be above half a step of their block.
+    """
+    found = [False] * len(on)
+    kinds: dict[tuple[str | int, bool, int], list[int]] = {}
+    for at, one in enumerate(on):
+        if one.scale is not None:
+            kinds.setdefault((one.grid.block, one.grid.turned, one.bits), []).append(at)
+    for (_, turned, bits), some in kinds.items():
+        parent, child = (one[some].mT if turned else one[some] for one in (parents, children))
+        scale = torch.stack([scale for at in some if (scale := on[at].scale) is not None])
+        step = scale.new_tensor([0.55 * on[at].step for at in some])[:, None, None]
+        most = child.new_tensor([on[at].most for at in some])[:, None, None]
+        error = (child - parent).abs()
+        rounding = ulp(torch.maximum(parent.abs(), child.abs()), bits).double() / 2
+        of_blocks, rounding = (one.reshape(len(some), scale.shape[1], -1) for one in (error.double(), rounding))
+        first, second = (
+            beyond.double().mean(dim=(1, 2)) <= OUTLIERS
+            for beyond in (error > most, of_blocks > step * scale + rounding)
+        )
+        for at, may in zip(some, (first & second).tolist()):
+            found[at] = may
+    return found
+
 
 def on_grid(weight: Float[Tensor, "rows columns"], grid: Grid) -> OnGrid:
     """What `quantization_noise` needs to know of a matrix that lies on a grid."""
@@ -195,9 +234,7 @@ def quantization_noise(
         parent, child = parent.T.contiguous(), child.T.contiguous()
     difference = (child - parent).abs()
     largest, bits = float(difference.max()), mantissa_bits(child) if on is None else on.bits
-    # No error is above half a step, give or take the rounding of the stored type: most pairs end here.
-    size = float(child.abs().max()) if on is None else on.largest
-    bound = (0.6 * (1 / 127 if on is None else on.step) + 2.0**-bits) * 2 * size
+    bound = _most(1 / 127, bits, float(child.abs().max())) if on is None else on.most
     if largest == 0 or (largest > bound and (grid is None or (difference > bound).double().mean() > OUTLIERS)):
         return False
     difference = difference.double()

@@ -1,7 +1,7 @@
 """Whether an update is of low rank, as those of LoRA are."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from mother.evidence.second_pass import SecondPass
 from mother.numeric.spectra import RANK_SHARE
@@ -17,6 +17,12 @@ def is_lora(second_pass: SecondPass, p: int) -> bool:
     A matrix may be too small for its rank to be low: one that has fewer directions than the rank of others counts for
     nothing.
     """
+    if p not in second_pass.low:
+        second_pass.low[p] = _is_lora(second_pass, p)
+    return second_pass.low[p]
+
+
+def _is_lora(second_pass: SecondPass, p: int) -> bool:
     rank, changed = second_pass.arrays["rank"][:, p], second_pass.arrays["energy"][:, p] > 0
     full = second_pass.arrays["full"][:, p] > 0
     low = changed & (rank > 0) & ~full
@@ -27,25 +33,23 @@ def is_lora(second_pass: SecondPass, p: int) -> bool:
     return float(np.median(second_pass.arrays["gap"][low, p])) > LORA_GAP
 
 
-def own_ranks(
-    second_pass: SecondPass, low: Bool[np.ndarray, "pairs"], p: int, thirds: list[int]
-) -> Float[np.ndarray, "thirds"]:
+def own_ranks(second_pass: SecondPass, p: int, thirds: Int[np.ndarray, "thirds"]) -> Float[np.ndarray, "thirds"]:
     """Share of the rank of a pair of low rank that each of its two models has for itself, the lesser, by third models.
 
     Ranks of updates add up along the ways of a tree. So the first of three models has (d12 + d13 - d23) / 2 for itself:
     the rank of the way from it to where all three meet. A model in which they meet has 0; siblings have a share each,
-    since their parent is neither. `low` says which pairs are of low rank; 0 where a side is not, or was not looked at.
+    since their parent is neither. 0 where a side is not of low rank, or was not looked at.
     """
     found = np.zeros(len(thirds))
     i, j = int(second_pass.first[p]), int(second_pass.second[p])
-    sides = [(second_pass.number(i, third), second_pass.number(j, third)) for third in thirds]
-    told = [at for at, (a, b) in enumerate(sides) if a is not None and b is not None and low[a] and low[b]]
-    if not told:
+    sides = [(second_pass.number(i, third), second_pass.number(j, third)) for third in thirds.tolist()]
+    low = [all(side is not None and is_lora(second_pass, side) for side in some) for some in sides]
+    if not any(low):
         return found
-    one, other = np.array([sides[at] for at in told]).T
+    one, other = np.array([some for some, told in zip(sides, low) if told]).T
     energy, rank, full = (second_pass.arrays[name] for name in ("energy", "rank", "full"))
     used = (full[:, [p]] == 0) & (full[:, one] == 0) & (full[:, other] == 0)
     ways = (np.where(used & (energy[:, side] > 0), rank[:, side], 0).sum(axis=0) for side in ([p], one, other))
     whole, first, second = ways
-    found[told] = (np.minimum(whole + first - second, whole + second - first) / 2 / whole.clip(1)).clip(0)
+    found[low] = (np.minimum(whole + first - second, whole + second - first) / 2 / whole.clip(1)).clip(0)
     return found

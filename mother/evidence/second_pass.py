@@ -13,7 +13,7 @@ from torch import Tensor
 from mother.evidence.differences import TRIPLE, add_kept, compare_pairs, find_sides
 from mother.evidence.direction import CAST_BINS
 from mother.evidence.facts import HALVES
-from mother.evidence.first_pass import groups, square_distances, stacks
+from mother.evidence.first_pass import Distances, groups, stacks
 from mother.evidence.grids import Grid, OnGrid, on_grid
 from mother.evidence.merges import local_gram
 from mother.evidence.sketch import Sketch
@@ -67,6 +67,7 @@ class SecondPass:
     grams: list[Float[np.ndarray, "_ _ _"]]  # of each model, see `local_gram`; layers that all of them have
     triple: dict[str, Float[np.ndarray, "pairs models"]] = field(default_factory=dict)
     cast: Float[np.ndarray, "pairs bins1"] = field(default_factory=lambda: np.zeros((0, CAST_BINS + 1)))
+    low: dict[int, bool] = field(default_factory=dict)  # by pair what `is_lora` has found
 
     @cached_property
     def index(self) -> dict[tuple[int, int], int]:
@@ -157,14 +158,19 @@ class _Layers:
         """Everything, as evidence is gathered from it."""
         with np.errstate(invalid="ignore"):
             beyond = self.sides / self.triple["looked"]
-        near = [list(some) for some in self.neighbours]
-        found = self.first, self.second, list(self.order), self.arrays, beyond, near, self._stacked()
-        return SecondPass(*found, self.triple, self.cast)
+        near, order = [list(some) for some in self.neighbours], list(self.order)
+        measured = self.arrays, beyond, near, self._stacked(), self.triple, self.cast
+        return SecondPass(self.first, self.second, order, *measured)
 
     def add(
-        self, layer: Layer, members: list[int], scale: float, weights: Float[Tensor, "members rows columns"]
+        self,
+        layer: Layer,
+        members: list[int],
+        scale: float,
+        weights: Float[Tensor, "members rows columns"],
+        square: Float[np.ndarray, "members members"],
     ) -> None:
-        """Look at all pairs that have this layer, and at each model among its neighbours."""
+        """Look at all pairs that have this layer, of these distances, and at each model among its neighbours."""
         place = {member: at for at, member in enumerate(members)}
         there = [p for p in range(len(self.first)) if self.first[p] in place and self.second[p] in place]
         zeros = (weights == 0).flatten(1).any(dim=1)
@@ -173,10 +179,8 @@ class _Layers:
         stored = {self.bits[m] for m in members}
         coarse = {name: weights.to(getattr(torch, name)) for name in HALVES if MANTISSA[name] in stored}
         length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
-        square = square_distances(weights)[0]
         stack = _Stack(self.order[layer], place, scale, weights, coarse, square, length, zeros, on)
-        largest = max(1, STACK_ENTRIES // weights[0].numel())
-        _in_parts(lambda some: self._look(stack, some), there, largest, weights.device)
+        _in_parts(lambda some: self._look(stack, some), there, STACK_ENTRIES // weights[0].numel(), weights.device)
         near = self.neighbours
         asked = members if self.core is None else [m for m in members if m in self.core]
         ready = [m for m in asked if len(near[m]) > 1 and all(other in place for other in near[m])]
@@ -239,10 +243,7 @@ class _Layers:
 
     @cached_property
     def asked(self) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
-        """The neighbours of both models of each pair, which are looked for between the two: (model, pair), ascending.
-
-        With a core it is asked of a pair outside of it where models of the core stand.
-        """
+        """The neighbours of both models of each pair (outside of a core: those in it): (model, pair), ascending."""
         near, core = [set(some) for some in self.neighbours], self.core
         found = []
         for p, (i, j) in enumerate(zip(self.first.tolist(), self.second.tolist())):
@@ -264,13 +265,14 @@ def take_second_pass(
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
     snapshot: Snapshot | None = None,
     core: set[int] | None = None,
+    distances: Distances | None = None,
 ) -> SecondPass:
     """Second pass: look at the differences of these pairs, and at each model (of the `core`) among its neighbours.
 
     `pairs` and `neighbours` are places in `sketches`; `grids` and `bits` are the grid and the mantissa bits of each
-    model. With a `snapshot` an interrupted pass goes on, and a finished one is read from it.
+    model, `distances` what the first pass kept. With a `snapshot` an interrupted pass goes on.
     """
-    snapshot = snapshot or Snapshot(None, {})
+    snapshot, distances = snapshot or Snapshot(None, {}), distances or Distances()
     everything, done = groups(sketches) if pairs else [], 0
     layers = _Layers(len(sketches), pairs, neighbours, grids, bits, [layer for layer, _, _ in everything], core)
     if (saved := snapshot.load()) is not None:
@@ -279,7 +281,8 @@ def take_second_pass(
     left = sum(len(members) for _, _, members in everything[done:])
     read = progress(left) if left else lambda: None
     for layer, members, scale, weights in stacks(sketches, read, done) if left else ():
-        layers.add(layer, members, scale, weights.to(device))
+        weights = weights.to(device)
+        layers.add(layer, members, scale, weights, distances.take(done, weights))
         done += 1
         snapshot.save(done, layers.content, now=done == len(everything))
     return layers.result()

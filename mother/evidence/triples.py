@@ -8,7 +8,7 @@ longest side. Each feature is a comparison of that kind, free of scale, positive
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mother.evidence.facts import mantissa
 from mother.evidence.first_pass import FirstPass
@@ -29,15 +29,11 @@ FEW = 3.0  # effective number of layers below which a standard error over layers
 
 @dataclass
 class Triples:
-    """Third models of some pairs: features[t] are those of model third[t] between the models of pair[t].
-
-    And which of all pairs are of low rank.
-    """
+    """Third models of some pairs: features[t] are those of model third[t] between the models of pair[t]."""
 
     pair: Int[np.ndarray, "triples"]  # number in the second pass
     third: Int[np.ndarray, "triples"]
     features: Float[np.ndarray, "triples features"]
-    low: Bool[np.ndarray, "all"]
 
 
 def paired_t(
@@ -137,7 +133,6 @@ def look_between(
         np.array(found_pairs, dtype=int),
         np.array(found_thirds, dtype=int),
         np.concatenate(features) if features else np.zeros((0, len(FEATURES))),
-        measured.low,
     )
 
 

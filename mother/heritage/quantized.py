@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -16,6 +16,7 @@ from mother.evidence.codes import (
     columns_apart,
     compare_packed,
     each_by_rule,
+    equal_codes,
     kept_rows,
     rules,
 )
@@ -28,6 +29,7 @@ from mother.io.layers import Layer
 from mother.io.reader import Storage
 
 LAYERS = 8  # budget: matrices whose codes are compared
+TOGETHER = 1 << 22  # budget: entries of parents that are quantized together
 NEAREST = 6  # budget: models that a packed one may be made from
 BY_RULE = 0.998  # share of codes that are equal where the rule of the format is known; ties may break otherwise
 BY_LEVELS = 0.99  # where only the levels are: scales are rounded after the codes were chosen
@@ -77,22 +79,22 @@ def find_quantized(sketches: Sequence[Sketch], first_pass: FirstPass, second_pas
     """
     ends = list(zip(second_pass.first.tolist(), second_pass.second.tolist()))
     near: dict[int, list[tuple[float, int]]] = {}
+    quantized = [is_quantized(facts) for facts in first_pass.facts]
     for p, (i, j) in enumerate(ends):
         energy = float(second_pass.arrays["energy"][:, p].sum())
         for parent, child in ((i, j), (j, i)):
-            if energy > 0 and is_quantized(first_pass.facts[child]):
+            if energy > 0 and quantized[child]:
                 near.setdefault(child, []).append((energy, parent))
-    found = {}
+    found, unpacked = {}, {}
     for child, some in near.items():
         parents = [parent for _, parent in sorted(some)][:NEAREST]
         storage = storage_of(first_pass.facts[child])
-        if storage is not None:
-            relation = _packed(sketches, first_pass, child, parents, storage)
-        else:
-            relation = _dequantized(sketches, first_pass, child, parents)
-        if relation is not None:
+        if storage is None:
+            unpacked[child] = parents
+        elif (relation := _packed(sketches, first_pass, child, parents, storage)) is not None:
             found[child] = relation
-    return found
+    found |= _dequantized(sketches, first_pass, unpacked)
+    return {child: found[child] for child in near if child in found}
 
 
 def some_layers(one: Sketch, other: Sketch, names: set[str] | None = None) -> list[Layer]:
@@ -163,57 +165,82 @@ def _best(
     return Relation("quantize", (parent,), format_ | facts | ({"or": others} if others else {}))
 
 
-def _dequantized(
-    sketches: Sequence[Sketch], first_pass: FirstPass, child: int, parents: Sequence[int]
-) -> Relation | None:
-    """What a model on a grid was made from, where the rule of a format gives its numbers."""
-    fitting: list[tuple[float, int, int, dict[str, Any]]] = []
-    said: dict[int, dict[str, Any]] = {}
-    pairs: dict[int, dict[Layer, Pair]] = {}
-    for parent in parents:
-        if is_quantized(first_pass.facts[parent]):
-            continue
-        both = [
-            (layer, sketches[parent].read(layer), sketches[child].read(layer))
-            for layer in some_layers(sketches[parent], sketches[child])
-        ]
-        pairs[parent] = {layer: (before, after) for layer, before, after in both if not before.equal(after)}
+def _dequantized(sketches: Sequence[Sketch], first_pass: FirstPass, near: dict[int, list[int]]) -> dict[int, Relation]:
+    """What models on a grid were made from, where the rule of a format gives their numbers; `near` are by child."""
+    fitting: dict[int, list[tuple[float, int, int, dict[str, Any]]]] = {child: [] for child in near}
+    pairs = [(parent, child) for child, some in near.items() for parent in some]
+    left = [ends for ends in pairs if not is_quantized(first_pass.facts[ends[0]])]
+    said: dict[tuple[int, int], dict[str, Any]] = {}
     for back in (False, True):
-        unsaid = {parent: some for parent, some in pairs.items() if parent not in said}
-        for parent, (rule, codes) in _rules_of(unsaid, back).items():
-            said[parent] = {"bits": rule.bits, "format": f"{rule.name}{', by columns' if back else ''}"}
+        for (parent, child), (rule, codes) in _rules_of(sketches, left, back).items():
+            said[parent, child] = {"bits": rule.bits, "format": f"{rule.name}{', by columns' if back else ''}"}
             facts = {"codes": round(codes.share, 4), "codes_compared": codes.compared}
-            fitting.append((float(codes.compared - codes.equal), codes.compared, parent, facts))
-    relation = _best(first_pass, fitting, {})
-    if relation is None:
-        return None
-    return Relation("quantize", relation.parents, said[relation.parents[0]] | relation.attributes)
-
-
-def _rules_of(pairs: dict[int, dict[Layer, Pair]], back: bool) -> dict[int, tuple[Rule, Codes]]:
-    """Of each parent the rule that gives the numbers of all its child's matrices; the first that does.
-
-    `pairs` are the matrices of parent and child, in which they differ; `back` turns them round. Parents of which the
-    first of these is the same are quantized together: most fail there.
-    """
-    turned = {
-        parent: {layer: tuple(one.T.contiguous() if back else one for one in both) for layer, both in some.items()}
-        for parent, some in pairs.items()
-    }
-    alike: dict[Layer, list[int]] = {}
-    for parent, some in turned.items():
-        if some:
-            alike.setdefault(next(iter(some)), []).append(parent)
-    found: dict[int, tuple[Rule, Codes]] = {}
-    for layer, some in alike.items():
-        kept = [kept_rows(*turned[parent][layer]) for parent in some]
-        for rule in rules():
-            firsts = each_by_rule(rule, [before for before, _ in kept], kept[0][1])
-            for parent, first in zip(some, firsts):
-                if first.share < BY_RULE or parent in found:
-                    continue
-                both = turned[parent].values()
-                codes = _sum([by_rule(rule, *(pair if rule.group == 0 else kept_rows(*pair))) for pair in both])
-                if codes.share >= BY_RULE:
-                    found[parent] = rule, codes
+            fitting[child].append((float(codes.compared - codes.equal), codes.compared, parent, facts))
+        left = [ends for ends in left if ends not in said]
+    found = {}
+    for child, some in fitting.items():
+        relation = _best(first_pass, some, {})
+        if relation is not None:
+            more = said[relation.parents[0], child] | relation.attributes
+            found[child] = Relation("quantize", relation.parents, more)
     return found
+
+
+def _pair(sketches: Sequence[Sketch], ends: tuple[int, int], layer: Layer, back: bool) -> Pair:
+    """A matrix of a parent and of its child, turned round if `back`."""
+    one, other = (sketches[end].read(layer) for end in ends)
+    return (one.T.contiguous(), other.T.contiguous()) if back else (one, other)
+
+
+def _differing(sketches: Sequence[Sketch], ends: tuple[int, int], back: bool) -> Iterator[tuple[Layer, Pair]]:
+    """Those of some matrices in which a parent and its child differ."""
+    for layer in some_layers(*(sketches[end] for end in ends)):
+        before, after = _pair(sketches, ends, layer, back)
+        if not before.equal(after):
+            yield layer, (before, after)
+
+
+def _rules_of(
+    sketches: Sequence[Sketch], pairs: Sequence[tuple[int, int]], back: bool
+) -> dict[tuple[int, int], tuple[Rule, Codes]]:
+    """Of each parent and child the rule that gives the numbers of all matrices of the child; the first that does.
+
+    `back` turns matrices round. All parents are quantized together, by the first matrix in which they differ from their
+    children: most fail there.
+    """
+    alike: dict[tuple[Layer, tuple[int, ...]], list[tuple[int, int]]] = {}
+    kept: dict[tuple[int, Layer], Matrix] = {}
+    for ends in pairs:
+        for layer, pair in _differing(sketches, ends, back):
+            kept |= zip(((end, layer) for end in ends), kept_rows(*pair))
+            alike.setdefault((layer, pair[1].shape), []).append(ends)
+            break
+    found: dict[tuple[int, int], tuple[Rule, Codes]] = {}
+    for (layer, _), every in alike.items():
+        step = max(1, TOGETHER // kept[every[0][0], layer].numel())
+        for some in (every[at : at + step] for at in range(0, len(every), step)):
+            for rule, ends in _fitting_firsts(kept, layer, some):
+                if ends in found:
+                    continue
+                whole = (pair for _, pair in _differing(sketches, ends, back))
+                codes = _sum([by_rule(rule, *(pair if rule.group == 0 else kept_rows(*pair))) for pair in whole])
+                if codes.share >= BY_RULE:
+                    found[ends] = rule, codes
+    return found
+
+
+def _fitting_firsts(
+    kept: dict[tuple[int, Layer], Matrix], layer: Layer, pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Rule, tuple[int, int]]]:
+    """By which rules a matrix of a child is that of its parent, rule by rule; each parent is quantized once."""
+    number = {parent: at for at, parent in enumerate(dict.fromkeys(parent for parent, _ in pairs))}
+    parents: dict[int, list[int]] = {}
+    for parent, child in pairs:
+        parents.setdefault(child, []).append(parent)
+    for rule in rules():
+        made = each_by_rule(rule, [kept[parent, layer] for parent in number])
+        if made is None:
+            continue
+        for child, some in parents.items():
+            codes = equal_codes(rule, made[[number[parent] for parent in some]], kept[child, layer])
+            yield from ((rule, (parent, child)) for parent, one in zip(some, codes) if one.share >= BY_RULE)

@@ -15,7 +15,7 @@ from mother.evidence.alignment import align
 from mother.evidence.candidates import candidate_pairs
 from mother.evidence.dora import row_scaled_rank
 from mother.evidence.facts import SKETCH_ENTRIES, common_grid, mantissa
-from mother.evidence.first_pass import take_first_pass
+from mother.evidence.first_pass import Distances, take_first_pass
 from mother.evidence.low_rank import is_lora
 from mother.evidence.relatedness import pairs_that_count, related_components
 from mother.evidence.second_pass import take_second_pass
@@ -98,7 +98,8 @@ def measure(
     """
     first = first_pass_snapshot(sketches, keep)
     related = core is None
-    found = take_first_pass(sketches, device, progress("first pass"), first, related)
+    distances = Distances()
+    found = take_first_pass(sketches, device, progress("first pass"), first, related, distances)
     labels = np.zeros(len(sketches), dtype=np.int64)
     if related:
         labels = related_components(found.relatedness, error, pairs_that_count(found.models, based))
@@ -112,7 +113,7 @@ def measure(
     looked_at = hashlib.sha256(repr((found.models, candidates, neighbours, grids, bits)).encode()).hexdigest()
     second = Snapshot(keep / "second_pass.npz" if keep else None, first.key | {"pairs": looked_at})
     second_pass = take_second_pass(
-        sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second, core
+        sketches, candidates, neighbours, grids, bits, device, progress("second pass"), second, core, distances
     )
     if core is not None:  # merges are looked for among the neighbours of a model
         near = [some if place in core else [] for place, some in enumerate(neighbours)]

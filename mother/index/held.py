@@ -11,8 +11,9 @@ from torch import Tensor
 from mother.errors import CheckpointError
 from mother.evidence.sketch import Sketch, kept_sketch
 from mother.io.checkpoint import Checkpoint, filled
+from mother.io.layers import Layer
 
-HELD = 4096  # budget: sketches that a worker holds
+HELD = 8192  # budget: sketches that a worker holds
 SMALL = 1 << 16  # budget: bytes of one that is held: to open a larger one costs little beside reading it
 
 Stamp = tuple[int, int, int]  # of a file: which it is, its size, and when it was written
@@ -23,6 +24,10 @@ class HeldCheckpoint(Checkpoint):
     """A model whose tensors are in memory."""
 
     values: dict[str, Tensor]
+
+    def at_hand(self, layer: Layer) -> Tensor:
+        """See Checkpoint."""
+        return self.values[self.layers[layer]]
 
     def read_tensors(
         self, names: Sequence[str], into: Mapping[str, Tensor] = MappingProxyType({})
@@ -54,7 +59,7 @@ def _held(path: Path, key: str, stamps: tuple[Stamp, ...]) -> Sketch | None:
         return None
     kept = sketch.kept
     try:
-        values = kept.read_tensors(list(kept.layers.values()))
+        values = kept.read_tensors(list(kept.tensors))  # of matrices that are kept turned round, too
     except CheckpointError:  # whoever reads it says so
         return sketch
     return replace(sketch, kept=HeldCheckpoint(**vars(kept), values=values))

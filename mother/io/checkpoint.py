@@ -66,6 +66,10 @@ class Checkpoint:
         if info.end > info.start:
             file.expect(info.start, info.end)
 
+    def at_hand(self, layer: Layer) -> "torch.Tensor | None":
+        """A weight in float32 that is in memory already, which nobody may change; None where it has to be read."""
+        return None
+
     def read(self, layer: Layer) -> "torch.Tensor":
         """Read one weight in float32; raises CheckpointError as `read_tensors` does."""
         return self.read_tensor(self.layers[layer])

@@ -145,6 +145,20 @@ def _result(future: Future) -> dict[str, Tensor] | CheckpointError:
         return error
 
 
+def _at_hand(
+    checkpoints: Sequence[Checkpoint], requests: Sequence[Request], read: Callable[[], object]
+) -> Iterator[Float[Tensor, "models ..."]]:
+    """The same as `read_ahead` of models that are in memory: of small ones asking threads costs more than copying."""
+    stack = torch.zeros(0)
+    for layer, members in requests:
+        some = [weight for place in members if (weight := checkpoints[place].at_hand(layer)) is not None]
+        shape = (len(some), *some[0].shape)
+        stack = torch.stack(some, out=stack if stack.shape == shape else torch.empty(shape))
+        for _ in members:
+            read()
+        yield stack
+
+
 def read_ahead(
     checkpoints: Sequence[Checkpoint],
     requests: Sequence[Request],
@@ -157,6 +171,9 @@ def read_ahead(
     A model that cannot be read goes into `failed` with its error, and is not asked again: its weights are zeros.
     `read()` is called after each tensor. `pinned`: in memory that a GPU copies from faster.
     """
+    if all(checkpoints[place].at_hand(layer) is not None for layer, members in requests for place in members):
+        yield from _at_hand(checkpoints, requests, read)
+        return
     remote = any(checkpoint.remote for checkpoint in checkpoints)
     steps = _steps(checkpoints, requests, AHEAD if remote else 0)
     with ThreadPoolExecutor(IN_FLIGHT if remote else ON_DISK) as pool:
