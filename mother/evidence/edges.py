@@ -145,14 +145,7 @@ def gather(
     trained = np.array([member for member in members if member not in not_trained], dtype=int)
     for i, j, p in asked:
         if not {i, j} & not_trained:
-            thirds = trained[(trained != i) & (trained != j)]
-            as_first, as_second, of_second, not_of_first = second_pass.beyond[:, p, thirds]
-            if is_lora(second_pass, p):
-                # Of a merge with a third model ranks alone would say the same, of small updates directions would.
-                both = np.minimum.reduce([as_first, as_second, own_ranks(second_pass, p, thirds)])
-                own = _private(both, OWN_RANK)
-            else:
-                own = min(_private(of_second), _private(-not_of_first))
+            own = _private(second_pass, p, trained[(trained != i) & (trained != j)])
             structure[place[i], place[j], 3] = structure[place[j], place[i], 3] = own
     between = triples.features, inside[ends], inside[triples.third]
     return Evidence(structure, *between, direction, exact, one_way, counted, candidate, most)
@@ -178,15 +171,22 @@ def _flatness(second_pass: SecondPass, pairs: list[tuple[int, int, int]], n: int
     return np.nan_to_num(found, nan=np.nanmin(found, initial=0.0))
 
 
-def _private(lacking: Float[np.ndarray, "thirds"], floor: float = OWN) -> float:
-    """Log of the share of what differs that is a model's own, from the share that each third model lacks, too.
+def _private(second_pass: SecondPass, p: int, thirds: Int[np.ndarray, "thirds"]) -> float:
+    """Log of the share of a pair's difference that each of the two has for itself, the lesser, see `Evidence`."""
+    as_first, as_second, of_second, not_of_first = second_pass.beyond[:, p, thirds]
+    if is_lora(second_pass, p):
+        # Of a merge with a third model ranks alone would say the same, of small updates directions would.
+        return _second_largest(np.minimum.reduce([as_first, as_second, own_ranks(second_pass, p, thirds)]), OWN_RANK)
+    return min(_second_largest(of_second, OWN), _second_largest(-not_of_first, OWN))
 
-    NaN where it was not looked at; where the third model has more, it is below 0. Shares below the `floor` say little.
+
+def _second_largest(share: Float[np.ndarray, "thirds"], floor: float) -> float:
+    """Log of the second largest of several shares, so that one odd model tells little.
+
+    NaN where it was not looked at; of a model that has more it is below 0. Shares below the `floor` say little.
     """
-    lacking = np.sort(np.nan_to_num(lacking, nan=0.0).clip(0))[::-1]
-    # The second largest of several, so that one odd model tells little.
-    share = lacking[1] if len(lacking) > 1 else lacking.sum() / 2
-    return float(np.log1p(share / floor))
+    largest = np.sort(np.nan_to_num(share, nan=0.0).clip(0))[::-1]
+    return float(np.log1p((largest[1] if len(largest) > 1 else largest.sum() / 2) / floor))
 
 
 def _newness(second_pass: SecondPass, p: int) -> tuple[float, float]:
