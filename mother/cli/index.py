@@ -67,7 +67,8 @@ def build(args: Build) -> None:
     if built.gone:
         some = ", ".join(escaped(one) for one in sorted(built.gone)[:3])
         print(f"no longer there, and taken out: {len(built.gone)} models, such as {some}")
-    print(f"next: python index.py search MODEL --in {args.to}, or python index.py graph --in {args.to}")
+    if built.read or built.there:
+        print(f"next: python index.py search MODEL --in {args.to}, or python index.py graph --in {args.to}")
 
 
 def search(args: Search) -> None:
