@@ -140,7 +140,7 @@ def test_a_sketch_that_is_gone_or_damaged_is_said_and_taken_again(family: Path, 
     assert code == 0 and "2 models read, 5 were there already" in out
     assert gone.exists() and not list(index.sketches.glob("*.tmp"))
     code, out, _ = run_here("index.py", ["graph", "--in", index.folder, "--to", tmp_path / "graph"], main)
-    assert code == 0 and "left out" not in out and "6 models in 2 trees, 4 edges" in out
+    assert code == 0 and "left out" not in out and "7 models in 2 trees, 1 copies, 0 absent models,\n4 edges" in out
 
 
 def test_a_model_that_cannot_be_read_is_said_once_and_tried_again(tmp_path: Path) -> None:
@@ -616,7 +616,7 @@ def test_commands(family: Path, tmp_path: Path) -> None:
     assert json.loads(out)["compared"] == 7
     words = ["graph", "--in", there, "--to", result, "--family", "m2"]
     code, out, _ = run_here("index.py", words, main)
-    assert code == 0 and "6 models in 2 trees, 4 edges" in out
+    assert code == 0 and "7 models in 2 trees, 1 copies, 0 absent models,\n4 edges" in out
     edges = pyarrow.parquet.read_table(result / "edges.parquet").to_pylist()
     # Steps of noise tell no arrow.
     assert {frozenset((edge["parent"], edge["child"])) for edge in edges} == {

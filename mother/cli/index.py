@@ -67,7 +67,8 @@ def build(args: Build) -> None:
     if built.gone:
         some = ", ".join(escaped(one) for one in sorted(built.gone)[:3])
         print(f"no longer there, and taken out: {len(built.gone)} models, such as {some}")
-    print(f"next: python index.py search MODEL --in {args.to}, or python index.py graph --in {args.to}")
+    if built.read or built.there:
+        print(f"next: python index.py search MODEL --in {args.to}, or python index.py graph --in {args.to}")
 
 
 def search(args: Search) -> None:
@@ -132,7 +133,10 @@ def graph(args: Graph) -> None:
         named = {one: f"{escaped(one)}: {why}" for one, why in found.left_out.items() if why == GONE}
         report_left_out(found.left_out | named)
         trees = len({facts["tree"] for facts in found.nodes.values()})
-        print(f"{len(found.nodes)} models in {trees} trees, {len(found.edges)} edges: {args.to}/edges.parquet")
+        hidden = sum(bool(facts.get("hidden")) for facts in found.nodes.values())
+        copies = sum(len(facts.get("aliases", ())) for facts in found.nodes.values())
+        print(f"{len(found.nodes) - hidden + copies} models in {trees} trees, {copies} copies, {hidden} absent models,")
+        print(f"{len(found.edges)} edges: {args.to}/edges.parquet")
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
