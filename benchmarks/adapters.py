@@ -8,6 +8,7 @@ unrelated root of the same architecture, and the roots of the other architecture
 other architectures than the one at hand. The method was chosen on these families. A second table is of fresh ones
 (another tree, other weights, tasks and bases of each architecture, and two more architectures), with the coefficients
 that are kept, and a third of a second fresh draw, since the statistic was changed after the first one was seen.
+"By chance" is the calibration error that so few adapters would have if the probabilities were true.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.special import ndtri
 
-from benchmarks.traced import expected_calibration_error
+from benchmarks.traced import error_of_calibrated, expected_calibration_error
 from dataset.lone_adapters import DRAWS, LINEAR, Lone, grow_adapters, grow_models, grow_roots
 from mother.collection.find import Source
 from mother.collection.whose import ERROR, Candidates
@@ -115,8 +116,9 @@ def row(name: str, cases: Sequence[Case], chances: Sequence[np.ndarray]) -> list
     stated = np.array([chance.max() for chance in chances])
     of_truth = [chance[case.truth] for case, chance in zip(cases, chances)]
     error = expected_calibration_error(stated, np.array(named))
-    family = float(np.mean([case.right for case in cases]))
-    return [name, len(cases), family, float(np.mean(named)), float(stated.mean()), float(np.mean(of_truth)), error]
+    family, chance = float(np.mean([case.right for case in cases])), error_of_calibrated(stated)
+    figures = (family, np.mean(named), stated.mean(), np.mean(of_truth), error, chance)
+    return [name, len(cases), *map(float, figures)]
 
 
 def measured(folder: Path, draw: int) -> list[Case]:
@@ -144,14 +146,23 @@ def show(cases: Sequence[Case], chances: Sequence[np.ndarray]) -> bool:
     for name, some in parts.items():
         of = [at for at, there in enumerate(some) if there]
         rows.append(row(name, [cases[at] for at in of], [chances[at] for at in of]))
-    head = ("adapters", "count", f"family right at {ERROR:g}", "base right", "stated", "of the true base", "ECE")
+    head = (
+        "adapters",
+        "count",
+        f"family right at {ERROR:g}",
+        "base right",
+        "stated",
+        "of the true base",
+        "ECE",
+        "by chance",
+    )
     print(format_table(head, rows))
     for what, same in (("the same architecture", True), ("other architectures that it fits", False)):
         null = np.array([z for case in cases for model, z in case.strangers.items() if (model == "other") == same])
         if len(null):
             print(f"\nunrelated roots of {what}: z {null.mean():+.2f} with deviation {null.std():.2f},", end=" ")
             print(f"largest {null.max():.2f}, of {len(null)}; above 1.64: {(null > 1.64).sum()}")
-    _, _, family, base, _, _, error = rows[-1]
+    _, _, family, base, _, _, error, _ = rows[-1]
     return family >= FAMILY and base >= BASE and error <= ECE
 
 

@@ -1,5 +1,6 @@
 """Merged twins as PEFT makes them, for each kind of adapter and in the arithmetic that it merges in."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -114,6 +115,26 @@ def test_a_head_that_came_with_an_adapter(tmp_path: Path) -> None:
     adapted.merge_and_unload().save_pretrained(str(tmp_path / "merged"))
     sources = [Source(name, str(tmp_path / name)) for name in ("base", "merged")]
     assert Candidates(sources).answer(Source("a", str(tmp_path / "adapter"))).exact == (("base", "merged"),)
+
+
+def test_a_head_beside_the_embedding_that_it_is_tied_to(tmp_path: Path) -> None:
+    model = build("gpt2")
+    states = {"base": model.state_dict()}
+    config = peft.LoraConfig(r=4, lora_alpha=7, target_modules=["wte", "c_attn"], fan_in_fan_out=True)
+    adapted = peft.get_peft_model(copy.deepcopy(model), config)
+    trained(adapted, 0.05)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    states["merged"] = adapted.merge_and_unload().state_dict()
+    states["half"] = {name: weight.bfloat16() for name, weight in states["merged"].items()}
+    states["untied"] = states["merged"] | {"lm_head.weight": states["base"]["lm_head.weight"] + 1.0}
+    for name, state in states.items():
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+    assert states["base"]["lm_head.weight"].equal(states["base"]["transformer.wte.weight"])
+    answer = Candidates([Source(name, str(tmp_path / name)) for name in states]).answer(
+        Source("adapter", str(tmp_path / "adapter"))
+    )
+    assert answer.exact == (("base", "merged"), ("base", "half"))
 
 
 def test_factors_say_nothing_of_their_base_unless_it_is_there_with_them(grown: Path, tmp_path: Path) -> None:

@@ -46,14 +46,13 @@ def is_merged(adapted: AdaptedCheckpoint, merged: Checkpoint) -> Merged | None:
     stored = {name: merged.tensors[pairs[name]][1].dtype for name in names if name in pairs}
     if not names or len(stored) < len(names):
         return None
-    rest = [name for name in pairs if name not in adapted.update_of]
     how = _exactly(adapted, merged, pairs, stored) if set(stored.values()) <= {*HALF} else None
     if how is not None:
-        return how if all(_is_same(adapted, merged, name, pairs[name], rounded=True) for name in rest) else None
+        return how if _rest_is_same(adapted, merged, pairs, rounded=True) else None
     step = max(EPSILON[merged.tensors[other][1].dtype] for other in pairs.values())
     if not all(_nearly(adapted, merged, name, pairs[name], step) for name in names):
         return None
-    if not all(_is_same(adapted, merged, name, pairs[name], rounded=False) for name in rest):
+    if not _rest_is_same(adapted, merged, pairs, rounded=False):
         return None
     return Merged.EXACT if not {*stored.values()} & {*HALF} else Merged.NEARLY
 
@@ -120,9 +119,21 @@ def _nearly(adapted: AdaptedCheckpoint, merged: Checkpoint, name: str, there: st
     return float((after.double() - before - update).norm()) <= rounding
 
 
-def _is_same(adapted: AdaptedCheckpoint, merged: Checkpoint, name: str, there: str, rounded: bool) -> bool:
-    """Whether two models have one tensor; or once it is `rounded` to the type of the second."""
-    before, after, dtype = adapted.read_tensor(name), merged.read_tensor(there), merged.tensors[there][1].dtype
-    if rounded and dtype in HALF:
-        before = cast(before, DTYPES[dtype])
-    return torch.equal(before, after)
+def _rest_is_same(adapted: AdaptedCheckpoint, merged: Checkpoint, pairs: Mapping[str, str], rounded: bool) -> bool:
+    """Whether all that the adapter does not change is the same; or once it is `rounded` to the types of the second.
+
+    A head that is stored beside the embedding that it is tied to changes with that one.
+    """
+    for name, there in pairs.items():
+        if name in adapted.update_of:
+            continue
+        before, after, dtype = adapted.read_tensor(name), merged.read_tensor(there), merged.tensors[there][1].dtype
+        kept = cast(before, DTYPES[dtype]) if rounded and dtype in HALF else before
+        if not torch.equal(kept, after) and not any(
+            before.shape == adapted.tensors[other][1].shape
+            and torch.equal(adapted.before(other), before)
+            and torch.equal(merged.read_tensor(pairs[other]), after)
+            for other in adapted.update_of
+        ):
+            return False
+    return True
