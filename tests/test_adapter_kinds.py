@@ -12,8 +12,8 @@ from torch import nn
 from mother.collection.find import Source
 from mother.collection.whose import open_adapter, ranks_of
 from mother.errors import CheckpointError
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
 from mother.io.adapter_names import dotted, is_adapter, part_of
-from mother.io.checkpoint import AdaptedCheckpoint
 from mother.io.open import open_checkpoint
 from tests.test_adapters import gpt, vit
 

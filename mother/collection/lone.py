@@ -10,7 +10,8 @@ from mother.collection.merged_edges import hang_merged
 from mother.collection.whose import ABSENT, Answer, Candidates
 from mother.errors import InputError
 from mother.graph.model_graph import UNKNOWN_BASES, Edge, ModelGraph
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
+from mother.io.checkpoint import Checkpoint
 from mother.io.spool import Spool
 
 POSSIBLE = 0.05  # probability from which another base is named

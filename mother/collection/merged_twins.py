@@ -6,7 +6,8 @@ from enum import IntEnum
 
 import torch
 
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
+from mother.io.checkpoint import Checkpoint
 from mother.io.layers import canonical_name
 from mother.io.reader import DTYPES
 from mother.numeric.floats import MANTISSA, cast

@@ -12,7 +12,7 @@ from mother.errors import CheckpointError
 from mother.evidence.adapter_pairs import Pair, Updates, compare
 from mother.evidence.relatedness import significant
 from mother.graph.model_graph import HIDDEN_EDGE, UNKNOWN_BASES, Edge, ModelGraph
-from mother.io.checkpoint import AdaptedCheckpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
 from mother.io.open import open_checkpoint
 from mother.io.spool import Spool
 

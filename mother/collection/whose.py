@@ -16,7 +16,8 @@ from mother.evidence.adapter_reads import Matrices, surroundings_of, updates_on
 from mother.evidence.adapter_within import probabilities
 from mother.evidence.consumers import Surroundings
 from mother.evidence.relatedness import significant
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
+from mother.io.checkpoint import Checkpoint
 from mother.io.open import open_checkpoint
 from mother.io.open_adapter import on_base
 from mother.io.spool import Spool

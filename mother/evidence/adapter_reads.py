@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 
 from mother.evidence.consumers import Surroundings
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
+from mother.io.checkpoint import Checkpoint
 from mother.io.pieces import Piece, pieces_of
 
 

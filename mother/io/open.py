@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mother.errors import CheckpointError
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
 from mother.io.adapter_names import is_adapter
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint, check_sizes
+from mother.io.checkpoint import Checkpoint, check_sizes
 from mother.io.layers import name_layers
 from mother.io.open_adapter import with_base
 from mother.io.packed import unpacked

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mother.errors import CheckpointError
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
 from mother.io.adapter_config import REMEDY
 from mother.io.adapter_names import is_adapter, other_kind
 from mother.io.adapter_updates import Update, fits, oriented, outputs, update_shape
 from mother.io.adapters import Adapter, left_aside, names_in_base, parse_adapter
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint, check_sizes
+from mother.io.checkpoint import Checkpoint, check_sizes
 from mother.io.layers import canonical_name, name_layers
 from mother.io.places import File, Place
 from mother.io.reader import TensorInfo

@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
 
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
+from mother.io.checkpoint import Checkpoint
 from mother.io.packed import PackedCheckpoint
 from mother.io.places import File
 

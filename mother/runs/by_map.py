@@ -19,7 +19,8 @@ from mother.graph.scores import adjusted_rand, models_above, present_parents, sc
 from mother.heritage.trace import first_pass_snapshot, trace
 from mother.heritage.trees import Heritage
 from mother.heritage.typed_graph import build_graph
-from mother.io.checkpoint import AdaptedCheckpoint, Checkpoint
+from mother.io.adapted_checkpoint import AdaptedCheckpoint
+from mother.io.checkpoint import Checkpoint
 from mother.runs.results import Run, write_result
 
 
