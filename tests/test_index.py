@@ -627,9 +627,13 @@ def test_commands(family: Path, tmp_path: Path) -> None:
     nodes = pyarrow.parquet.read_table(result / "nodes.parquet").to_pylist()
     assert len(nodes) == 6 and {node["how"] for node in nodes} == {"exact"}
     assert (result / "families/1/report.html").exists() and (result / "families/1/model_graph.json").exists()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.safetensors").write_text("no header")
     for words, said in (
         (["build"], "name models"),
         (["build", "--hub-list", empty, "--to", there], "names no model"),
+        (["build", broken, "--to", tmp_path / "other"], "none of the 1 models can be read. model broken:"),
         (["search", family, "--in", there], "is 7 models"),
         (["graph", "--in", there, "--to", tmp_path / "no", "--family", "nobody"], "no model"),
         (["graph", "--in", there, "--to", tmp_path / "no", "--workers", "0"], "must be a worker"),

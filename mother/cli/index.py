@@ -60,9 +60,12 @@ def build(args: Build) -> None:
         index = create_index(args.to, args.samples, args.sketch, args.keep)
         engine = Engine(args.workers, args.ray)
         built = build_index(index, found.sources, engine, show_progress(args.quiet), names, args.only)
+    left_out = built.left_out | found.gaps.unusable
+    if left_out and not built.read and not built.there:
+        raise InputError(f"none of the {len(left_out)} models can be read. {next(iter(left_out.values()))}")
     if args.quiet:
         return
-    report_left_out(built.left_out | found.gaps.unusable, ())
+    report_left_out(left_out, ())
     print(f"{built.read} models read, {built.there} were there already: {args.to}")
     if built.gone:
         some = ", ".join(escaped(one) for one in sorted(built.gone)[:3])
