@@ -176,7 +176,10 @@ def _private(second_pass: SecondPass, p: int, thirds: Int[np.ndarray, "thirds"])
     as_first, as_second, of_second, not_of_first = second_pass.beyond[:, p, thirds]
     if is_lora(second_pass, p):
         # Of a merge with a third model ranks alone would say the same, of small updates directions would.
-        return _second_largest(np.minimum.reduce([as_first, as_second, own_ranks(second_pass, p, thirds)]), OWN_RANK)
+        own = np.minimum(as_first, as_second)
+        asked = np.flatnonzero(own > 0)  # few: of all others nothing is shared with both, or it was not looked at
+        own[asked] = np.minimum(own[asked], own_ranks(second_pass, p, thirds[asked]))
+        return _second_largest(own, OWN_RANK)
     return min(_second_largest(of_second, OWN), _second_largest(-not_of_first, OWN))
 
 
