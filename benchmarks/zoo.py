@@ -189,7 +189,7 @@ def main(args: Args) -> None:
         print(f"\neach seed: leave one {key} out\n{format_table(('zoo', *HEAD), wholes)}")
         list_wrong(pooled(together.values()))
         missed += check(rows) if key == "architecture" else []
-    print("\n" + merge_table(*zoos[0], coefficients["architecture"]))
+    print("\n" + merge_table(zoos, coefficients["architecture"]))
     missed += without_annealing(coefficients["architecture"]["llama"])
     missed += rootless([manifest for manifest, _ in zoos], coefficients["architecture"])
     if missed:

@@ -1,6 +1,7 @@
 """Tables of their own on the zoo: families whose root was never annealed, and merges with their children."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -76,19 +77,48 @@ def _largest_error(node: Node, edges: list[Edge]) -> float:
     return max(abs(stated[parent] - share) for parent, share in zip(node.parents, node.coefficients or ()))
 
 
-def merge_table(manifest: Manifest, heritage: Heritage, coefficients: dict[str, Coefficients]) -> str:
+def merge_table(zoos: Iterable[tuple[Manifest, Heritage]], coefficients: dict[str, Coefficients]) -> str:
     """Merges found by method and type, coefficients of linear ones, and edges to children of merges.
 
     Each architecture with the coefficients that never saw it.
     """
+    counts: dict[tuple[str, str], list[tuple[bool, bool, bool]]] = defaultdict(list)
+    lines: dict[str, list[bool]] = {"children": [], "grandchildren": []}
+    for manifest, heritage in zoos:
+        _count_merges(manifest, _unseen_edges(manifest, heritage, coefficients), counts, lines)
+    rows = []
+    for (method, dtype), some in sorted(counts.items()):
+        found, right, exact = np.mean(np.array(some, dtype=float), axis=0)
+        rows.append([method, dtype, len(some), found, right, exact if method == "linear" else "-"])
+    head = ("merge", "type", "count", "called a merge", "parents right", f"coefficients within {EXACT}")
+    below = [
+        f"{line} of merges with the right parent: "
+        + (f"{np.mean(right):.3f} of {len(right)}" if right else "there are none")
+        for line, right in lines.items()
+    ]
+    return "\n".join([format_table(head, rows), *below])
+
+
+def _unseen_edges(
+    manifest: Manifest, heritage: Heritage, coefficients: dict[str, Coefficients]
+) -> dict[str, list[Edge]]:
+    """Edges by child, each architecture with the coefficients that never saw it."""
     edges: dict[str, list[Edge]] = {}
-    nodes = {node.id: node for node in manifest.nodes}
     for architecture, values in coefficients.items():
         graph = build_graph(manifest.name, recover_clusters(heritage, values))
         own = {node.id for node in manifest.nodes if node.recipe["architecture"] == architecture}
         edges |= {child: some for child, some in _incoming(graph).items() if child in own}
-    counts: dict[tuple[str, str], list[tuple[bool, bool, bool]]] = defaultdict(list)
-    lines: dict[str, list[bool]] = {"children": [], "grandchildren": []}
+    return edges
+
+
+def _count_merges(
+    manifest: Manifest,
+    edges: dict[str, list[Edge]],
+    counts: dict[tuple[str, str], list[tuple[bool, bool, bool]]],
+    lines: dict[str, list[bool]],
+) -> None:
+    """Add what was found of the merges of one zoo, and of what was made from these."""
+    nodes = {node.id: node for node in manifest.nodes}
     for node in manifest.present:
         if node.kind == "merge":
             own = edges.get(node.id, [])
@@ -102,17 +132,6 @@ def merge_table(manifest: Manifest, heritage: Heritage, coefficients: dict[str, 
             )
         elif node.parent is not None and (line := _from_merge(nodes[node.parent], nodes)):
             lines[line].append({edge.parent for edge in edges.get(node.id, [])} == {node.parent})
-    rows = []
-    for (method, dtype), some in sorted(counts.items()):
-        found, right, exact = np.mean(np.array(some, dtype=float), axis=0)
-        rows.append([method, dtype, len(some), found, right, exact if method == "linear" else "-"])
-    head = ("merge", "type", "count", "called a merge", "parents right", f"coefficients within {EXACT}")
-    below = [
-        f"{line} of merges with the right parent: "
-        + (f"{np.mean(right):.3f} of {len(right)}" if right else "there are none")
-        for line, right in lines.items()
-    ]
-    return "\n".join([format_table(head, rows), *below])
 
 
 def _from_merge(parent: Node, nodes: dict[str, Node]) -> str:
