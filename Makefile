@@ -1,6 +1,6 @@
 # make recover       set up, grow a small collection once, recover it by both methods, print the table
-# make recover-all   the same with all 405 models of the mini splits, and the 137 of mini_hub
-# make test          set up, run the tests that take five minutes in all
+# make recover-all   the same with all 405 models of the mini splits, then the 137 of mini_hub and their score
+# make test          set up, run the tests that take seven minutes in all on 2 cores
 # make test-all      set up, run the others, too: kills, browsers, large sizes
 # make lint          set up, check style
 # make bench         set up, run the slow and statistical checks

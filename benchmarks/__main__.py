@@ -2,6 +2,7 @@
 
     python -m benchmarks                       all of them
     python -m benchmarks arborescence speed    these
+    python -m benchmarks.zoo --seeds 1         one with options of its own: what it prints is not kept
 
 A benchmark that is not run keeps the section of its last run. Exit code 1 where one misses a threshold of its own.
 """

@@ -1,5 +1,7 @@
-"""The documentation: its links lead somewhere, its code runs, and README.md stays one page."""
+"""The documentation: its links lead somewhere, its code runs, no constant is missing, and README.md stays one page."""
 
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -12,6 +14,16 @@ from conftest import ROOT, save_family
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 LINES = 150  # of README.md, at most
+
+# Modules whose constants docs/method_map.md lists: those of map, of an index, and of the paper's ranks.
+CONSTANT = [
+    path
+    for wing in ("numeric", "evidence", "heritage", "collection", "index")
+    for path in sorted((ROOT / "mother" / wing).glob("*.py"))
+    if path.name not in ("__init__.py", "branchings.py")  # whose numbers are names of states
+]
+CONSTANT += [ROOT / "mother/graph" / name for name in ("arborescence.py", "certainty.py", "sparse.py")]
+CONSTANT += [ROOT / "mother/paper" / name for name in ("ranks.py", "rank_paths.py")]
 
 # What README.md names -> what stands for it here, longest first: the family of `save_family` is a chain m0, m1, ...
 # The arrow between the two that are taken is clear.
@@ -74,3 +86,44 @@ def test_page_begins_with_its_question(page: Path) -> None:
     title, blank, first = page.read_text(encoding="utf-8").splitlines()[:3]
     assert title.startswith("# ") and not blank
     assert re.match(r"\w", first), "a page begins with the question that it answers"
+
+
+def numbers(path: Path) -> dict[str, object]:
+    """Constants of a module that are a number or several, by name; versions of a schema are none."""
+    names: list[ast.expr] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names += [name for one in targets for name in (one.elts if isinstance(one, ast.Tuple) else [one])]
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    found = {name.id: getattr(module, name.id) for name in names if isinstance(name, ast.Name)}
+    return {
+        name: value
+        for name, value in found.items()
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*(?<!_SCHEMA)", name) and is_number(value)
+    }
+
+
+def is_number(value: object) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(map(is_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_number(text: str) -> float:
+    base, _, power = text.partition("^")
+    return float(base) ** float(power) if power else float(text.replace(",", ""))
+
+
+@pytest.mark.parametrize("path", CONSTANT, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_constant_of_map_is_missing(path: Path) -> None:
+    """Each stands beside its module in a group of docs/method_map.md, and a single number there is the right one."""
+    section = (ROOT / "docs/method_map.md").read_text(encoding="utf-8").split("\n## Constants\n")[1]
+    lines = [line for line in section.splitlines() if f"`{path.parent.name}/{path.name}`" in line]
+    for name, value in numbers(path).items():
+        named = [line for line in lines if f"`{name}`" in line]
+        assert named, f"{name} of {path.name} is not listed"
+        stated = re.search(rf"`{name}` ((?:2|10)\^-?\d+|\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?= \||[,;] | for )", named[0])
+        if stated and isinstance(value, int | float):
+            assert as_number(stated[1]) == pytest.approx(value, rel=0.01), f"{name} of {path.name} is {value}"

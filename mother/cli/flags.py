@@ -9,7 +9,10 @@ import tyro
 
 @dataclass
 class Recover:
-    """Recover the Model Graph of any models. Other commands: add, explain, export, audit (each with --help)."""
+    """Recover the Model Graph of any models.
+
+    Other commands: add, explain, export, audit, whose-adapter, and mother index for many models (each with --help).
+    """
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
     """folders, weight files, folders of models, or owner/name[@revision][:subfolder] on the Hugging Face Hub"""
