@@ -98,6 +98,36 @@ def test_convolutions_of_gpt2_are_turned_and_linear_layers_of_nano_gpt_are_not()
     assert torch.equal(vectors(turned)["1.value.bias"], linear["transformer.h.1.attn.c_attn.bias"][16:])
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"weight": (10, 64), "bias": (10,)},
+        {"0.weight": (10, 64), "0.bias": (10,)},
+        {"Linear_Seasonal.weight": (48, 96), "Linear_Trend.weight": (48, 96)},
+        {"skip.weight": (10, 64)},
+    ],
+)
+def test_matrices_from_inputs_to_outputs_are_heads(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Regressions and probes have no hidden units: two that learn one task become alike, whatever they began with."""
+    body = {"fc1.weight": (32, 64), "fc2.weight": (10, 32)} if "skip.weight" in shapes else {}
+    found = matrices({name: normal(*shape) for name, shape in (shapes | body).items()})
+    assert found.keys() == {name.removesuffix(".weight") for name in body}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"0.weight": (96, 64), "2.weight": (10, 96)},
+        {"weight_ih": (128, 12), "weight_hh": (128, 32)},  # an LSTM's cell
+        {"conv.weight": (8, 3, 5, 5), "fc.weight": (10, 8 * 16)},  # flattened in between
+        {"fc.weight": (8 * 16, 20), "up.weight": (3, 8, 5, 5)},
+        {"weight": (16, 16)},  # nothing says that its units are not its own inputs
+    ],
+)
+def test_matrices_beside_hidden_units_are_none(shapes: dict[str, tuple[int, ...]]) -> None:
+    assert all(any(one.is_matrix for one in some) for some in pieces_of(shapes).values())
+
+
 def test_joined_matrices_with_few_keys() -> None:
     """Queries are as many as the inputs of the output."""
     weights = {

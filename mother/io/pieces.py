@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 
-from mother.io.layers import Layer, canonical_name, is_backbone, place_of
+from mother.io.heads import tables_of
+from mother.io.layers import Layer, canonical_name, place_of
 
 # Kinds as families name them -> the name that they share here. The first that matches counts.
 _ATTENTION = r"(?:attn|attention|self_attn|self_attention|attention\.attention|attention\.self)"
@@ -217,31 +218,6 @@ def _weight_of(raw: str) -> Layer:
     return place_of(re.sub(r"in_proj_bias$", "in_proj_weight", raw))
 
 
-def _tables(
-    shapes: Mapping[str, tuple[int, ...]], flat: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]
-) -> set[str]:
-    """Matrices outside the blocks that are embeddings, positions or heads; `flat` are all matrices.
-
-    A parameter (1, n, d) that is no layer's weight is a table of tokens or positions. What has the shape of an
-    embedding is tied to it, or the head. A head's outputs, and the entries of a vocabulary, are as many as no other
-    matrix has rows or columns.
-    """
-    outside = {raw for raw in flat if not layers[raw].block}
-    found = {raw for raw in outside if not is_backbone(layers[raw])}
-    inside = {side for raw in flat.keys() - outside for side in flat[raw]}
-    tall = {tuple(sorted(flat[raw])) for raw in found if max(flat[raw]) not in inside}
-    different = {(tuple(sorted(shape)), shapes[raw][1]) for raw, shape in flat.items()}
-    count = Counter(side for shape, inputs in different for side in {*shape, inputs})
-    for raw in outside - found:
-        rows, columns = flat[raw]
-        if len(shapes[raw]) > 2:
-            if shapes[raw][0] == 1 and not raw.endswith(".weight"):
-                found.add(raw)
-        elif tuple(sorted(flat[raw])) in tall or (inside and count[rows] == 1 and columns in inside):
-            found.add(raw)
-    return found
-
-
 def pieces_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
     """What each tensor of a model is, from the names and the shapes of all of them.
 
@@ -249,7 +225,7 @@ def pieces_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
     """
     flat = {raw: two for raw, shape in shapes.items() if _is_matrix(two := _matrix_shape(raw, tuple(shape)))}
     layers = {raw: _weight_of(raw) for raw in shapes}
-    tables = _tables(shapes, flat, layers)
+    tables = tables_of(shapes, flat, layers)
     blocks: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for raw, shape in shapes.items():
         blocks[layers[raw].block][place_of(raw).kind] = tuple(shape)
