@@ -87,7 +87,8 @@ def twin_ratios(
 def _is_in(facts: Facts, name: str, types: Sequence[str]) -> bool:
     """Whether one of some types holds what is kept of a tensor."""
     digests = facts.part_digests
-    return any(digests[one][name] == digests["float32"][name] for one in types)
+    own = digests["float32"][name]
+    return any(digests[one][name] == own for one in types)
 
 
 def _types(one: Facts, other: Facts, inside: Sequence[str]) -> dict[str, list[str]] | None:
