@@ -50,18 +50,17 @@ def compare_pairs(
         some = zeros[:, end].any()  # few models have zeros
         values[key] = ((child == 0) & ~same).sum(dim=(1, 2)).cpu().numpy() if some else 0
     precision = bits.amin(dim=1)
-    whole = (bits == MANTISSA["float32"]).tolist()
+    whole = bits == MANTISSA["float32"]
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
         # What lies on a grid itself is not taken for the parent, so it is not looked at.
         on = {p: grid for p, pair in enumerate(grids) if pair[1 - end] is None and (grid := pair[end]) is not None}
-        some = dict(zip(on, may_be_noise(parent[list(on)], child[list(on)], list(on.values()))))
-        values[key] = [
-            grids[p][1 - end] is None
-            and some.get(p, whole[p][1 - end] and not whole[p][end])
-            and quantization_noise(parent[p], child[p], grids[p][end])
-            for p in range(len(i))
-        ]
+        told = may_be_noise(parent[list(on)], child[list(on)], list(on.values()))
+        halves = (whole[:, 1 - end] & ~whole[:, end]).nonzero()[:, 0].tolist()
+        some = [p for p, may in zip(on, told) if may] + [p for p in halves if grids[p] == [None, None]]
+        values[key] = np.zeros(len(i), dtype=bool)
+        for p in some:  # few pairs
+            values[key][p] = quantization_noise(parent[p], child[p], grids[p][end])
     # Between two types, parent and update may both have been rounded to the coarser.
     noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
     found = spectrum(difference, noise, DIRECTIONS if directions else 0)

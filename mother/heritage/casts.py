@@ -29,7 +29,9 @@ def find_casts(first_pass: FirstPass, places: list[int], labels: Int[np.ndarray,
     found: dict[int, Relation] = {}
     for child in places:
         facts = first_pass.facts[child]
-        if not any(_is_in(facts, name, CASTS) for name in inside[child]):
+        digests = facts.part_digests
+        own, rounded = digests["float32"], [digests[one] for one in CASTS]
+        if not any(one[name] == own[name] for one in rounded for name in inside[child]):
             continue
         fitting = []
         for parent in places:
@@ -87,8 +89,7 @@ def twin_ratios(
 def _is_in(facts: Facts, name: str, types: Sequence[str]) -> bool:
     """Whether one of some types holds what is kept of a tensor."""
     digests = facts.part_digests
-    own = digests["float32"][name]
-    return any(digests[one][name] == own for one in types)
+    return any(digests[one][name] == digests["float32"][name] for one in types)
 
 
 def _types(one: Facts, other: Facts, inside: Sequence[str]) -> dict[str, list[str]] | None:
