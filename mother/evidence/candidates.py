@@ -57,7 +57,7 @@ def _of_core(chosen: list[list[int]], core: set[int]) -> set[tuple[int, int]]:
     return {(min(i, j), max(i, j)) for i, some in enumerate(chosen) for j in some if asked[i] & asked[j]}
 
 
-def _spanning(
+def spanning_pairs(
     square: Float[np.ndarray, "models models"], allowed: Bool[np.ndarray, "models models"]
 ) -> list[tuple[int, int]]:
     """The edges of the minimum spanning tree of allowed pairs, or of one for each cluster, the smaller place first.
@@ -111,7 +111,7 @@ def candidate_pairs(
         few += most_near.get(int(labels[k]), [])
         candidates.append(order.tolist() if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]])
         neighbours.append(near)
-    ends = _spanning(square, allowed)
+    ends = spanning_pairs(square, allowed)
     if core is not None:
         return sorted(_of_core(candidates, core) | {pair for pair in ends if core.issuperset(pair)}), neighbours
     return sorted({(min(k, m), max(k, m)) for k, some in enumerate(candidates) for m in some} | {*ends}), neighbours
