@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import vit_weights
+from scipy.sparse.csgraph import minimum_spanning_tree
 from test_heritage import base, edges, models, moved, recover
 
-from mother.evidence.candidates import CANDIDATES, MOST_HOLDERS, SMALL, candidate_pairs
+from mother.evidence.candidates import CANDIDATES, MOST_HOLDERS, SMALL, candidate_pairs, spanning_pairs
 from mother.evidence.facts import Facts
 from mother.evidence.first_pass import FirstPass
 
@@ -48,6 +49,19 @@ def test_the_hub_stays_a_candidate_of_far_children(rng: np.random.Generator) -> 
     found = pairs_of(np.concatenate([points, crowd]))
     assert {(0, k) for k in range(1, 41)} <= found
     assert len(found) < 241 * (CANDIDATES + 8)  # and not all pairs are
+
+
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_clusters_are_spanned_as_by_all_pairs(clusters: int, rng: np.random.Generator) -> None:
+    points = rng.normal(size=(90, 40))
+    points[20:] = points[0] + 0.2 * points[20:]  # a star, as most families are, with others around
+    square = ((points[:, None] - points[None]) ** 2).sum(axis=2)
+    labels = np.arange(90) % clusters
+    allowed = (labels[:, None] == labels) & ~np.eye(90, dtype=bool)
+    tree = minimum_spanning_tree(np.where(allowed, square, 0)).tocoo()
+    expected = {(min(i, j), max(i, j)) for i, j in zip(tree.row.tolist(), tree.col.tolist())}
+    found = spanning_pairs(square, allowed)
+    assert set(found) == expected and len(found) == 90 - clusters
 
 
 def test_models_that_share_tensors_stay_candidates(rng: np.random.Generator) -> None:

@@ -50,7 +50,7 @@ def test_third_models_that_many_pairs_ask_for(budget: int, monkeypatch: pytest.M
     asked = np.nonzero(ask)
     chosen = [3 * number for number in range(pairs)]
     sides = np.zeros((4, 3 * pairs, models))
-    place = {model: (model + 2) % models for model in range(models)}
+    place = (np.arange(models) + 2) % models
     find_sides(some, place, (u, s, v, start, added), chosen, asked, sides)
     expected = np.zeros_like(sides)
     for third, pair in zip(*asked):

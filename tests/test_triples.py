@@ -90,6 +90,24 @@ def test_of_a_star_the_hub_lies_between(feature: str, tmp_path: Path) -> None:
             assert values[feature] < 0.1
 
 
+def test_the_likeliest_third_models_hold_the_largest_odds(tmp_path: Path) -> None:
+    """Of a star with few pairs most third models were not looked at: the nearest and the farthest stand for these."""
+    leaves = {f"leaf{k}": moved(base(0), k) for k in range(1, 24)}
+    heritage = trace(models(tmp_path, hub=base(0), **leaves), CPU)
+    found = heritage.first_pass, heritage.second_pass
+    square, places = comparable_square(found[0], turned=True), list(range(24))
+    pairs = list(range(len(found[1].first)))
+    every, some = (look_between(*found, square, [], pairs, places, likeliest) for likeliest in (False, True))
+    assert len(some.pair) < len(every.pair)
+    said = [named(heritage, one) for one in (every, some)]
+    assert said[1].items() <= said[0].items()
+    for slopes in (np.ones(len(FEATURES)), -np.ones(len(FEATURES))):
+        largest = [np.full(len(pairs), -np.inf) for _ in said]
+        for most, one in zip(largest, (every, some)):
+            np.maximum.at(most, one.pair, one.features @ slopes)
+        assert np.array_equal(*largest)
+
+
 def test_what_was_not_looked_at_says_nothing(tmp_path: Path) -> None:
     heritage = trace(models(tmp_path, **dict(zip("abc", walk(moved, base(0), [1, 2], rank=2)))), CPU)
     second = heritage.second_pass

@@ -3,7 +3,8 @@
 from collections import Counter, defaultdict
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from mother.evidence.first_pass import FirstPass
@@ -56,6 +57,22 @@ def _of_core(chosen: list[list[int]], core: set[int]) -> set[tuple[int, int]]:
     return {(min(i, j), max(i, j)) for i, some in enumerate(chosen) for j in some if asked[i] & asked[j]}
 
 
+def spanning_pairs(
+    square: Float[np.ndarray, "models models"], allowed: Bool[np.ndarray, "models models"]
+) -> list[tuple[int, int]]:
+    """The edges of the minimum spanning tree of allowed pairs, or of one for each cluster, the smaller place first.
+
+    No pair is among them that is farther apart than both of the two are from a third model, as most siblings are from
+    their parent: such pairs are left out before.
+    """
+    near = np.where(allowed, square, np.inf)
+    middle = near[np.median(near, axis=1).argmin()]  # distances of the model that is nearest to most others
+    first, second = np.nonzero(np.triu(allowed & (near <= np.maximum.outer(middle, middle)), 1))
+    weight = square[first, second] + np.finfo(float).tiny  # scipy takes a weight of 0 for no edge
+    tree = minimum_spanning_tree(csr_matrix((weight, (first, second)), square.shape)).tocoo()
+    return [(min(i, j), max(i, j)) for i, j in zip(tree.row.tolist(), tree.col.tolist())]
+
+
 def candidate_pairs(
     first_pass: FirstPass,
     labels: Int[np.ndarray, "models"],
@@ -94,8 +111,7 @@ def candidate_pairs(
         few += most_near.get(int(labels[k]), [])
         candidates.append(order.tolist() if sizes[labels[k]] <= SMALL else [m for m in few if allowed[k, m]])
         neighbours.append(near)
-    tree = minimum_spanning_tree(np.where(allowed, square + np.finfo(float).tiny, 0)).tocoo()
-    ends = [(min(i, j), max(i, j)) for i, j in zip(tree.row.tolist(), tree.col.tolist())]
+    ends = spanning_pairs(square, allowed)
     if core is not None:
         return sorted(_of_core(candidates, core) | {pair for pair in ends if core.issuperset(pair)}), neighbours
     return sorted({(min(k, m), max(k, m)) for k, some in enumerate(candidates) for m in some} | {*ends}), neighbours

@@ -50,18 +50,17 @@ def compare_pairs(
         some = zeros[:, end].any()  # few models have zeros
         values[key] = ((child == 0) & ~same).sum(dim=(1, 2)).cpu().numpy() if some else 0
     precision = bits.amin(dim=1)
-    whole = (bits == MANTISSA["float32"]).tolist()
+    whole = bits == MANTISSA["float32"]
     for key, parent, child, end in (("quantized", i, j, 1), ("quantized_back", j, i, 0)):
         # Without a grid only a half precision, which hides fine ones, can be quantized, and only from full precision.
         # What lies on a grid itself is not taken for the parent, so it is not looked at.
         on = {p: grid for p, pair in enumerate(grids) if pair[1 - end] is None and (grid := pair[end]) is not None}
-        some = dict(zip(on, may_be_noise(parent[list(on)], child[list(on)], list(on.values()))))
-        values[key] = [
-            grids[p][1 - end] is None
-            and some.get(p, whole[p][1 - end] and not whole[p][end])
-            and quantization_noise(parent[p], child[p], grids[p][end])
-            for p in range(len(i))
-        ]
+        told = may_be_noise(parent[list(on)], child[list(on)], list(on.values()))
+        halves = (whole[:, 1 - end] & ~whole[:, end]).nonzero()[:, 0].tolist()
+        some = [p for p, may in zip(on, told) if may] + [p for p in halves if grids[p] == [None, None]]
+        values[key] = np.zeros(len(i), dtype=bool)
+        for p in some:  # few pairs
+            values[key][p] = quantization_noise(parent[p], child[p], grids[p][end])
     # Between two types, parent and update may both have been rounded to the coarser.
     noise = rounding_noise(i, j, precision) * torch.where(bits[:, 0] == bits[:, 1], 1.0, 2**0.5)
     found = spectrum(difference, noise, DIRECTIONS if directions else 0)
@@ -169,7 +168,7 @@ TRIPLE = ("weight", "weight2", "kept", "kept2")
 
 def find_sides(
     weights: Float[Tensor, "members rows columns"],
-    place: dict[int, int],
+    place: Int[np.ndarray, "models"],
     triples: tuple[Tensor, ...],
     chosen: list[int],
     asked: tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]],
@@ -178,7 +177,8 @@ def find_sides(
     """Add one layer to the shares of each pair's directions that third models kept, or never had (inheritance).
 
     beta = u' (W_third - W_first) v / s is 1 where the third kept what the second learned, 0 where it never had it.
-    `asked` are which third models (ascending) which of the chosen pairs ask for, by its place among these.
+    `place` is that of each model among the weights. `asked` are which third models (ascending) which of the chosen
+    pairs ask for, by its place among these.
     """
     u, s, v, start, added = triples
     share = s / s.sum(dim=1, keepdim=True).clamp(min=1e-30)
@@ -187,7 +187,7 @@ def find_sides(
     risen = s.any(dim=1).cpu().numpy()[rows]
     thirds, rows = thirds[risen], rows[risen]
     numbers = np.array(chosen)
-    members = np.array([place[third] for third in thirds.tolist()], dtype=np.int64)
+    members = place[thirds]
     for at, there in _by_third(thirds, weights[0].numel(), u[:1].numel() + v[:1].numel()):
         # One product for each of these models and all pairs that ask for it.
         model, pair = (torch.from_numpy(one).to(s.device) for one in (members[at[:, 0]], rows[at].reshape(-1)))
@@ -224,8 +224,8 @@ def _by_third(
 def add_kept(
     square: Float[np.ndarray, "members members"],
     length: Float[np.ndarray, "members"],
-    place: dict[int, int],
-    chosen: list[int],
+    place: Int[np.ndarray, "models"],
+    chosen: Int[np.ndarray, "pairs"],
     ends: Int[np.ndarray, "pairs two"],
     asked: tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]],
     triple: dict[str, np.ndarray],
@@ -233,14 +233,13 @@ def add_kept(
     """Add one layer to the shares of each pair's difference that third models have.
 
     `square` holds the squared distances in this layer, `length` the squared lengths, `ends` the places in it of the two
-    models of each pair; `asked` is as in `find_sides`.
+    models of each pair; `place` and `asked` are as in `find_sides`.
     """
     thirds, rows = asked
-    where = np.array(chosen, dtype=int)[rows], thirds
+    where = chosen[rows], thirds
     triple["looked"][where] += 1
     first, second = ends[rows].T
-    at = np.array([place[third] for third in thirds.tolist()], dtype=int)
-    weight, whole = _share_kept(square, length, first, second, at)
+    weight, whole = _share_kept(square, length, first, second, place[thirds])
     values = weight, weight**2, weight * whole, weight * whole**2
     for name, value in zip(TRIPLE, values):
         triple[name][where] += value

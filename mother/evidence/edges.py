@@ -107,8 +107,8 @@ def gather(
     """Evidence among the models of one cluster.
 
     `square` holds distances that lengths do not count in. `not_trained` are the models that no training made, and
-    `rounded` those of them that are on a grid or have zeros. With a `core` what third models say is gathered for pairs
-    with a model of the core alone.
+    `rounded` those of them that are on a grid or have zeros. With a `core` arrows, and what third models say, are
+    gathered for pairs with a model of the core alone, and of third models those that may fit best.
     """
     place = {model: at for at, model in enumerate(members)}
     n = len(members)
@@ -119,13 +119,16 @@ def gather(
     structure[..., 0] = _log_square(square[np.ix_(members, members)])
     bits = [mantissa(facts) for facts in first_pass.facts]
     asked = [(i, j, p) for i, j, p in looked_at if core is None or {i, j} & core]
-    triples = look_between(first_pass, second_pass, square, sorted(rounded), [p for *_, p in asked], members)
+    pairs, rough = [p for *_, p in asked], sorted(rounded)
+    triples = look_between(first_pass, second_pass, square, rough, pairs, members, core is not None)
     ends = np.stack([second_pass.first[triples.pair], second_pass.second[triples.pair]])
     inside = np.zeros(len(square), dtype=int)
     inside[members] = np.arange(n)
-    for i, j, p in looked_at:
+    if looked_at:
+        one, other = np.array([(place[i], place[j]) for i, j, _ in looked_at]).T
+        candidate[one, other] = candidate[other, one] = True
+    for i, j, p in asked:
         a, b = place[i], place[j]
-        candidate[a, b] = candidate[b, a] = True
         # What prunes and quantizes takes directions away or adds noise: newness is about training.
         if not {i, j} & rounded:
             direction[a, b] = _newness(second_pass, p)

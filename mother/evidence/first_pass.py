@@ -95,11 +95,17 @@ def square_distances(
         for start in range(0, len(weights), GRAM_ROWS):
             rows = slice(start, start + GRAM_ROWS)
             gram[rows, start:].addmm_(centred[rows], centred[start:].T)
-    norms = gram.diagonal()
-    both = norms[:, None] + norms[None]
-    square = torch.triu(both - 2 * gram, 1)
-    square = square.masked_fill_(square < CANCELLED * both, 0)
-    return (square + square.T).cpu().numpy(), size.cpu().numpy()
+    norms, square = gram.diagonal().clone(), gram
+    for start in range(0, len(weights), GRAM_ROWS):  # in place, some rows at a time: they stay in the cache
+        rows = slice(start, start + GRAM_ROWS)
+        both = norms[rows, None] + norms[None, start:]
+        part = (both - 2 * gram[rows, start:]).triu_(1)
+        part.masked_fill_(part < CANCELLED * both, 0)
+        width = len(part)
+        part[:, :width] += part[:, :width].T.clone()
+        square[rows, start:] = part
+        square[start:, rows] = part.T
+    return square.cpu().numpy(), size.cpu().numpy()
 
 
 class Distances:

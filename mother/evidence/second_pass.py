@@ -20,7 +20,7 @@ from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer
 from mother.io.snapshots import Snapshot
 from mother.numeric.floats import MANTISSA
-from mother.numeric.threads import in_threads
+from mother.numeric.threads import in_parts, in_threads
 
 STACK_ENTRIES = 1 << 26  # budget: entries of a stack of differences, at most
 CHUNK_ENTRIES = 1 << 19  # budget: entries of differences that are worked on together, in the processor's cache
@@ -97,12 +97,14 @@ EQUAL = ("equal", *(f"equal_{name}" for name in HALVES))
 class _Stack(NamedTuple):
     """One layer of all models that have it, and what all its pairs need.
 
-    Which row of the results it is, the place of each model in it, entries of the whole over those of a part, the
-    weights and the same in half precisions, squared distances and lengths, which have zeros, and which are on a grid.
+    Which row of the results it is, the place of each model in it (-1: none), those of both models of each pair, entries
+    of the whole over those of a part, the weights and the same in half precisions, squared distances and lengths, which
+    have zeros, and which are on a grid.
     """
 
     row: int
-    place: dict[int, int]
+    place: Int[np.ndarray, "models"]
+    ends: Int[np.ndarray, "pairs two"]
     scale: float
     weights: Float[Tensor, "members rows columns"]
     coarse: dict[str, Tensor]
@@ -127,12 +129,12 @@ class _Layers:
     ):
         self.first, self.second = (np.array([pair[end] for pair in pairs], dtype=int) for end in (0, 1))
         self.neighbours, self.grids, self.bits, self.core = neighbours, grids, bits, core
+        self.stored = np.array(bits, dtype=np.int64)
         self.order = {layer: row for row, layer in enumerate(dict.fromkeys(layers))}
         self.arrays = {name: np.zeros((len(self.order), len(pairs))) for name in ARRAYS}
         # Of pairs outside of a core only what third models of the core are told by, see `SecondPass`.
         self.inside = np.array([core is None or not core.isdisjoint(pair) for pair in pairs], dtype=bool)
         self.sides = np.zeros((4, len(pairs), count))
-        self.sides[:, ~self.inside] = np.nan
         self.triple = {name: np.zeros((len(pairs), count)) for name in ("looked", *TRIPLE)}
         self.cast = np.zeros((len(pairs), CAST_BINS + 1))
         self.grams: list[list[np.ndarray]] = [[] for _ in range(count)]
@@ -156,8 +158,10 @@ class _Layers:
 
     def result(self) -> SecondPass:
         """Everything, as evidence is gathered from it."""
+        beyond = self.sides  # in place: of a large block it is most of what is kept
         with np.errstate(invalid="ignore"):
-            beyond = self.sides / self.triple["looked"]
+            beyond /= self.triple["looked"]
+        beyond[:, ~self.inside] = np.nan
         near, order = [list(some) for some in self.neighbours], list(self.order)
         measured = self.arrays, beyond, near, self._stacked(), self.triple, self.cast
         return SecondPass(self.first, self.second, order, *measured)
@@ -172,15 +176,17 @@ class _Layers:
     ) -> None:
         """Look at all pairs that have this layer, of these distances, and at each model among its neighbours."""
         place = {member: at for at, member in enumerate(members)}
-        there = [p for p in range(len(self.first)) if self.first[p] in place and self.second[p] in place]
+        at = np.full(len(self.neighbours), -1)
+        at[members] = np.arange(len(members))
+        ends = np.stack([at[self.first], at[self.second]], axis=1)
+        there = np.flatnonzero((ends >= 0).all(axis=1)).tolist()
         zeros = (weights == 0).flatten(1).any(dim=1)
-        on = {m: on_grid(weights[at], grid) for m, at in place.items() if (grid := self.grids[m]) is not None}
-
+        on = {m: on_grid(weights[row], grid) for m, row in place.items() if (grid := self.grids[m]) is not None}
         stored = {self.bits[m] for m in members}
         coarse = {name: weights.to(getattr(torch, name)) for name in HALVES if MANTISSA[name] in stored}
         length = torch.linalg.vector_norm(weights, dim=(1, 2), dtype=torch.float64).square().cpu().numpy()
-        stack = _Stack(self.order[layer], place, scale, weights, coarse, square, length, zeros, on)
-        _in_parts(lambda some: self._look(stack, some), there, STACK_ENTRIES // weights[0].numel(), weights.device)
+        stack = _Stack(self.order[layer], at, ends, scale, weights, coarse, square, length, zeros, on)
+        in_parts(lambda some: self._look(stack, some), there, STACK_ENTRIES // weights[0].numel(), weights.device)
         near = self.neighbours
         asked = members if self.core is None else [m for m in members if m in self.core]
         ready = [m for m in asked if len(near[m]) > 1 and all(other in place for other in near[m])]
@@ -191,9 +197,8 @@ class _Layers:
 
     def _look(self, stack: "_Stack", chosen: list[int]) -> None:
         """Compare some pairs in one layer; another thread may look at others."""
-        row, place, weights = stack.row, stack.place, stack.weights
-        first, second, entries = self.first, self.second, weights[0].numel()
-        equal = [p for p in chosen if torch.equal(weights[place[first[p]]], weights[place[second[p]]])]
+        row, place, weights, entries = stack.row, stack.place, stack.weights, stack.weights[0].numel()
+        equal = _equal(weights, chosen, stack.ends[chosen])
         for name, value in (("entries", entries), *((kind, entries) for kind in EQUAL), ("gap", 1)):
             self.arrays[name][row, equal] = value
         chosen = sorted({*chosen} - {*equal})  # frozen matrices have nothing to decompose
@@ -205,17 +210,16 @@ class _Layers:
             if whole and triples:
                 joined = tuple(torch.cat(parts) for parts in zip(*triples))
                 find_sides(weights, place, joined, some, self._asked(some, place), self.sides)
-        risen = [p for p in chosen if self.arrays["rank"][row, p] > 0]
-        ends = np.array([(place[first[p]], place[second[p]]) for p in risen], dtype=int).reshape(-1, 2)
-        add_kept(stack.square, stack.length, place, risen, ends, self._asked(risen, place), self.triple)
+        risen = np.array(chosen, dtype=int)[self.arrays["rank"][row, chosen] > 0]
+        add_kept(stack.square, stack.length, place, risen, stack.ends[risen], self._asked(risen, place), self.triple)
 
     def _compare(self, stack: "_Stack", part: list[int], whole: bool) -> tuple[Tensor, ...]:
         """The numbers of a few pairs in one layer; their leading directions if they are asked for as a `whole`."""
-        weights, place, row = stack.weights, stack.place, stack.row
-        models = [(self.first[p], self.second[p]) for p in part]
-        ends = torch.tensor([(place[i], place[j]) for i, j in models], device=weights.device)
-        grids = [[stack.on.get(m) for m in pair] for pair in models]
-        stored = torch.tensor([(self.bits[i], self.bits[j]) for i, j in models], device=weights.device)
+        weights, row = stack.weights, stack.row
+        models = np.stack([self.first[part], self.second[part]], axis=1)
+        ends = torch.from_numpy(stack.ends[part]).to(weights.device)
+        grids = [[stack.on.get(i), stack.on.get(j)] for i, j in models.tolist()]
+        stored = torch.from_numpy(self.stored[models]).to(weights.device)
         values, triples = compare_pairs(
             weights[ends[:, 0]], weights[ends[:, 1]], grids, stored, stack.zeros[ends], directions=whole
         )
@@ -230,29 +234,26 @@ class _Layers:
         return triples
 
     def _asked(
-        self, chosen: list[int], place: dict[int, int]
+        self, chosen: Sequence[int] | np.ndarray, place: Int[np.ndarray, "models"]
     ) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
         """Third models that have a layer, ascending, and which of the chosen pairs asks for each, by its place."""
         thirds, pairs = self.asked
         at = np.full(len(self.first), -1)
         at[chosen] = np.arange(len(chosen))
-        there = np.zeros(len(self.neighbours), dtype=bool)
-        there[list(place)] = True
-        some = there[thirds] & (at[pairs] >= 0)
+        some = (place[thirds] >= 0) & (at[pairs] >= 0)
         return thirds[some], at[pairs[some]]
 
     @cached_property
     def asked(self) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
         """The neighbours of both models of each pair (outside of a core: those in it): (model, pair), ascending."""
-        near, core = [set(some) for some in self.neighbours], self.core
-        found = []
-        for p, (i, j) in enumerate(zip(self.first.tolist(), self.second.tolist())):
-            thirds = near[i] | near[j]
-            if core is not None and i not in core and j not in core:
-                thirds &= core
-            found += [(third, p) for third in thirds]
-        thirds, pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2).T
-        return thirds, pairs
+        near = np.zeros((len(self.neighbours), len(self.neighbours)), dtype=bool)
+        for model, some in enumerate(self.neighbours):
+            near[model, some] = True
+        asked = near[self.first] | near[self.second]
+        if self.core is not None:
+            outside = np.array([model not in self.core for model in range(len(near))], dtype=bool)
+            asked[np.ix_(~self.inside, outside)] = False
+        return np.nonzero(asked.T)
 
 
 def take_second_pass(
@@ -288,13 +289,10 @@ def take_second_pass(
     return layers.result()
 
 
-def _in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int, device: torch.device) -> None:
-    """Look at pairs in parts of at most `largest`; on a CPU one thread each: LAPACK uses no more for one matrix."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    step = max(1, min(largest, -(-len(pairs) // threads)))
-    parts = [pairs[start : start + step] for start in range(0, len(pairs), step)]
-    if device.type == "cpu":
-        in_threads(look, parts)
-    else:
-        for part in parts:
-            look(part)
+def _equal(
+    weights: Float[Tensor, "members rows columns"], chosen: list[int], ends: Int[np.ndarray, "chosen two"]
+) -> list[int]:
+    """Which of the chosen pairs have the same matrix: most differ in their first rows."""
+    one, other = (weights[:, 0].index_select(0, torch.from_numpy(end).to(weights.device)) for end in ends.T)
+    alike = (one == other).all(dim=1).nonzero()[:, 0].tolist()
+    return [chosen[at] for at in alike if torch.equal(*weights[ends[at]])]

@@ -54,8 +54,8 @@ def _as_equal(sketch: Sketch, layer: Layer) -> Equal:
 
 def _suspects(sketch: Sketch) -> list[Equal]:
     """What may be computed: matrices outside the blocks, and equal ones of several blocks."""
-    count = Counter(sketch.facts.digests[str(layer)] for layer in sketch.shapes)
     found = [_as_equal(sketch, layer) for layer in sketch.shapes]
+    count = Counter(digest for *_, digest in found)
     return [one for one in found if not one[0].block or count[one[2]] > 1]
 
 

@@ -8,7 +8,7 @@ longest side. Each feature is a comparison of that kind, free of scale, positive
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mother.evidence.facts import mantissa
 from mother.evidence.first_pass import FirstPass
@@ -84,6 +84,10 @@ class _Measured:
         t = [paired_t(values[:, [p]], values[:, side], risen[:, [p]] & risen[:, side]) for side in (one, other)]
         return np.tanh(np.minimum(*t) / 4)
 
+    def looked_at(self, i: int, j: int, third: Int[np.ndarray, "thirds"]) -> Bool[np.ndarray, "thirds"]:
+        """Which third models the second pass compared with both of a pair."""
+        return (self.index[i, third] >= 0) & (self.index[third, j] >= 0)
+
     def features(
         self, square: Float[np.ndarray, "models models"], p: int, third: Int[np.ndarray, "thirds"]
     ) -> Float[np.ndarray, "thirds features"]:
@@ -92,7 +96,7 @@ class _Measured:
         values = np.zeros((len(third), len(FEATURES)))
         values[:, 1] = np.log(square[i, j] / np.maximum(square[i, third], square[j, third]) + SMALLEST)
         one, other = self.index[i, third], self.index[third, j]
-        known = (one >= 0) & (other >= 0)
+        known = self.looked_at(i, j, third)
         a, b = one[known], other[known]
         # A low rank beside full updates is fewer directions, and other kurtosis, by itself: they tell no middle there.
         alike = (self.low[a] == self.low[p]) & (self.low[b] == self.low[p])
@@ -116,22 +120,34 @@ def look_between(
     rough: list[int],
     pairs: list[int],
     may: list[int],
+    likeliest: bool = False,
 ) -> Triples:
-    """Features of all third models that may lie between the two of each pair; 0 where a side was not looked at."""
+    """Features of all third models that may lie between the two of each pair; 0 where a side was not looked at.
+
+    Of models that were not looked at beside both of a pair, most of a large family, length alone tells: where only the
+    `likeliest` third models count, these are the nearest and the farthest of them.
+    """
     measured = _Measured(first_pass, second_pass, len(square), rough)
-    found_pairs, found_thirds, features = [], [], []
+    thirds, features = [], []
     usable = np.array(may, dtype=int)
+    own = square[:, usable]
+    there = np.isfinite(own) & (own > 0)
     for p in pairs:
-        sides = square[[second_pass.first[p], second_pass.second[p]]][:, usable]
+        i, j = int(second_pass.first[p]), int(second_pass.second[p])
         # A model that equals one end in all that is compared stands beside it, not between.
-        third = usable[(np.isfinite(sides) & (sides > 0)).all(axis=0)]
-        if len(third):
-            found_pairs += [p] * len(third)
-            found_thirds += third.tolist()
-            features.append(measured.features(square, p, third))
+        some = np.flatnonzero(there[i] & there[j])
+        if likeliest and len(some):
+            told = measured.looked_at(i, j, usable[some])
+            some, rest = some[told], some[~told]
+            farther = np.maximum(own[i, rest], own[j, rest])
+            ends = np.unique([farther.argmin(), farther.argmax()]) if len(rest) else slice(0)
+            some = np.sort(np.r_[some, rest[ends]])
+        thirds.append(usable[some])
+        if len(some):
+            features.append(measured.features(square, p, thirds[-1]))
     return Triples(
-        np.array(found_pairs, dtype=int),
-        np.array(found_thirds, dtype=int),
+        np.repeat(np.array(pairs, dtype=int), [len(some) for some in thirds]),
+        np.concatenate(thirds) if thirds else np.zeros(0, dtype=int),
         np.concatenate(features) if features else np.zeros((0, len(FEATURES))),
     )
 

@@ -29,7 +29,9 @@ def find_casts(first_pass: FirstPass, places: list[int], labels: Int[np.ndarray,
     found: dict[int, Relation] = {}
     for child in places:
         facts = first_pass.facts[child]
-        if not any(_is_in(facts, name, CASTS) for name in inside[child]):
+        digests = facts.part_digests
+        own, rounded = digests["float32"], [digests[one] for one in CASTS]
+        if not any(one[name] == own[name] for one in rounded for name in inside[child]):
             continue
         fitting = []
         for parent in places:

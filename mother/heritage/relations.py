@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from mother.evidence.facts import common_grid
 from mother.evidence.first_pass import FirstPass
@@ -29,9 +30,10 @@ def find_aliases(first_pass: FirstPass) -> dict[int, int]:
     )
     aliases: dict[int, int] = {}
     kept: dict[frozenset, list[int]] = {}
+    names = [str(layer) for layer in first_pass.layers]
     for k in order:
         digests = first_pass.facts[k].digests
-        matrices = frozenset((name, digests[name]) for name in map(str, first_pass.layers) if name in digests)
+        matrices = frozenset((name, digests[name]) for name in names if name in digests)
         same = [other for other in kept.get(matrices, ()) if digests.items() <= first_pass.facts[other].digests.items()]
         if same:
             aliases[k] = same[0]
@@ -80,19 +82,16 @@ def find_pruned_and_quantized(
     """
     arrays = second_pass.arrays
     fitting: dict[int, list[tuple[bool, float, int, Relation]]] = {}
-    for p, ends in enumerate(zip(second_pass.first.tolist(), second_pass.second.tolist())):
-        if not (arrays["energy"][:, p] > 0).any():
-            continue
-        for (parent, child), back in ((ends, ""), (ends[::-1], "_back")):
-            relation = _pruned_or_quantized(sketches, first_pass, second_pass, p, parent, child, back)
-            if relation is not None:
-                pruned = relation.kind == "prune"
-                change = float((arrays["entries"] - arrays["equal"] if pruned else arrays["energy"])[:, p].sum())
-                if pruned and is_rough(first_pass, parent):
-                    change += float(
-                        arrays["entries"][:, p].sum()
-                    )  # several levels are mostly made from one dense model
-                fitting.setdefault(child, []).append((not pruned, change, parent, relation))
+    for p, turned in np.argwhere(_may_be_rough(second_pass)).tolist():
+        ends, back = (int(second_pass.first[p]), int(second_pass.second[p])), "_back" if turned else ""
+        parent, child = ends[::-1] if turned else ends
+        relation = _pruned_or_quantized(sketches, first_pass, second_pass, p, parent, child, back)
+        if relation is not None:
+            pruned = relation.kind == "prune"
+            change = float((arrays["entries"] - arrays["equal"] if pruned else arrays["energy"])[:, p].sum())
+            if pruned and is_rough(first_pass, parent):
+                change += float(arrays["entries"][:, p].sum())  # several levels are mostly made from one dense model
+            fitting.setdefault(child, []).append((not pruned, change, parent, relation))
     found = {}
     for child, some in fitting.items():
         (_, least, _, nearest), *rest = sorted(some, key=lambda entry: entry[:3])
@@ -101,6 +100,16 @@ def find_pruned_and_quantized(
         others = [m for _, far, m, one in rest if one.kind == nearest.kind and (pruned or far < AS_NEAR * least)]
         found[child] = Relation(nearest.kind, nearest.parents, nearest.attributes | _or(first_pass, others))
     return found
+
+
+def _may_be_rough(second_pass: SecondPass) -> Bool[np.ndarray, "pairs two"]:
+    """Which pairs, and which back, `_pruned_or_quantized` has to look at: all at once, since few are."""
+    arrays, found = second_pass.arrays, []
+    changed, differing = arrays["energy"] > 0, (arrays["entries"] - arrays["equal"]).sum(axis=0)
+    for back in ("", "_back"):
+        quantized = (arrays[f"quantized{back}"] * changed).sum(axis=0) > 0.5 * changed.sum(axis=0)
+        found.append(changed.any(axis=0) & (quantized | (arrays[f"zeroed{back}"].sum(axis=0) == differing)))
+    return np.stack(found, axis=1)
 
 
 def _pruned_or_quantized(

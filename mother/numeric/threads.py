@@ -29,6 +29,18 @@ def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> list[Any]
         torch.set_num_threads(threads)
 
 
+def in_parts(look: Callable[[list[int]], None], pairs: list[int], largest: int, device: torch.device) -> None:
+    """Look at pairs in parts of at most `largest`; on a CPU one thread each: LAPACK uses no more for one matrix."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    step = max(1, min(largest, -(-len(pairs) // threads)))
+    parts = [pairs[start : start + step] for start in range(0, len(pairs), step)]
+    if device.type == "cpu":
+        in_threads(look, parts)
+    else:
+        for part in parts:
+            look(part)
+
+
 def in_chunks(
     weights: Float[Tensor, "models ..."], cached: int = CACHE_ENTRIES
 ) -> Sequence[Float[Tensor, "models entries"]]:
