@@ -29,6 +29,7 @@ from mother.graph.arborescence import edge_marginals
 from mother.heritage.calibration import Weights, elder_prior, hub_prior, read_coefficients, soft_arrow
 from mother.heritage.trees import _prefer_casts
 from mother.index import build as building
+from mother.index import search as searching
 from mother.index.blocks import HALO, cut
 from mother.index.build import build
 from mother.index.candidates import COARSE, K, Near, faiss_search, near_misses, near_models, sharing_pairs, with_hubs
@@ -559,6 +560,39 @@ def relatives(index: Index, path: Path, **options: bool) -> dict[str, tuple[str,
     return {one.model: (one.verdict, one.kind) for one in search_index(index, source, **options)[2]}
 
 
+def test_a_model_of_which_little_was_compared_is_not_called_unrelated(
+    family: Path, index: Index, tmp_path: Path
+) -> None:
+    """All matrices of the models there are a fifth of those of a deeper one: what the others are nobody saw."""
+    strange = vit_weights(5, blocks=10)
+    deep = save_model(tmp_path / "deep", strange)
+    for only in (True, False):
+        source = with_claims(search([str(deep)])).sources[0]
+        _, count, found = search_index(index, source, by_sketch=only)
+        assert count == 7 and {one.verdict for one in found} == {"not comparable"}
+        assert {(one.compared, one.probability, one.arrow, one.kind) for one in found} == {(0.2, None, None, None)}
+    words = ["search", deep, "--in", index.folder]
+    code, out, _ = run_here("index.py", words, main)
+    assert code == 0 and "unrelated" not in out and "none of them is related" not in out
+    assert "too little of its weights can be compared with 7 of them" in out
+    assert "not comparable  m2, on 20 % of the weights" in out
+    code, out, _ = run_here("index.py", [*words, "--json"], main)
+    assert {(one["verdict"], one["compared"]) for one in json.loads(out)["relatives"]} == {("not comparable", 0.2)}
+    # Near misses are looked at by their sketches, which say the same.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "NEAR_MISS", -np.inf)
+        source = with_claims(search([str(deep)])).sources[0]
+        found = search_index(index, source)[2]
+    assert {(one.verdict, one.by, one.compared) for one in found} == {("not comparable", "sketch", 0.2)}
+    # What it does share is seen all the same.
+    inside = load_file(family / "m2/model.safetensors")
+    told = relatives(index, save_model(tmp_path / "grown", strange | inside))
+    assert told["m2"][0] in ("parent", "child", "parent or child") and told["stranger"][0] == "not comparable"
+    wide = save_model(tmp_path / "wide", vit_weights(0, width=16))
+    code, out, _ = run_here("index.py", ["search", wide, "--in", index.folder], main)
+    assert code == 0 and "none of them can be compared with it" in out
+
+
 @pytest.mark.parametrize("way", ["module.", "_orig_mod.module.", "head", "deeper", "renamed"])
 def test_search_finds_models_of_other_names_and_shapes(way: str, family: Path, index: Index, tmp_path: Path) -> None:
     weights = load_file(family / "m2/model.safetensors")
@@ -663,9 +697,13 @@ def test_recover_of_many_models_looks_at_candidates(
     assert code == 0 and "parent and child" in out
     code, out, _ = run_here("recover.py", ["explain", "m0", "stranger", "--to", tmp_path], recover)
     assert code == 0 and "different trees" in out
+    save_model(tmp_path.parent / "wide", vit_weights(0, width=16))
+    code, out, _ = run_here("recover.py", ["add", tmp_path.parent / "wide", "--to", tmp_path], recover)
+    code, out, _ = run_here("recover.py", ["explain", "m0", "wide", "--to", tmp_path], recover)
+    assert code == 0 and "were not compared" in out
     save_model(tmp_path.parent / "more", vit_weights(31))
     code, out, _ = run_here("recover.py", ["add", tmp_path.parent / "more", "--to", tmp_path], recover)
-    assert code == 0 and "8 models: candidates" in out
+    assert code == 0 and "9 models: candidates" in out
     graph = json.loads((tmp_path / "model_graph.json").read_text())
     assert "more" in {node["id"] for node in graph["nodes"]}
     four = [family / f"m{step}" for step in range(4)]
