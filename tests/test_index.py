@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -532,6 +533,39 @@ def test_without_sketches_distances_alone_tell_who_is_next_to_whom(family: Path,
     pairs = {tuple(sorted((edge.parent, edge.child))) for edge in found.edges}
     assert pairs == {(f"m{step}", f"m{step + 1}") for step in range(4)}
     assert {edge.attributes["kind"] for edge in found.edges} == {None}
+
+
+@pytest.mark.parametrize("flags", [[], ["--signatures-only"]])
+def test_signatures_alone_tell_what_a_hidden_fine_tune_is_of(flags: list[str], tmp_path: Path) -> None:
+    """Whoever got nothing but the index of public bases, whose models are not there, asks it about a model."""
+    bases = {f"base{k}": {name: 0.1 * one for name, one in vit_weights(k, 2, 32).items()} for k in range(4)}
+    for name, weights in bases.items():
+        save_model(tmp_path / "public" / name, weights)
+    words = ["build", tmp_path / "public", "--to", tmp_path / "it", "--no-keep", "--quiet"]
+    assert run_here("index.py", words, main) == (0, "", "")
+    there = shutil.copytree(tmp_path / "it", tmp_path / "elsewhere/index")
+    shutil.rmtree(tmp_path / "public")
+    shutil.rmtree(tmp_path / "it")
+    assert not (there / "sketches").exists()
+    draw = torch.Generator().manual_seed(5)
+    tuned = {
+        f"module.{name}": (one + 0.03 * torch.randn(one.shape, generator=draw)).bfloat16()
+        for name, one in bases["base2"].items()
+    }
+    save_model(tmp_path / "hidden", tuned | {"classifier.weight": torch.randn(7, 32, generator=draw)})
+    save_model(tmp_path / "own", {name: 0.1 * one for name, one in vit_weights(9, 2, 32).items()})
+    found = {}
+    for name in ("hidden", "own"):
+        code, out, err = run_here("index.py", ["search", tmp_path / name, "--in", there, "--json", *flags], main)
+        assert (code, err) == (0, "")
+        found[name] = json.loads(out)
+        assert found[name]["compared"] == 4 and {one["by"] for one in found[name]["relatives"]} == {"signature"}
+    verdicts = {one["model"]: one["verdict"] for one in found["hidden"]["relatives"]}
+    assert verdicts == {"base2": "related"} | {f"base{k}": "unrelated" for k in (0, 1, 3)}
+    assert found["hidden"]["relatives"][0]["model"] == "base2" and found["hidden"]["relatives"][0]["z"] > 20
+    assert {one["verdict"] for one in found["own"]["relatives"]} == {"unrelated"}
+    code, out, _ = run_here("index.py", ["search", tmp_path / "own", "--in", there, *flags], main)
+    assert code == 0 and "none of them is related to it" in out
 
 
 def test_search_names_parent_children_copies_and_strangers(family: Path, index: Index, tmp_path: Path) -> None:
