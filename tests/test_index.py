@@ -806,3 +806,129 @@ def test_a_worker_that_is_killed_costs_its_jobs_alone(tmp_path: Path, ray: str |
     found = eval(done.stdout.strip().splitlines()[-1])
     assert [number for number, _ in found] == list(range(12)) and marker.exists()
     assert len({process for _, process in found}) > 1
+
+
+# In the path of the command and of its workers. The first worker that comes to write when something is written already
+# says which process it is, and waits to be killed: what it read, or traced, is lost.
+HELD_UP = """
+import os, time
+from pathlib import Path
+
+from mother.index import build, graph, traced
+from mother.index.store import Index
+
+PLACE = Path(__file__).parent
+
+
+def hold_up(stage, written):
+    with open(PLACE / f"{stage}.processes", "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    if not any(written):
+        return
+    try:
+        (PLACE / f"{stage}.held").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    (PLACE / f"{stage}.tmp").write_text(str(os.getpid()))
+    (PLACE / f"{stage}.tmp").rename(PLACE / f"{stage}.process")
+    time.sleep(200)
+    raise RuntimeError("nobody killed this worker")
+
+
+def read_shard(*job):
+    write = Index.write
+
+    def late(index, *words):
+        hold_up("build", index.shards())
+        write(index, *words)
+
+    Index.write = late
+    try:
+        return READ(*job)
+    finally:
+        Index.write = write
+
+
+def trace_models(*job):
+    write = traced.write_atomically
+
+    def late(path, do):
+        hold_up("graph", path.parent.glob("*.parquet"))
+        write(path, do)
+
+    traced.write_atomically = late
+    try:
+        return TRACE(*job)
+    finally:
+        traced.write_atomically = write
+
+
+READ, TRACE = build.read_shard, graph.trace_models
+"""
+COMMAND = """
+import runpy
+import held_up
+from mother.index import build, graph
+
+build.SHARD, build.read_shard, graph.trace_models = 3, held_up.read_shard, held_up.trace_models
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def kill_who_is_held_up(command: list[str], said: Path, function: str) -> int:
+    """Run a command until it ends well, and kill the worker that is held up; returns its process.
+
+    Ray has half a minute to start, which a machine that has much to do may not keep: no job has begun then.
+    """
+    paths = [str(said.parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    killed = 0
+    for _ in range(5):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+            while not said.exists() and run.poll() is None:
+                time.sleep(0.05)
+            if said.exists():
+                killed = int(said.read_text())
+                assert f"ray::{function}" in Path(f"/proc/{killed}/cmdline").read_text()
+                os.kill(killed, signal.SIGKILL)
+            _, err = run.communicate()
+        if killed or "there is no Ray" not in err:
+            break
+    assert run.returncode == 0 and killed, err
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_edges_are_those_of_one_process_where_a_worker_of_ray_was_killed(tmp_path: Path) -> None:
+    """The commands on a cluster of two workers, of which one is killed while it reads, and one while it traces."""
+    pytest.importorskip("ray")
+    draw = torch.Generator().manual_seed(3)
+    for tree in range(5):
+        root = {name: 0.1 * one for name, one in vit_weights(tree, 2, 32).items()}
+        save_model(tmp_path / f"models/{tree}_root", root)
+        for child in range(2):
+            moved = {name: one + 0.01 * torch.randn(one.shape, generator=draw) for name, one in root.items()}
+            save_model(tmp_path / f"models/{tree}_{child}", moved)
+    (tmp_path / "held_up.py").write_text(HELD_UP)
+    (tmp_path / "command.py").write_text(COMMAND.format(path=str(ROOT / "index.py")))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for stage, words, function in (
+        ("build", ["build", tmp_path / "models", "--to"], "read_shard"),
+        ("graph", ["graph", "--in"], "trace_models"),
+    ):
+        for folder in (one, two):
+            told = [*words, folder / "index", *(["--to", folder / "graph"] if stage == "graph" else [])]
+            if folder == one:
+                assert run_here("index.py", told, main)[0] == 0
+                continue
+            command = [sys.executable, tmp_path / "command.py", *told, "--ray", "local", "--workers", 2]
+            killed = kill_who_is_held_up(list(map(str, command)), tmp_path / f"{stage}.process", function)
+        processes = (tmp_path / f"{stage}.processes").read_text().split()
+        assert len(processes) == 6 and str(killed) in processes  # five jobs, of which one was done twice
+        assert len(set(processes)) > 1
+    rows = [{row["id"]: row["key"] for row in open_index(some / "index").rows(["id", "key"])} for some in (one, two)]
+    assert len(rows[0]) == 15 and rows[0] == rows[1]
+    tables = [pyarrow.parquet.read_table(some / "graph/edges.parquet").to_pylist() for some in (one, two)]
+    edges = [sorted(table, key=lambda edge: (edge["parent"], edge["child"])) for table in tables]
+    assert len(edges[0]) == 10 and edges[0] == edges[1]
