@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from mother.graph.arborescence import edge_marginals
 from mother.heritage.calibration import Weights, elder_prior, hub_prior, read_coefficients, soft_arrow
 from mother.heritage.trees import _prefer_casts
 from mother.index import build as building
+from mother.index import search as searching
 from mother.index.blocks import HALO, cut
 from mother.index.build import build
 from mother.index.candidates import COARSE, K, Near, faiss_search, near_misses, near_models, sharing_pairs, with_hubs
@@ -533,6 +535,39 @@ def test_without_sketches_distances_alone_tell_who_is_next_to_whom(family: Path,
     assert {edge.attributes["kind"] for edge in found.edges} == {None}
 
 
+@pytest.mark.parametrize("flags", [[], ["--signatures-only"]])
+def test_signatures_alone_tell_what_a_hidden_fine_tune_is_of(flags: list[str], tmp_path: Path) -> None:
+    """Whoever got nothing but the index of public bases, whose models are not there, asks it about a model."""
+    bases = {f"base{k}": {name: 0.1 * one for name, one in vit_weights(k, 2, 32).items()} for k in range(4)}
+    for name, weights in bases.items():
+        save_model(tmp_path / "public" / name, weights)
+    words = ["build", tmp_path / "public", "--to", tmp_path / "it", "--no-keep", "--quiet"]
+    assert run_here("index.py", words, main) == (0, "", "")
+    there = shutil.copytree(tmp_path / "it", tmp_path / "elsewhere/index")
+    shutil.rmtree(tmp_path / "public")
+    shutil.rmtree(tmp_path / "it")
+    assert not (there / "sketches").exists()
+    draw = torch.Generator().manual_seed(5)
+    tuned = {
+        f"module.{name}": (one + 0.03 * torch.randn(one.shape, generator=draw)).bfloat16()
+        for name, one in bases["base2"].items()
+    }
+    save_model(tmp_path / "hidden", tuned | {"classifier.weight": torch.randn(7, 32, generator=draw)})
+    save_model(tmp_path / "own", {name: 0.1 * one for name, one in vit_weights(9, 2, 32).items()})
+    found = {}
+    for name in ("hidden", "own"):
+        code, out, err = run_here("index.py", ["search", tmp_path / name, "--in", there, "--json", *flags], main)
+        assert (code, err) == (0, "")
+        found[name] = json.loads(out)
+        assert found[name]["compared"] == 4 and {one["by"] for one in found[name]["relatives"]} == {"signature"}
+    verdicts = {one["model"]: one["verdict"] for one in found["hidden"]["relatives"]}
+    assert verdicts == {"base2": "related"} | {f"base{k}": "unrelated" for k in (0, 1, 3)}
+    assert found["hidden"]["relatives"][0]["model"] == "base2" and found["hidden"]["relatives"][0]["z"] > 20
+    assert {one["verdict"] for one in found["own"]["relatives"]} == {"unrelated"}
+    code, out, _ = run_here("index.py", ["search", tmp_path / "own", "--in", there, *flags], main)
+    assert code == 0 and "none of them is related to it" in out
+
+
 def test_search_names_parent_children_copies_and_strangers(family: Path, index: Index, tmp_path: Path) -> None:
     def found(path: Path, **options: bool) -> dict[str, str]:
         source = with_claims(search([str(path)])).sources[0]
@@ -557,6 +592,39 @@ def relatives(index: Index, path: Path, **options: bool) -> dict[str, tuple[str,
     """Verdict and kind of what a search finds."""
     source = with_claims(search([str(path)])).sources[0]
     return {one.model: (one.verdict, one.kind) for one in search_index(index, source, **options)[2]}
+
+
+def test_a_model_of_which_little_was_compared_is_not_called_unrelated(
+    family: Path, index: Index, tmp_path: Path
+) -> None:
+    """All matrices of the models there are a fifth of those of a deeper one: what the others are nobody saw."""
+    strange = vit_weights(5, blocks=10)
+    deep = save_model(tmp_path / "deep", strange)
+    for only in (True, False):
+        source = with_claims(search([str(deep)])).sources[0]
+        _, count, found = search_index(index, source, by_sketch=only)
+        assert count == 7 and {one.verdict for one in found} == {"not comparable"}
+        assert {(one.compared, one.probability, one.arrow, one.kind) for one in found} == {(0.2, None, None, None)}
+    words = ["search", deep, "--in", index.folder]
+    code, out, _ = run_here("index.py", words, main)
+    assert code == 0 and "unrelated" not in out and "none of them is related" not in out
+    assert "too little of its weights can be compared with 7 of them" in out
+    assert "not comparable  m2, on 20 % of the weights" in out
+    code, out, _ = run_here("index.py", [*words, "--json"], main)
+    assert {(one["verdict"], one["compared"]) for one in json.loads(out)["relatives"]} == {("not comparable", 0.2)}
+    # Near misses are looked at by their sketches, which say the same.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "NEAR_MISS", -np.inf)
+        source = with_claims(search([str(deep)])).sources[0]
+        found = search_index(index, source)[2]
+    assert {(one.verdict, one.by, one.compared) for one in found} == {("not comparable", "sketch", 0.2)}
+    # What it does share is seen all the same.
+    inside = load_file(family / "m2/model.safetensors")
+    told = relatives(index, save_model(tmp_path / "grown", strange | inside))
+    assert told["m2"][0] in ("parent", "child", "parent or child") and told["stranger"][0] == "not comparable"
+    wide = save_model(tmp_path / "wide", vit_weights(0, width=16))
+    code, out, _ = run_here("index.py", ["search", wide, "--in", index.folder], main)
+    assert code == 0 and "none of them can be compared with it" in out
 
 
 @pytest.mark.parametrize("way", ["module.", "_orig_mod.module.", "head", "deeper", "renamed"])
@@ -663,9 +731,13 @@ def test_recover_of_many_models_looks_at_candidates(
     assert code == 0 and "parent and child" in out
     code, out, _ = run_here("recover.py", ["explain", "m0", "stranger", "--to", tmp_path], recover)
     assert code == 0 and "different trees" in out
+    save_model(tmp_path.parent / "wide", vit_weights(0, width=16))
+    code, out, _ = run_here("recover.py", ["add", tmp_path.parent / "wide", "--to", tmp_path], recover)
+    code, out, _ = run_here("recover.py", ["explain", "m0", "wide", "--to", tmp_path], recover)
+    assert code == 0 and "were not compared" in out
     save_model(tmp_path.parent / "more", vit_weights(31))
     code, out, _ = run_here("recover.py", ["add", tmp_path.parent / "more", "--to", tmp_path], recover)
-    assert code == 0 and "8 models: candidates" in out
+    assert code == 0 and "9 models: candidates" in out
     graph = json.loads((tmp_path / "model_graph.json").read_text())
     assert "more" in {node["id"] for node in graph["nodes"]}
     four = [family / f"m{step}" for step in range(4)]
@@ -734,3 +806,129 @@ def test_a_worker_that_is_killed_costs_its_jobs_alone(tmp_path: Path, ray: str |
     found = eval(done.stdout.strip().splitlines()[-1])
     assert [number for number, _ in found] == list(range(12)) and marker.exists()
     assert len({process for _, process in found}) > 1
+
+
+# In the path of the command and of its workers. The first worker that comes to write when something is written already
+# says which process it is, and waits to be killed: what it read, or traced, is lost.
+HELD_UP = """
+import os, time
+from pathlib import Path
+
+from mother.index import build, graph, traced
+from mother.index.store import Index
+
+PLACE = Path(__file__).parent
+
+
+def hold_up(stage, written):
+    with open(PLACE / f"{stage}.processes", "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    if not any(written):
+        return
+    try:
+        (PLACE / f"{stage}.held").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    (PLACE / f"{stage}.tmp").write_text(str(os.getpid()))
+    (PLACE / f"{stage}.tmp").rename(PLACE / f"{stage}.process")
+    time.sleep(200)
+    raise RuntimeError("nobody killed this worker")
+
+
+def read_shard(*job):
+    write = Index.write
+
+    def late(index, *words):
+        hold_up("build", index.shards())
+        write(index, *words)
+
+    Index.write = late
+    try:
+        return READ(*job)
+    finally:
+        Index.write = write
+
+
+def trace_models(*job):
+    write = traced.write_atomically
+
+    def late(path, do):
+        hold_up("graph", path.parent.glob("*.parquet"))
+        write(path, do)
+
+    traced.write_atomically = late
+    try:
+        return TRACE(*job)
+    finally:
+        traced.write_atomically = write
+
+
+READ, TRACE = build.read_shard, graph.trace_models
+"""
+COMMAND = """
+import runpy
+import held_up
+from mother.index import build, graph
+
+build.SHARD, build.read_shard, graph.trace_models = 3, held_up.read_shard, held_up.trace_models
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def kill_who_is_held_up(command: list[str], said: Path, function: str) -> int:
+    """Run a command until it ends well, and kill the worker that is held up; returns its process.
+
+    Ray has half a minute to start, which a machine that has much to do may not keep: no job has begun then.
+    """
+    paths = [str(said.parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    killed = 0
+    for _ in range(5):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+            while not said.exists() and run.poll() is None:
+                time.sleep(0.05)
+            if said.exists():
+                killed = int(said.read_text())
+                assert f"ray::{function}" in Path(f"/proc/{killed}/cmdline").read_text()
+                os.kill(killed, signal.SIGKILL)
+            _, err = run.communicate()
+        if killed or "there is no Ray" not in err:
+            break
+    assert run.returncode == 0 and killed, err
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_edges_are_those_of_one_process_where_a_worker_of_ray_was_killed(tmp_path: Path) -> None:
+    """The commands on a cluster of two workers, of which one is killed while it reads, and one while it traces."""
+    pytest.importorskip("ray")
+    draw = torch.Generator().manual_seed(3)
+    for tree in range(5):
+        root = {name: 0.1 * one for name, one in vit_weights(tree, 2, 32).items()}
+        save_model(tmp_path / f"models/{tree}_root", root)
+        for child in range(2):
+            moved = {name: one + 0.01 * torch.randn(one.shape, generator=draw) for name, one in root.items()}
+            save_model(tmp_path / f"models/{tree}_{child}", moved)
+    (tmp_path / "held_up.py").write_text(HELD_UP)
+    (tmp_path / "command.py").write_text(COMMAND.format(path=str(ROOT / "index.py")))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for stage, words, function in (
+        ("build", ["build", tmp_path / "models", "--to"], "read_shard"),
+        ("graph", ["graph", "--in"], "trace_models"),
+    ):
+        for folder in (one, two):
+            told = [*words, folder / "index", *(["--to", folder / "graph"] if stage == "graph" else [])]
+            if folder == one:
+                assert run_here("index.py", told, main)[0] == 0
+                continue
+            command = [sys.executable, tmp_path / "command.py", *told, "--ray", "local", "--workers", 2]
+            killed = kill_who_is_held_up(list(map(str, command)), tmp_path / f"{stage}.process", function)
+        processes = (tmp_path / f"{stage}.processes").read_text().split()
+        assert len(processes) == 6 and str(killed) in processes  # five jobs, of which one was done twice
+        assert len(set(processes)) > 1
+    rows = [{row["id"]: row["key"] for row in open_index(some / "index").rows(["id", "key"])} for some in (one, two)]
+    assert len(rows[0]) == 15 and rows[0] == rows[1]
+    tables = [pyarrow.parquet.read_table(some / "graph/edges.parquet").to_pylist() for some in (one, two)]
+    edges = [sorted(table, key=lambda edge: (edge["parent"], edge["child"])) for table in tables]
+    assert len(edges[0]) == 10 and edges[0] == edges[1]

@@ -1,7 +1,9 @@
 """The work on blocks of a large family: what is done once for many pairs gives what each alone would."""
 
 import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,3 +99,14 @@ def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "nowhere.invalid:1", "nowhere", "", "one:two"):
         with pytest.raises(InputError, match="there is no Ray at .* Give --ray local, auto, host:port or ray://"):
             check_address(address)
+
+
+def test_a_cluster_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that has too much to do Ray gives up after half a minute."""
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=late))
+    with pytest.raises(InputError, match="there is no Ray at local: The current node timed out"):
+        list(Engine(2, "local").run(print, [(1,), (2,)]))

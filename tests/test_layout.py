@@ -112,8 +112,8 @@ def test_the_package_is_complete() -> None:
     there = [path for path in (ROOT / "mother").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     others = {path for path in there if path.suffix != ".py"}
     assert others == {path for path in shipped if path.is_file()}
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
-    }
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
+    pinned = {line.split("==")[0].lower() for line in lines}
     needed = {re.split("[<>=]", name)[0].lower() for name in content["project"]["dependencies"]}
     assert needed - {"httpx2"} <= pinned  # that one comes with huggingface_hub
+    assert set(content["project"]["optional-dependencies"]["ray"]) <= set(lines)  # nodes of a cluster must have one

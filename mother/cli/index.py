@@ -1,13 +1,17 @@
 """The commands of an index: build, search, graph."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from mother.cli.arguments import run
 from mother.cli.index_flags import Build, Graph, Search
 from mother.cli.locks import alone_in
 from mother.cli.streams import write_as_json
 from mother.errors import InputError, escaped
+
+if TYPE_CHECKING:
+    from mother.index.relatives import Relative
 
 
 def _names(args: Build) -> list[str]:
@@ -78,7 +82,8 @@ def search(args: Search) -> None:
     """One model against an index."""
     from mother.collection.find import search as find
     from mother.collection.find import with_claims
-    from mother.graph.certainty import sure
+    from mother.graph.certainty import percent, sure
+    from mother.index.relatives import NOT_COMPARABLE, UNRELATED
     from mother.index.search import search_index
     from mother.index.store import open_index
 
@@ -93,14 +98,27 @@ def search(args: Search) -> None:
         write_as_json({"model": model, "compared": count, "relatives": [one.to_json() for one in relatives]})
         return
     print(f"{escaped(model)}: {count} models of its shapes in {args.index}")
-    if not any(one.verdict != "unrelated" for one in relatives):
-        print("none of them is related to it")
+    if not {one.verdict for one in relatives} - {UNRELATED, NOT_COMPARABLE}:
+        print(_none_is(relatives))
     for one in relatives:
         told = [f"{one.verdict:15} {escaped(one.model)}"]
         told += [one.kind] if one.kind and one.kind != "copy" else []
         told += [f"parent and child: {sure(one.probability)}"] if one.probability is not None else []
         told += [f"parent first: {sure(one.arrow)}"] if one.arrow is not None else []
+        told += [f"on {percent(one.compared)} of the weights"] if one.verdict == NOT_COMPARABLE else []
         print(f"  {', '.join([*told, f'z {one.z:.1f}', f'distance {one.distance:.4f}', f'by {one.by}'])}")
+
+
+def _none_is(relatives: Sequence["Relative"]) -> str:
+    """What a search has found where no model is related."""
+    from mother.index.relatives import NOT_COMPARABLE
+
+    few = sum(one.verdict == NOT_COMPARABLE for one in relatives)
+    if not relatives:
+        return "none of them can be compared with it: nothing is said of whether they are related"
+    if not few:
+        return "none of them is related to it"
+    return f"no sign that any of them is related to it; too little of its weights can be compared with {few} of them"
 
 
 def graph(args: Graph) -> None:

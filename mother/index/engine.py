@@ -95,7 +95,7 @@ def _on_ray(function: Callable[..., Any], jobs: Sequence[tuple], workers: int, a
         here = {"num_cpus": workers, "_node_ip_address": "127.0.0.1"} if address == "local" else {"address": address}
         try:
             ray.init(**here, **quiet, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of a node that does not start in time Ray raises a plain one
             raise InputError(_no_ray(address, error)) from None
     try:
         task, waiting, running = ray.remote(max_retries=RETRIES)(function), iter(jobs), []

@@ -8,10 +8,9 @@ can be; else signatures alone speak of it.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +19,15 @@ from jaxtyping import Float
 from mother.collection.find import Source
 from mother.errors import CheckpointError, InputError
 from mother.evidence.sketch import Sketch, kept_sketch, sketch_models
-from mother.graph.certainty import KNOWN
 from mother.heritage.trace import trace_sketches
-from mother.heritage.trees import Heritage
 from mother.index.build import tensor_numbers
 from mother.index.candidates import NEAR_MISS
 from mother.index.casts import cast_numbers
 from mother.index.others import other_groups
 from mother.index.related import scores, significant
+from mother.index.relatives import ORDER, Relative, by_signature, share_compared, told
 from mother.index.signature import group_of, signature_of
 from mother.index.store import Index, digests, signatures
-from mother.index.traced import odds, pair_facts
 from mother.io.open import open_all
 
 K, HUBS = 12, 4  # budget: nearest models, and models nearest to most of these, that are candidates
@@ -41,32 +38,6 @@ VOTES = 4  # budget: neighbours of each of these that count
 SHOWN = 10  # relatives that are told
 CACHED = 1 << 28  # budget: values in float16 that are kept between the passes of a search
 ROWS = 1024  # budget: signatures that are held in float32 at a time
-
-
-@dataclass(frozen=True)
-class Relative:
-    """What an index says of one model and the one that is looked for.
-
-    verdict      "copy", "parent", "child", "parent or child" (the arrow is not known), "related" (neither, or not
-                 told) or "unrelated"
-    probability  that the two are parent and child, whichever; arrow: that it points as the verdict says, given that
-    by           "sketch", or "signature" where no more could be had
-    """
-
-    model: str
-    location: str
-    verdict: str
-    kind: str | None
-    probability: float | None
-    arrow: float | None
-    z: float
-    distance: float  # of signatures of length 1
-    by: str
-    facts: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 @dataclass
@@ -169,30 +140,32 @@ def search_sketch(
     related = significant(z, tests, error, control)
     fitting = [row for row, fits, score in zip(rows, related, z) if fits or score > NEAR_MISS]
     known = _by_sketch(index, sketch, fitting, room, error / tests) if by_sketch else {}
-    found = [known.get(row["id"]) or _by_signature(row, bool(fits)) for row, fits in zip(rows, related)]
+    found = [known.get(row["id"]) or by_signature(row, bool(fits)) for row, fits in zip(rows, related)]
     found = [
         replace(one, z=round(float(score), 2), distance=round(float(far) ** 0.5, 6))
         for one, score, far in zip(found, z, square)
     ]
-    order = {"copy": 0, "parent": 1, "child": 1, "parent or child": 1, "related": 2, "unrelated": 3}
-    found.sort(key=lambda one: (order[one.verdict], -(one.probability or 0) * (one.arrow or 0), one.distance))
+    found.sort(key=lambda one: (ORDER[one.verdict], -(one.probability or 0) * (one.arrow or 0), one.distance))
     return tests, found[:SHOWN]
 
 
 def _candidates(
     index: Index, groups: Sequence[tuple[str, Sketch, dict]]
 ) -> tuple[list[dict], Float[np.ndarray, "chosen"], Float[np.ndarray, "chosen"], int]:
-    """Rows of the candidates of all groups, scores and squared distances; and how many models there are in these."""
+    """Rows of the candidates of all groups, scores and squared distances; and how many models there are in these.
+
+    `compared` of a row is the share of weights that signatures are of, see `share_compared`.
+    """
     rows, z, square, tests = [], [np.zeros(0)], [np.zeros(0)], 0
     for name, sketch, shapes in groups:
-        there = index.rows(["id", "location", "base", "state", "key"], name)
+        there = index.rows(["id", "location", "base", "state", "key", "facts"], name)
         if there:
             own = signature_of(sketch, index.entries, index.samples, shapes).astype(np.float32)
             one = cast_numbers(sketch, shapes)
             # What it is a cast of would have its parts, and its own casts would have what was cast from it.
             exact = {"tensors": tensor_numbers(sketch.facts.digests), "casts": one["parts"], "parts": one["casts"]}
             chosen, score, far = candidates_of(Scan(index, name), own, exact)
-            rows += [there[place] for place in chosen]
+            rows += [there[place] | {"compared": share_compared(sketch, shapes, there[place])} for place in chosen]
             z.append(score)
             square.append(far)
             tests += len(there)
@@ -247,11 +220,6 @@ def candidates_of(
     return chosen, scores(theirs, unit[None]), np.square(theirs - unit).sum(axis=1, dtype=np.float64)
 
 
-def _by_signature(row: dict, related: bool) -> Relative:
-    verdict = "related" if related else "unrelated"
-    return Relative(row["id"], row["location"], verdict, None, None, None, 0.0, 0.0, "signature", {})
-
-
 def _by_sketch(index: Index, sketch: Sketch, rows: list[dict], room: Path, error: float) -> dict[str, Relative]:
     """What sketches say of the model and each of its candidates; those that cannot be had are left out."""
     sketches = []
@@ -269,32 +237,4 @@ def _by_sketch(index: Index, sketch: Sketch, rows: list[dict], room: Path, error
     heritage = trace_sketches([replace(sketch, model=name), *sketches], torch.device("cpu"), error)
     models = heritage.first_pass.models
     by_id = {row["id"]: row for row in rows}
-    return {one: _told(heritage, models.index(name), models.index(one), by_id[one]) for one in models if one != name}
-
-
-def _told(heritage: Heritage, own: int, other: int, row: dict) -> Relative:
-    """What a traced heritage says of the model and another one."""
-    models = heritage.first_pass.models
-    here, there = heritage.aliases.get(own, own), heritage.aliases.get(other, other)
-    base = Relative(row["id"], row["location"], "copy", "copy", 1.0, None, 0.0, 0.0, "sketch", {})
-    if here == there:
-        return base
-    cluster = next(one for one in heritage.clusters if here in one.members)
-    if there not in cluster.members:
-        return replace(base, verdict="unrelated", kind=None, probability=0.0)
-    up, down = odds(cluster, there, here), odds(cluster, here, there)
-    forth, back = up[0], down[0]
-    relation = {"parent": heritage.relations.get(here), "child": heritage.relations.get(there)}
-    for verdict, end in (("parent", there), ("child", here)):
-        found = relation[verdict]
-        if found is not None and end in found.parents:
-            return replace(base, verdict=verdict, kind=found.kind, arrow=1.0, facts=dict(found.attributes))
-    total, verdict = min(1.0, forth + back), "parent" if forth >= back else "child"
-    arrow = max(forth, back) / max(forth + back, 1e-300)
-    if total < 0.5:
-        return replace(base, verdict="related", kind=None, probability=round(total, 4), arrow=round(arrow, 4))
-    ends = (models[there], models[here]) if verdict == "parent" else (models[here], models[there])
-    facts = pair_facts(heritage, [ends]).get(ends, {})
-    told = verdict if arrow >= KNOWN else "parent or child"
-    base = replace(base, probability=round(total, 4), arrow=round(arrow, 4))
-    return replace(base, verdict=told, kind=facts.pop("kind", None), facts=facts)
+    return {one: told(heritage, models.index(name), models.index(one), by_id[one]) for one in models if one != name}

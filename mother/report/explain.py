@@ -113,6 +113,9 @@ def _by_graph(graph: ModelGraph, nodes: list[str]) -> dict[str, Any]:
     if nodes[0] == nodes[1]:
         return {"related": True, "summary": "Their weights are equal: they are copies."}
     if graph.nodes[nodes[0]].get("tree") != graph.nodes[nodes[1]].get("tree"):
+        groups = {graph.nodes[node].get("group") for node in nodes}
+        if len(groups) == 2:
+            return {"related": None, "summary": "They were not compared: their matrices have other names or shapes."}
         summary = "They are in different trees: no relation was found. Evidence on pairs of so many models is not kept."
         return {"related": None, "summary": summary}
     for edge in graph.edges:
