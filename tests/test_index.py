@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet
@@ -581,6 +582,13 @@ def test_search_names_parent_children_copies_and_strangers(family: Path, index: 
     assert (told["m0"], told["m4"], told["stranger"]) == ("related", "related", "unrelated")
     told = found(family / "m2", by_sketch=False)
     assert told["m1"] == "related" and told["stranger"] == "unrelated"
+    # No model of the index is opened, not even to match other names.
+    bare = built(tmp_path / "bare", family, keep=False)
+    other = {name.replace("encoder.layer", "stages"): one for name, one in vit_weights(0).items()}
+    source = search([str(save_model(tmp_path / "other", other))]).sources[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "open_all", Mock(side_effect=searching.open_all))
+        assert search_index(bare, source, by_sketch=False)[0] == "other" and searching.open_all.call_count == 1
     save_model(tmp_path / "new", vit_weights(77))
     assert set(found(tmp_path / "new").values()) == {"unrelated"}
     save_model(tmp_path / "wide", vit_weights(0, width=16))

@@ -46,7 +46,7 @@ class Search:
     control: Literal["family", "fdr"] = "family"
     """what error bounds: the probability of any false relation, or the expected share of false ones"""
     signatures_only: bool = False
-    """tell candidates by signatures alone; of groups of other names a sketch, or a model, is opened all the same"""
+    """open no model of the index: signatures alone tell, and kept sketches which weights go by other names"""
     json: bool = False
     """print JSON, and nothing else"""
 

@@ -130,10 +130,13 @@ def search_index(
 def search_sketch(
     index: Index, sketch: Sketch, room: Path, error: float = 0.01, control: str = "family", by_sketch: bool = True
 ) -> tuple[int, list[Relative]]:
-    """The same of a model that was read; `room` is a folder for models of the index that are read."""
+    """The same of a model that was read; `room` is a folder for models of the index that are read.
+
+    Without `by_sketch` none is: signatures speak, and the sketches that an index keeps match other names alone.
+    """
     index, group = index.as_it_is(), group_of(sketch.shapes)
     groups = [(group, sketch, sketch.shapes)]
-    groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, room))
+    groups += other_groups(index, sketch, group, lambda name, most: _some_of(index, name, most, room, by_sketch))
     rows, z, square, tests = _candidates(index, groups)
     if not tests:
         return 0, []
@@ -172,13 +175,13 @@ def _candidates(
     return rows, np.concatenate(z), np.concatenate(square), tests
 
 
-def _some_of(index: Index, group: str, most: int, room: Path) -> list[Sketch]:
-    """Sketches of some models of a group, evenly over it: those that are kept, else of one that can be read."""
+def _some_of(index: Index, group: str, most: int, room: Path, may_read: bool) -> list[Sketch]:
+    """Sketches of some models of a group, evenly over it: those that are kept, else of one that can and may be read."""
     rows = index.rows(["id", "location", "base", "state", "key"], group)
     kept = [_kept(index, row) for row in rows[:: -(-len(rows) // most)]]
     if found := [one for one in kept if one is not None]:
         return found
-    for row in rows[:most]:
+    for row in rows[:most] if may_read else ():
         try:
             return _read([_source(row)], room, index.entries)
         except (InputError, CheckpointError, OSError):
