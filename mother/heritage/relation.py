@@ -1,7 +1,10 @@
-"""What an exact relation says of a model."""
+"""What an exact relation says of a model, and the names of what absent models do to probabilities."""
 
 from dataclasses import dataclass, field
 from typing import Any
+
+# What probabilities of edges are multiplied by after the trees are summed over, see Cluster.terms.
+FACTORS = ABSENT_PARENT, ABSENT_ORIGINAL = "absent parent", "absent original"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Why an edge has the weight that it has: what each evidence adds to the log weight of i -> j."""
 
+from collections.abc import Mapping
+from itertools import pairwise
+
 import numpy as np
 from jaxtyping import Float
 
@@ -29,6 +32,30 @@ def all_terms(
     found = {"distance": shared.pop(DISTANCE)} | shared | parent_terms(evidence, coefficients, *priors)
     found = {name.replace("_", " "): values for name, values in found.items()}
     return found | {"exact relation": exact_term(len(evidence.exact), forced)}
+
+
+def changes(
+    stages: Mapping[str, Float[np.ndarray, "models models"]],
+) -> dict[str, Float[np.ndarray, "models models"]]:
+    """What each stage but the first added to the log weights that i is the parent of j, where it added anything.
+
+    -inf where it ruled the edge out. An edge that was ruled out before stays so.
+    """
+    found = {}
+    for (_, before), (name, after) in pairwise(stages.items()):
+        with np.errstate(invalid="ignore"):
+            added = np.where(np.isneginf(before), 0.0, after - before)
+        if added.any():
+            found[name] = added
+    return found
+
+
+def factors(
+    stages: Mapping[str, Float[np.ndarray, "models models"]],
+) -> dict[str, Float[np.ndarray, "models models"]]:
+    """The same of probabilities that i is the parent of j: the log of what each stage multiplied them by."""
+    with np.errstate(divide="ignore"):
+        return changes({name: np.log(values) for name, values in stages.items()})
 
 
 def terms(

@@ -18,9 +18,9 @@ from mother.heritage.absent import Hidden, hidden_name, under_absent
 from mother.heritage.calibration import STANDS_IN, Coefficients, Weights, log_weights
 from mother.heritage.casts import is_trained_in
 from mother.heritage.quantized import is_quantized
-from mother.heritage.relation import Relation
+from mother.heritage.relation import ABSENT_ORIGINAL, ABSENT_PARENT, Relation
 from mother.heritage.relations import is_rough
-from mother.heritage.terms import all_terms
+from mother.heritage.terms import all_terms, changes, factors
 
 NO_PARENT = 1e6  # log weight that a tree loses by each model that nothing it could hang from is left for
 RECAST = 2.0  # log odds that a model was trained from the one of two twins that is stored as it is
@@ -38,11 +38,20 @@ class Cluster:
     forced: dict[int, int]
     hidden: list[Hidden]
     coefficients: Coefficients
+    adjusted: dict[str, Float[np.ndarray, "members members"]] = field(default_factory=dict)  # see `terms`
 
     @cached_property
     def terms(self) -> dict[str, Float[np.ndarray, "members members"]]:
-        """What each evidence added to the log weights that the probabilities come from."""
-        return all_terms(self.evidence, self.coefficients, self.forced)
+        """What each evidence added to the log weights that the probabilities come from, and what was done after that.
+
+        twins            by the rounding that a model holds, a cast in place of its original, or the reverse
+        quantized        -inf: a quantized model is not made from another one
+        circle           -inf: the edge would close one with the edges of exact relations
+        absent parent    log of what the probability was multiplied by, which is no part of the log weight: who hangs
+                         from the first of a tree may be its sibling (STANDS_IN)
+        absent original  the same where the child is one of several quantizations of a model that is not there
+        """
+        return all_terms(self.evidence, self.coefficients, self.forced) | self.adjusted
 
 
 @dataclass
@@ -89,29 +98,36 @@ def _recover_cluster(
     weights = log_weights(evidence, coefficients, forced)
     stored = [mantissa(facts[member]) for member in members]
     ratios = {(place[c], place[o], place[j]): r for (c, o, j), r in heritage.twins.items() if {c, o, j} <= place.keys()}
+    stages = {"": weights.parent.copy()}
     _prefer_casts(weights, cast_twins(heritage, members), stored, ratios)
+    stages["twins"] = weights.parent.copy()
     none_of_another(weights.parent, [place[m] for m in members if is_quantized(facts[m])], forced)
+    stages["quantized"] = weights.parent.copy()
     known = known_pairs(heritage, members)
     for ancestor, descendant in descents(known):  # no model is above its own ancestors
         weights = weights.without(place[descendant], place[ancestor])
     tree, weights = acyclic_tree(weights, [(place[parent], place[child]) for parent, child in known])
+    stages["circle"] = weights.parent
     marginals, root, _ = edge_marginals(weights.both)
     probability = weights.parents(marginals)
+    chances = {"": probability.copy()}
     tree = likeliest_edges(marginals, root, tree, members, known)
     parents, hidden = read_tree(tree, weights, members)
     exact = {child: heritage.relations[child].parents for child in members if child in heritage.relations}
     for parent, child in below_first(parents, hidden, exact):
         ways = [place[parent], place[child]], [place[child], place[parent]]
         probability[ways] *= min(1.0, (1 - STANDS_IN) / max(probability[ways].sum(), 1e-300))
+    chances[ABSENT_PARENT] = probability.copy()
     for group in heritage.absent:
         if set(group) <= place.keys():
             own = [place[child] for child in group]
-            chances = dict(zip(members, probability[:, own].sum(axis=1).tolist()))
-            parents, hidden = under_absent(parents, hidden, known, group, chances)
+            children = dict(zip(members, probability[:, own].sum(axis=1).tolist()))
+            parents, hidden = under_absent(parents, hidden, known, group, children)
             for at, member in enumerate(members):  # what is made from one of them keeps the odds of its arrow
                 probability[at, [one for one in own if parents.get(member) != members[one]]] = 0.0
     roots = (1 - probability.sum(axis=0)).clip(0, 1)
-    return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients)
+    adjusted = changes(stages) | factors(chances | {ABSENT_ORIGINAL: probability})
+    return Cluster(members, parents, probability, roots, evidence, forced, hidden, coefficients, adjusted)
 
 
 def below_first(

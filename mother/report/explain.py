@@ -8,7 +8,7 @@ from mother.graph.certainty import KNOWN, percent, sure
 from mother.graph.model_graph import UNKNOWN_BASES, Edge, ModelGraph, standing_for
 from mother.report.kept import Evidence, GroupEvidence
 from mother.report.names import find_model
-from mother.report.reasons import reasons, strongest, wrong_if
+from mother.report.reasons import reasons, ruled_out, strongest, wrong_if
 from mother.report.words import sentence
 
 ALIKE = 0.5  # share of the weights that two models must have in equal shapes to be compared
@@ -170,7 +170,7 @@ def _relatives(graph: ModelGraph, group: GroupEvidence | None, nodes: list[str])
         return {"path": path, "summary": summary, "adjacency": None}
     adjacency = group.adjacency(*nodes)
     figures = group.pair(*nodes)  # as they were named
-    found = {"path": path, "summary": summary, "evidence": figures}
+    found = {"path": path, "summary": summary, "evidence": figures, "why": ruled_out(figures, *nodes)}
     return found | {"adjacency": round(adjacency, 4) if adjacency is not None else None}
 
 

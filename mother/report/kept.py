@@ -15,6 +15,7 @@ import numpy as np
 
 from mother.errors import InputError
 from mother.graph.model_graph import GRAPH, ModelGraph, read_model_graph
+from mother.heritage.relation import FACTORS
 from mother.io.files import sha256, write_atomically
 
 EVIDENCE = "evidence.safetensors"  # in a folder of results; `mother/collection/state.py` keeps its digest
@@ -84,16 +85,24 @@ class GroupEvidence:
         total = float(self.arrays["probability"][found[0]].sum())
         return min(1.0, total) if np.isfinite(total) else None
 
-    def _way(self, p: int, way: int) -> dict[str, float | None]:
+    def _way(self, p: int, way: int, kind: str) -> dict[str, dict[str, float | None]]:
         values = self.arrays["terms"][p][way].astype(float)
-        found = {name: _rounded(value, 3) for name, value in zip(self.terms, values)}
-        return found | {WHOLE: _rounded(values.sum(), 3)}
+        found = {name: value for name, value in zip(self.terms, values.tolist())}
+        apart = {name: found.pop(name) for name in FACTORS if name in found}
+        terms = {name: _rounded(value, 3) for name, value in found.items()}
+        factors = {name: _rounded(value, 3) for name, value in apart.items() if value}
+        return {
+            f"terms{kind}": terms | {WHOLE: _rounded(sum(found.values()), 3)},
+            f"factors{kind}": factors,
+        }
 
     def pair(self, parent: str, child: str) -> dict[str, Any]:
         """The figures behind two models, read as parent -> child.
 
         terms, terms_back  what each evidence added to the log weight of this edge, and of the reverse, and their sum
-                       (`mother/heritage/terms.py`); null: it forbids the edge
+                       (`mother/heritage/terms.py`, Cluster.terms); null: it forbids the edge
+        factors, factors_back  logs of what the probabilities were multiplied by that follow from all terms of a tree,
+                       by FACTORS; null: by 0
         third          the model that fits best between the two, which the term "between" is about
         newness        mean over layers in -1..1 and its t statistic: positive where what changed is new in the child
         rounding       log likelihood ratio that the child was rounded last; null where the update has no low rank
@@ -116,7 +125,7 @@ class GroupEvidence:
             return found
         p, turned = number
         if self.terms and np.isfinite(self.arrays["probability"][p][0]):
-            found |= {"terms": self._way(p, turned), "terms_back": self._way(p, 1 - turned)}
+            found |= self._way(p, turned, "") | self._way(p, 1 - turned, "_back")
             third = int(self.arrays["third"][p][turned])
             found["third"] = self.models[third] if third >= 0 else None
         return found | self._scalars(p, turned) | {"layers": self._rows(p, turned)}

@@ -56,7 +56,7 @@ def _layers(second_pass: SecondPass) -> dict[str, np.ndarray]:
 def _terms(group: Group, pairs: list[tuple[int, int]]) -> tuple[list[str], dict[str, np.ndarray]]:
     """Terms of both ways of each pair [pair, way, term], best third model [pair, way], probability [pair, way]."""
     clusters = group.heritage.clusters
-    names = list(clusters[0].terms) if clusters else []
+    names = list(dict.fromkeys(name for one in clusters for name in one.terms))
     where = {member: (c, at) for c, one in enumerate(clusters) for at, member in enumerate(one.members)}
     terms = np.full((len(pairs), 2, len(names)), np.nan, dtype=np.float32)
     third, probability = (
@@ -68,7 +68,7 @@ def _terms(group: Group, pairs: list[tuple[int, int]]) -> tuple[list[str], dict[
             continue
         cluster = clusters[where[i][0]]
         for way, (a, b) in enumerate(((where[i][1], where[j][1]), (where[j][1], where[i][1]))):
-            terms[p, way] = [values[a, b] for values in cluster.terms.values()]
+            terms[p, way] = [cluster.terms[name][a, b] if name in cluster.terms else 0.0 for name in names]
             probability[p, way] = cluster.probability[a, b]
             found = third_between(cluster.evidence, cluster.coefficients, a, b)
             third[p, way] = -1 if found is None else cluster.members[found]

@@ -4,11 +4,17 @@ import math
 from typing import Any
 
 from mother.graph.certainty import KNOWN, percent, sure
+from mother.heritage.relation import ABSENT_PARENT
 from mother.report.words import EXACT, READ_OFF
 
 SHOWN = 0.05  # smallest contribution, in log odds, that is told
 WHOLE = "log weight"
 REST = "rest of the tree"
+RULED_OUT = {  # term -> why it rules an edge out
+    "quantized": "both are quantized, and the codes of {child} are not made from those of {parent}",
+    "circle": "{parent} would descend from itself, by what made it exactly",
+    "absent original": "{child} was quantized from a model that is not there, as others here were",
+}
 
 
 def log_odds(probability: float | int) -> float:
@@ -36,6 +42,35 @@ def edge_terms(evidence: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if abs(value) >= SHOWN}
 
 
+def _absent_parent(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: str) -> list[dict[str, Any]]:
+    """By how much, and from what, the probability of an edge was lowered for a parent that is not there."""
+    value, after = evidence.get("factors", {}).get(ABSENT_PARENT), edge.get("adjacency")
+    if not value or after is None:
+        return []
+    before = min(1.0, after / math.exp(value))
+    words = f"{parent} may be a sibling of {child}, and their parent absent: the probability is {after:.4g}"
+    told = {"about": "edge", "term": ABSENT_PARENT, "log_odds": round(value, 2), "before": round(before, 4)}
+    return [told | {"after": after, "words": f"{words}, and was {before:.4g} by the terms above"}]
+
+
+def ruled_out(evidence: dict[str, Any], one: str, other: str) -> list[dict[str, Any]]:
+    """What rules out that one of two models without an edge is made from the other, as `reasons` tells it.
+
+    And which of two twins a model was made from.
+    """
+    found = []
+    for way, parent, child in (("", one, other), ("_back", other, one)):
+        terms = evidence.get(f"terms{way}", {}) | evidence.get(f"factors{way}", {})
+        for term, words in RULED_OUT.items():
+            if term in terms and terms[term] is None:
+                told = f"{child} is not made from {parent}: {words.format(parent=parent, child=child)}"
+                found.append({"about": "edge", "term": term, "log_odds": None, "words": told})
+        if abs(value := terms.get("twins") or 0.0) >= SHOWN:
+            words = _edge_words("twins", value, evidence, parent, child)
+            found.append({"about": "edge", "term": "twins", "log_odds": round(value, 2), "words": words})
+    return found
+
+
 def _arrow_words(name: str, value: float, evidence: dict[str, Any], parent: str, child: str) -> str:
     newer, older = (child, parent) if value > 0 else (parent, child)
     if name == "newness":
@@ -61,6 +96,8 @@ def _arrow_words(name: str, value: float, evidence: dict[str, Any], parent: str,
         return f"{newer} was pruned, quantized, cast or merged, and few models are trained from such"
     if name == "equality":
         return f"{older} has more entries equal to those of another model than {newer} has"
+    if name == "twins":
+        return f"the rounding that {newer} holds, or its type, tells that {older} is the twin that it was made from"
     return f"{name} fits better with {older} first"
 
 
@@ -80,6 +117,8 @@ def _edge_words(name: str, value: float, evidence: dict[str, Any], parent: str, 
         "not looked at": "the two are far apart",
         "private": f"{parent} and {child} each have something of their own that others lack, as siblings do",
         "hub": f"others hang from {parent}",
+        "twins": f"of {parent} and its twin, which differ by rounding alone, {child} has the rounding or the type of "
+        f"{'this one' if value > 0 else 'the other one'}",
         "batches": f"batch norms of {child} counted {'more' if value > -0.7 else 'fewer'} batches than {parent}'s",
         "elder": f"{'more' if value > 0 else 'fewer'} models stand on the side of {parent} than on that of {child}",
     }
@@ -97,7 +136,8 @@ def reasons(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: 
     """The terms that made both probabilities of an edge, of each the strongest first.
 
     Each says what it is `about` ("edge" or "arrow"), its `term`, what it adds in `log_odds` (of an edge: to the log
-    weight that it has against others; null where it settles the matter alone) and the `words` for it.
+    weight that it has against others; null where it settles the matter alone) and the `words` for it. The last may
+    have multiplied the probability `before`, which the others give, by what `log_odds` is the log of, to that `after`.
     """
     kind = edge.get("kind")
     names = _names(edge, parent, child)
@@ -111,7 +151,7 @@ def reasons(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: 
         for name, value in sorted(terms.items(), key=lambda term: -abs(term[1])):
             told = words(name, value, evidence, parent, child)
             found.append({"about": about, "term": name, "log_odds": round(value, 2), "words": told})
-    return found
+    return found + _absent_parent(edge, evidence, parent, child)
 
 
 def strongest(edge: dict[str, Any], evidence: dict[str, Any], parent: str, child: str) -> str:
