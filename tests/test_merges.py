@@ -116,6 +116,14 @@ def test_task_arithmetic_is_told_by_who_was_rounded_last(dtype: str, shares: dic
         assert facts["method"] == "task arithmetic" and facts["base"] == "base"
 
 
+@pytest.mark.parametrize("scale", [-0.5, -0.3, -1.0, 1.5])
+def test_a_base_is_no_merge_of_what_leads_away_from_it(scale: float, tmp_path: Path) -> None:
+    """Negation and extrapolation as they are written, base + scale * (tuned - base): rounded in each of three steps."""
+    models = {name: weights for name, weights in family("float32", 0.1).items() if name in ("base", "a", "b")}
+    models["led"] = {name: base + scale * (models["a"][name] - base) for name, base in models["base"].items()}
+    assert merges(recover(tmp_path, models)).keys() <= {"led"}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_models_that_are_no_merges_are_not_called_so(dtype: str, tmp_path: Path) -> None:
     """Siblings, a run that goes on in steps, and updates of one unit in the last place of few entries."""

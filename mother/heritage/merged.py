@@ -62,7 +62,8 @@ def merges_of(
             continue
         # Of models on one line one lies between the others, but another may be the one that was rounded last.
         lines.add(merge.parents)
-        if left.rounded_last != 0 and not (merge.convex and left.rounded_last is None) and merge.method == "linear":
+        between = merge.convex and left.rounded_last is None and not left.too_little
+        if left.rounded_last != 0 and not between and merge.method == "linear":
             continue
         attributes: dict[str, Any] = {"coefficients": [round(a, 4) for a in merge.coefficients], "method": merge.method}
         if not merge.convex:
