@@ -149,6 +149,18 @@ def test_layers_of_two_models_beside_a_merge_and_its_child(tmp_path: Path) -> No
     assert found["swapped"]["a"]["shares"] == [0.75, 0.25]
 
 
+def test_blocks_that_several_models_have(tmp_path: Path) -> None:
+    """A model that was trained from a donor with the donated block frozen may as well be the donor."""
+    models = family("float32", 0.1)
+    models["swapped"] = {name: models["ab"[".layer.3." in name]][name] for name in models["base"]}
+    step = moved(models["b"], 50, 0.05)
+    models["frozen"] = {name: models["b"][name] if ".layer.3." in name else weight for name, weight in step.items()}
+    found = merges(recover(tmp_path, models))["swapped"]
+    (other,) = found.keys() - {"a"}
+    assert other in ("b", "frozen") and found[other]["or"] == ["frozen" if other == "b" else "b"]
+    assert found[other]["adjacency"] == 0.5
+
+
 def test_frozen_blocks_are_no_merge(tmp_path: Path) -> None:
     """A model trained from another with frozen blocks shares these with it, and with all its other children."""
     base = root()
