@@ -61,6 +61,13 @@ def test_a_table_beside_two_matrices(tmp_path: Path) -> None:
     assert related_components(take_first_pass(found, CPU).relatedness).tolist() == [0, 1, 2]
 
 
+def test_a_table_beside_copies(tmp_path: Path) -> None:
+    """What a model shares with its copy, as in a search for one that is in the index, tells it from others still."""
+    table = {"transform": SINES[:32]}
+    taken = sketched(tmp_path, **{name: matrices(seed, 2) | table for seed, name in ((0, "a"), (0, "b"), (1, "c"))})
+    assert [len(one.shapes) for one in without_fixed_tables(taken)] == [2, 2, 2]
+
+
 def test_equal_matrices_in_all_blocks(tmp_path: Path) -> None:
     """As state-space models begin: the same matrix in each block of each model."""
 

@@ -62,9 +62,9 @@ def _suspects(sketch: Sketch) -> list[Equal]:
 def _unrelated(one: Sketch, other: Sketch, suspects: Collection[Equal]) -> bool:
     """Whether two models share nothing but suspects, which are fewer than their other matrices."""
     both = [layer for layer, shape in one.shapes.items() if other.shapes.get(layer) == shape]
-    common = [layer for layer in both if _as_equal(one, layer) not in suspects]
-    equal = sum(_as_equal(one, layer) == _as_equal(other, layer) for layer in both)
-    if any(_as_equal(one, layer) == _as_equal(other, layer) for layer in common) or len(common) <= equal:
+    equal = [layer for layer in both if _as_equal(one, layer) == _as_equal(other, layer)]
+    common = [layer for layer in both if layer not in equal]
+    if any(_as_equal(one, layer) not in suspects for layer in equal) or len(common) <= len(equal):
         return False
     scores = []
     common.sort(key=lambda layer: (-one.shapes[layer][0] * one.shapes[layer][1], sort_key(layer)))
