@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, save_model, vit_weights
@@ -15,9 +17,12 @@ from test_heritage import base, moved
 from benchmarks import fuzz
 from mother.cli.commands import main
 from mother.collection.find import search
+from mother.collection.workspace import Group
 from mother.errors import CheckpointError, ManifestError
+from mother.evidence.first_pass import FirstPass
 from mother.graph.manifest_io import read_manifest
 from mother.graph.model_graph import ModelGraph, read_model_graph
+from mother.heritage.trees import Heritage
 from mother.io.open import open_checkpoint
 
 
@@ -43,6 +48,14 @@ except ManifestError as error:
     found = str(error)
 print(time.process_time() - started, found)
 """
+
+
+def test_distances_of_huge_weights_to_none_warn_nobody() -> None:
+    """The distance of a model of zeros from one of weights near the end of float32 is infinite."""
+    square, shared, size = np.array([[0.0, 1e74], [1e74, 0.0]]), np.ones((2, 2)), np.array([0.0, 1e74])
+    first_pass = FirstPass(["none", "huge"], [], [], square, shared, square, size, np.zeros((2, 2)))
+    distances = Group("two", [], Mock(spec=Heritage, first_pass=first_pass)).distances()
+    assert np.isinf(distances[0, 1]) and distances[1, 1] == 0
 
 
 @pytest.mark.slow  # 100,000 nodes are written and read; in a process of its own, where no types are checked

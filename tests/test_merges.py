@@ -116,6 +116,14 @@ def test_task_arithmetic_is_told_by_who_was_rounded_last(dtype: str, shares: dic
         assert facts["method"] == "task arithmetic" and facts["base"] == "base"
 
 
+@pytest.mark.parametrize("scale", [-0.5, -0.3, -1.0, 1.5])
+def test_a_base_is_no_merge_of_what_leads_away_from_it(scale: float, tmp_path: Path) -> None:
+    """Negation and extrapolation as they are written, base + scale * (tuned - base): rounded in each of three steps."""
+    models = {name: weights for name, weights in family("float32", 0.1).items() if name in ("base", "a", "b")}
+    models["led"] = {name: base + scale * (models["a"][name] - base) for name, base in models["base"].items()}
+    assert merges(recover(tmp_path, models)).keys() <= {"led"}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_models_that_are_no_merges_are_not_called_so(dtype: str, tmp_path: Path) -> None:
     """Siblings, a run that goes on in steps, and updates of one unit in the last place of few entries."""
@@ -139,6 +147,18 @@ def test_layers_of_two_models_beside_a_merge_and_its_child(tmp_path: Path) -> No
     assert found.keys() == {"swapped", "merge"} and found["merge"].keys() == {"c", "d"}
     assert {parent: facts["method"] for parent, facts in found["swapped"].items()} == {"a": "layers", "b": "layers"}
     assert found["swapped"]["a"]["shares"] == [0.75, 0.25]
+
+
+def test_blocks_that_several_models_have(tmp_path: Path) -> None:
+    """A model that was trained from a donor with the donated block frozen may as well be the donor."""
+    models = family("float32", 0.1)
+    models["swapped"] = {name: models["ab"[".layer.3." in name]][name] for name in models["base"]}
+    step = moved(models["b"], 50, 0.05)
+    models["frozen"] = {name: models["b"][name] if ".layer.3." in name else weight for name, weight in step.items()}
+    found = merges(recover(tmp_path, models))["swapped"]
+    (other,) = found.keys() - {"a"}
+    assert other in ("b", "frozen") and found[other]["or"] == ["frozen" if other == "b" else "b"]
+    assert found[other]["adjacency"] == 0.5
 
 
 def test_frozen_blocks_are_no_merge(tmp_path: Path) -> None:

@@ -19,6 +19,12 @@ def with_sines(weights: dict[str, torch.Tensor], name: str = "frequencies") -> d
     return weights | {name: SINES.clone()}
 
 
+def matrices(seed: int, count: int) -> dict[str, torch.Tensor]:
+    """A small network without blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    return {f"inner{k}.weight": torch.randn(32, 32, generator=generator) for k in range(count)}
+
+
 def test_equal_tables_of_unrelated_models_are_left_out(tmp_path: Path) -> None:
     taken = sketched(tmp_path, a=with_sines(base(0)), b=with_sines(base(1)), c=with_sines(moved(base(0), 2)))
     place = Layer("", "frequencies")
@@ -39,10 +45,27 @@ def test_frozen_matrices_of_relatives_stay(tmp_path: Path) -> None:
     taken = sketched(tmp_path, **frozen)
     found = without_fixed_tables(taken)
     assert all(one is other for one, other in zip(found, taken))
-    # Too few other matrices to say that two are unrelated.
-    few = [dict(list(base(seed).items())[:2]) for seed in (0, 1)]
-    taken = sketched(tmp_path / "few", x=with_sines(few[0]), y=with_sines(few[1]))
-    assert without_fixed_tables(taken) == taken
+    # As many equal matrices as others: a frozen backbone with new layers may look so.
+    few = [matrices(seed, 2) for seed in (0, 1)]
+    tables = {"windows": SINES[:32], "transform": SINES[32:]}
+    taken = sketched(tmp_path / "few", x=few[0] | tables, y=few[1] | tables)
+    assert all(len(one.shapes) == 4 for one in taken) and without_fixed_tables(taken) == taken
+
+
+def test_a_table_beside_two_matrices(tmp_path: Path) -> None:
+    """A small network behind a cosine transform, or random features: two strangers are no relatives by these."""
+    table = {"transform": SINES[:32]}
+    taken = sketched(tmp_path, **{name: matrices(seed, 2) | table for seed, name in enumerate("xyz")})
+    found = align(taken).sketches
+    assert [len(one.shapes) for one in taken + found] == 3 * [3] + 3 * [2]
+    assert related_components(take_first_pass(found, CPU).relatedness).tolist() == [0, 1, 2]
+
+
+def test_a_table_beside_copies(tmp_path: Path) -> None:
+    """What a model shares with its copy, as in a search for one that is in the index, tells it from others still."""
+    table = {"transform": SINES[:32]}
+    taken = sketched(tmp_path, **{name: matrices(seed, 2) | table for seed, name in ((0, "a"), (0, "b"), (1, "c"))})
+    assert [len(one.shapes) for one in without_fixed_tables(taken)] == [2, 2, 2]
 
 
 def test_equal_matrices_in_all_blocks(tmp_path: Path) -> None:

@@ -134,7 +134,12 @@ def audit(
                 verdicts.append(Verdict(model, claim, parent, verdict, reason))
                 decided.add(parent)
         if not said and model in place:
-            parents = [one for one in known.predecessors(place[model]) if not known.nodes[one].get("hidden")]
+            # Where nobody can say which of two came first, the one that says nothing may be the original.
+            parents = [
+                one
+                for one in known.predecessors(place[model])
+                if not known.nodes[one].get("hidden") and known.edges[one, place[model]].get("direction") != "unknown"
+            ]
             if parents and place[model] == model:
                 undeclared[model] = "; ".join(f"{parent} ({_line(known, parent, model)})" for parent in parents)
     return Audit(verdicts, undeclared)

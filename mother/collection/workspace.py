@@ -52,7 +52,7 @@ class Group:
     def distances(self) -> Float[np.ndarray, "models models"]:
         """Distance over the root of the product of the two norms: 0 for equal, about 1.4 for unrelated models."""
         size = np.sqrt(self.heritage.first_pass.size)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # huge weights beside none
             return np.sqrt(comparable_square(self.heritage.first_pass) / np.maximum(np.outer(size, size), 1e-300))
 
     def adjacency(self, one: str, other: str) -> float | None:

@@ -137,6 +137,15 @@ class Left:
         )
 
     @property
+    def too_little(self) -> bool:
+        """Whether a model that is left more than rounding it once leaves is left less energy than that.
+
+        So is what lies between a base and a model that was led away from it (negation, extrapolation), the last of
+        which was rounded in several steps: solved for the model, the equation leaves |a| of its error.
+        """
+        return bool(self.outside[0] > OUTSIDE and self.energy[0] < ROUNDED * self.expected[0])
+
+    @property
     def rounded_last(self) -> int | None:
         """The only member of the set that is left what rounding it once leaves: 0 is the model; None if none is.
 

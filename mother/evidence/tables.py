@@ -2,7 +2,8 @@
 
 One model alone cannot say so. A matrix outside the blocks, or one that stands in several blocks of a model alike, that
 is bit-equal in two models which share nothing else was computed, or was left as every model of its kind begins. It is
-no sign of inheritance, and is left out of all models that have it.
+no sign of inheritance, and is left out of all models that have it. Where most matrices of two models are so, it may as
+well be a backbone that both took over, frozen, with layers of their own: nothing is said then.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from mother.evidence.sketch import Sketch
 from mother.io.layers import Layer, sort_key
 
 LOOKED_AT = 8  # budget: other matrices of two models, the largest, that say whether they are related
-FEWEST = 3  # matrices below which nothing is said
 CHANCE = 3.0  # deviations of their mean cosine up to which two models share nothing
 
 Equal = tuple[Layer, tuple[int, int], str]  # a matrix with its shape and its digest
@@ -60,10 +60,11 @@ def _suspects(sketch: Sketch) -> list[Equal]:
 
 
 def _unrelated(one: Sketch, other: Sketch, suspects: Collection[Equal]) -> bool:
-    """Whether two models share nothing but suspects, and would show it if they did."""
-    common = [layer for layer, shape in one.shapes.items() if other.shapes.get(layer) == shape]
-    common = [layer for layer in common if _as_equal(one, layer) not in suspects]
-    if any(_as_equal(one, layer) == _as_equal(other, layer) for layer in common):
+    """Whether two models share nothing but suspects, which are fewer than their other matrices."""
+    both = [layer for layer, shape in one.shapes.items() if other.shapes.get(layer) == shape]
+    equal = [layer for layer in both if _as_equal(one, layer) == _as_equal(other, layer)]
+    common = [layer for layer in both if layer not in equal]
+    if any(_as_equal(one, layer) not in suspects for layer in equal) or len(common) <= len(equal):
         return False
     scores = []
     common.sort(key=lambda layer: (-one.shapes[layer][0] * one.shapes[layer][1], sort_key(layer)))
@@ -71,7 +72,7 @@ def _unrelated(one: Sketch, other: Sketch, suspects: Collection[Equal]) -> bool:
         cosine, deviation, valid = cosine_and_deviation(torch.stack([one.read(layer), other.read(layer)]))
         if valid[0, 1]:
             scores.append(float(cosine[0, 1] / deviation[0, 1]))
-    return len(scores) >= FEWEST and sum(scores) / len(scores) ** 0.5 < CHANCE
+    return bool(scores) and sum(scores) / len(scores) ** 0.5 < CHANCE
 
 
 def without(sketch: Sketch, fixed: set[Layer]) -> Sketch:

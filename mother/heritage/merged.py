@@ -62,7 +62,8 @@ def merges_of(
             continue
         # Of models on one line one lies between the others, but another may be the one that was rounded last.
         lines.add(merge.parents)
-        if left.rounded_last != 0 and not (merge.convex and left.rounded_last is None) and merge.method == "linear":
+        between = merge.convex and left.rounded_last is None and not left.too_little
+        if left.rounded_last != 0 and not between and merge.method == "linear":
             continue
         attributes: dict[str, Any] = {"coefficients": [round(a, 4) for a in merge.coefficients], "method": merge.method}
         if not merge.convex:
@@ -101,7 +102,8 @@ def _base(gram: np.ndarray, merge: Merge) -> int:
 def _by_blocks(first_pass: FirstPass, child: int, near: Sequence[int]) -> Iterator[Relation]:
     """Two models of which a third has whole blocks, bit for bit: "passthrough" merges and swapped layers.
 
-    The two differ in every matrix, as models do that were not trained from each other with frozen blocks.
+    The two differ in every matrix, as models do that were not trained from each other with frozen blocks. Others that
+    have the same blocks as one of them, as its children do that were trained with these frozen, are listed under "or".
     """
     layers = [layer for layer in first_pass.layers if layer.block and str(layer) in first_pass.facts[child].digests]
     own = first_pass.facts[child].digests
@@ -117,7 +119,9 @@ def _by_blocks(first_pass: FirstPass, child: int, near: Sequence[int]) -> Iterat
         # The rest comes from the model with more blocks, which comes first.
         first, second = sorted((one, other), key=lambda m: -sum(equal[m]))
         shares = [round(sum(equal[m]) / len(layers), 4) for m in (first, second)]
-        yield Relation("merge", (first, second), {"shares": shares, "method": "layers"})
+        alike = [m for m in near if m not in (one, other) and equal[m] in (equal[one], equal[other])]
+        instead = {"or": [first_pass.models[m] for m in alike]} if alike else {}
+        yield Relation("merge", (first, second), {"shares": shares, "method": "layers"} | instead)
 
 
 def sparse_merges(
