@@ -220,15 +220,20 @@ def searches(index: Index, number: int, folder: Path) -> list[float]:
     return seconds
 
 
-def tiny(folder: Path, models: int) -> tuple[list[object], float]:
-    """One family of tiny models on disk: a row of a table, and seconds for each. SEARCHED more are looked for in it."""
+def family(folder: Path, models: int) -> tuple[dict[str, str], dict[str, str]]:
+    """One family of tiny models on disk, SEARCHED of them apart in "held": the parents of those, and of these."""
     truth = write_models(folder / "models", models + SEARCHED, 1)
     held = sorted(path.name for path in (folder / "models").iterdir())[models:]
     (folder / "held").mkdir()
     for name in held:
         shutil.move(folder / "models" / name, folder / "held" / name)
     parents = {name: truth.pop(name) for name in held}
-    asked = [name for name in held if parents[name] not in held]
+    return truth, {name: parent for name, parent in parents.items() if parent not in held}
+
+
+def tiny(folder: Path, models: int) -> tuple[list[object], float]:
+    """One family of tiny models: a row of a table, and seconds for each."""
+    truth, parents = family(folder, models)
     index = create_index(folder / "index", SAMPLES, 1 << 16, True)
     started = time.process_time()
     build(index, search([str(folder / "models")]).sources, Engine())
@@ -238,14 +243,14 @@ def tiny(folder: Path, models: int) -> tuple[list[object], float]:
     traced = time.process_time() - started
     each = [f"{1000 * seconds / models:.1f}" for seconds in (read, traced, read + traced)]
     shares = [f"{share:.3f}" for share in shares_right(found.nodes, found.edges, truth)]
-    seconds, named = zip(*(named_first(index, folder / "held" / name) for name in asked))
+    seconds, named = zip(*(named_first(index, folder / "held" / name) for name in parents))
     shutil.rmtree(folder)
     # Of a quantization that is there already its copy is named, which has the same parent.
     right = sum(
-        parents[name] in (one, truth.get(one)) if copy else parents[name] == one
-        for name, (one, copy) in zip(asked, named)
+        parent in (one, truth.get(one)) if copy else parent == one
+        for parent, (one, copy) in zip(parents.values(), named)
     )
-    told = [f"{np.median(seconds):.2f}, {max(seconds):.2f}", f"{right} of {len(asked)}"]
+    told = [f"{np.median(seconds):.2f}, {max(seconds):.2f}", f"{right} of {len(parents)}"]
     return [models, *each, *shares, *told, f"{memory():.2f}"], (read + traced) / models
 
 
@@ -262,8 +267,8 @@ def named_first(index: Index, model: Path) -> tuple[float, tuple[str, bool]]:
 
 def all_pairs(folder: Path, models: int) -> list[str]:
     """What recover.py finds in such a family when it looks at all pairs: shares of edges."""
-    truth = write_models(folder, models, 1)
-    graph = recover_sources(search([str(folder)]).sources, None, torch.device("cpu")).graph
+    truth, _ = family(folder, models)
+    graph = recover_sources(search([str(folder / "models")]).sources, None, torch.device("cpu")).graph
     return [f"{share:.3f}" for share in shares_right(graph.nodes, graph.edges, truth)]
 
 
