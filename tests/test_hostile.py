@@ -18,12 +18,13 @@ from benchmarks import fuzz
 from mother.cli.commands import main
 from mother.collection.find import search
 from mother.collection.workspace import Group
-from mother.errors import CheckpointError, ManifestError
+from mother.errors import CheckpointError, InputError, ManifestError
 from mother.evidence.first_pass import FirstPass
 from mother.graph.manifest_io import read_manifest
 from mother.graph.model_graph import ModelGraph, read_model_graph
 from mother.heritage.trees import Heritage
 from mother.io.open import open_checkpoint
+from mother.io.runtime import choose_device
 
 
 def manifest(folder: Path, nodes: list, **more: object) -> Path:
@@ -48,6 +49,11 @@ except ManifestError as error:
     found = str(error)
 print(time.process_time() - started, found)
 """
+
+
+def test_a_device_that_is_not_there_is_a_sentence_of_its_own() -> None:
+    with pytest.raises(InputError, match=r"'nowhere' cannot be used: .*nowhere\. Use auto or cpu\.$"):
+        choose_device("nowhere")
 
 
 def test_distances_of_huge_weights_to_none_warn_nobody() -> None:

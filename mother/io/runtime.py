@@ -39,8 +39,8 @@ def choose_device(device: str = "auto") -> tuple["torch.device", str]:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"the device {device!r} cannot be used: {reason} Use auto or cpu.") from None
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise InputError(f"the device {device!r} cannot be used: {reason}. Use auto or cpu.") from None
         if torch.device(device).type == "meta":
             raise InputError(f"{device!r} is no device to compute on: it holds no numbers. Use auto or cpu.")
         return torch.device(device), "as asked"
