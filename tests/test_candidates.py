@@ -1,15 +1,25 @@
 """Candidates among many models, and answers that more models must not make worse."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from conftest import vit_weights
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
 from scipy.sparse.csgraph import minimum_spanning_tree
 from test_heritage import base, edges, models, moved, recover
 
-from mother.evidence.candidates import CANDIDATES, MOST_HOLDERS, SMALL, candidate_pairs, spanning_pairs
+from mother.evidence.candidates import (
+    CANDIDATES,
+    MOST_HOLDERS,
+    SMALL,
+    candidate_pairs,
+    spanning_pairs,
+    third_models,
+)
 from mother.evidence.facts import Facts
 from mother.evidence.first_pass import FirstPass
 
@@ -99,6 +109,28 @@ def test_what_no_training_made_takes_no_place_of_a_parent(rng: np.random.Generat
     assert {(0, int(k)) for k in nearest} <= found
 
 
+def test_of_three_models_that_are_pairs_each_is_a_third_one(rng: np.random.Generator) -> None:
+    """A chain of three, and 200 models that are nearer to its middle than the end of the chain is."""
+    points = np.zeros((3, 60))
+    points[1, 0], points[2, :2] = 1, (1, 1.2)
+    crowd = 0.2 * rng.normal(size=(200, 60)) / 60**0.5
+    crowd += points[rng.integers(0, 2, 200)]
+    n, none = 203, {"aliases": {}, "not_trained": set()}
+    pairs, near = candidate_pairs(first_pass(np.concatenate([points, crowd])), np.zeros(n, dtype=int), **none)
+    assert {(0, 1), (0, 2), (1, 2)} <= set(pairs) and 2 not in near[0] + near[1]
+    first, second = np.array(pairs).T
+    asked = set(zip(*map(np.ndarray.tolist, third_models(first, second, near))))
+    for third, pair in ((2, (0, 1)), (1, (0, 2)), (0, (1, 2))):
+        assert (third, pairs.index(pair)) in asked
+    there = set(pairs)
+    for third, p in asked:
+        ends = pairs[p]
+        both = all((min(third, end), max(third, end)) in there for end in ends)
+        assert both or third in near[ends[0]] + near[ends[1]]
+    inside = set(zip(*map(np.ndarray.tolist, third_models(first, second, near, {2}))))
+    assert inside == {(third, p) for third, p in asked if third == 2 or 2 in pairs[p]}
+
+
 # From files to the graph
 
 
@@ -118,16 +150,16 @@ def small(seed: int) -> Weights:
     return {name: weight * 0.1 for name, weight in vit_weights(seed, 2, 32).items()}
 
 
-@pytest.mark.parametrize("related", [True, False])
-def test_more_models_make_no_answer_worse(related: bool, tmp_path: Path) -> None:
-    content, truth = family(0)
+def check_more_models(seed: int, size: int, added: int, related: bool, tmp_path: Path) -> None:
+    """Edges found among `size` models stay found among these and `added` ones, and are what they were."""
+    content, truth = family(seed, size)
     alone = edges(recover(models(tmp_path, **content)))
     right = {edge for edge in truth if edge in alone}
     assert len(right) >= 0.95 * len(truth)
     if related:  # fine-tunes of a few of them
-        more = {f"x{k}": moved(content[f"m{k % 7}"], 5000 + k, 0.15) for k in range(60)}
+        more = {f"x{k}": moved(content[f"m{k % 7}"], 5000 + k, 0.15) for k in range(added)}
     else:
-        more = {f"x{k}": small(1900 + k) for k in range(60)}
+        more = {f"x{k}": small(1900 + k) for k in range(added)}
     found = edges(recover(models(tmp_path, **content, **more)))
     # What hangs near two models may go to the one that others hang from now; nobody is sure of it then.
     lost = right - found.keys()
@@ -139,6 +171,20 @@ def test_more_models_make_no_answer_worse(related: bool, tmp_path: Path) -> None
         assert found[edge].get("rank") == (2 if truth[edge] == "lora" else None)
     if not related:
         assert found == alone
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_more_models_make_no_answer_worse(related: bool, tmp_path: Path) -> None:
+    check_more_models(0, 30, 60, related, tmp_path)
+
+
+@pytest.mark.slow
+@settings(max_examples=3, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(seed=st.integers(0, 49), related=st.booleans())
+@example(seed=4, related=True)  # of these four edges were lost where the crowd took the places of third models
+def test_edges_among_a_hundred_models_stay_when_two_hundred_come(seed: int, related: bool) -> None:
+    with TemporaryDirectory() as folder:
+        check_more_models(seed, 100, 200, related, Path(folder))
 
 
 def test_a_lora_child_stays_one_among_its_siblings(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which pairs of models are worth a look: near ones, and those that join a cluster."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -115,3 +116,26 @@ def candidate_pairs(
     if core is not None:
         return sorted(_of_core(candidates, core) | {pair for pair in ends if core.issuperset(pair)}), neighbours
     return sorted({(min(k, m), max(k, m)) for k, some in enumerate(candidates) for m in some} | {*ends}), neighbours
+
+
+def third_models(
+    first: Int[np.ndarray, "pairs"],
+    second: Int[np.ndarray, "pairs"],
+    neighbours: Sequence[list[int]],
+    core: set[int] | None = None,
+) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
+    """All third models that pairs are compared with, ascending, and which pair each time; see `candidate_pairs`.
+
+    The neighbours of both, and models that both are a pair with: of three models that are pairs each may lie between
+    the other two, however many others crowd around these. Of pairs outside of the core only models of it.
+    """
+    n = len(neighbours)
+    near, beside, inside = np.zeros((n, n), dtype=bool), np.zeros((n, n), dtype=bool), np.ones(n, dtype=bool)
+    for model, some in enumerate(neighbours):
+        near[model, some] = True
+    beside[first, second] = beside[second, first] = True
+    asked = near[first] | near[second] | (beside[first] & beside[second])
+    if core is not None:
+        inside[[model for model in range(n) if model not in core]] = False
+        asked[np.ix_(~(inside[first] | inside[second]), ~inside)] = False
+    return np.nonzero(asked.T)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mother.evidence.candidates import third_models
 from mother.evidence.differences import TRIPLE, add_kept, compare_pairs, find_sides
 from mother.evidence.direction import CAST_BINS
 from mother.evidence.facts import HALVES
@@ -245,15 +246,8 @@ class _Layers:
 
     @cached_property
     def asked(self) -> tuple[Int[np.ndarray, "asked"], Int[np.ndarray, "asked"]]:
-        """The neighbours of both models of each pair (outside of a core: those in it): (model, pair), ascending."""
-        near = np.zeros((len(self.neighbours), len(self.neighbours)), dtype=bool)
-        for model, some in enumerate(self.neighbours):
-            near[model, some] = True
-        asked = near[self.first] | near[self.second]
-        if self.core is not None:
-            outside = np.array([model not in self.core for model in range(len(near))], dtype=bool)
-            asked[np.ix_(~self.inside, outside)] = False
-        return np.nonzero(asked.T)
+        """Third models, ascending, and the pair that asks for each, see `third_models`."""
+        return third_models(self.first, self.second, self.neighbours, self.core)
 
 
 def take_second_pass(

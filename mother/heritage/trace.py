@@ -29,7 +29,7 @@ from mother.io.checkpoint import Checkpoint
 from mother.io.runtime import versions
 from mother.io.snapshots import Snapshot
 
-PASSES_SCHEMA = 12  # raise it when a measurement of a pair changes its meaning
+PASSES_SCHEMA = 13  # raise it when a measurement of a pair changes its meaning
 
 # progress(title)(total)(count): how much of the total has been done since the last call, 1 where it does not say
 Progress = Callable[[str], Callable[[int], Callable[..., object]]]
