@@ -8,7 +8,7 @@ from mother.io.runtime import versions
 
 SKETCH_ENTRIES = 1 << 16  # budget: entries of a matrix that are kept
 RUN = 128  # budget: columns that are kept come in runs of so many: quantizers give as many one scale
-SKETCH_SCHEMA = 12  # raise it when a fact or the choice of entries changes its meaning
+SKETCH_SCHEMA = 13  # raise it when a fact, or the choice of matrices or entries, changes its meaning
 
 
 def sketch_key(checkpoint: Checkpoint, limit: int) -> str:
