@@ -130,12 +130,12 @@ def third_models(
     the other two, however many others crowd around these. Of pairs outside of the core only models of it.
     """
     n = len(neighbours)
-    near, beside, inside = np.zeros((n, n), dtype=bool), np.zeros((n, n), dtype=bool), np.ones(n, dtype=bool)
+    near, beside, inside = np.zeros((n, n), dtype=bool), np.zeros((n, n), dtype=bool), np.zeros(n, dtype=bool)
     for model, some in enumerate(neighbours):
         near[model, some] = True
     beside[first, second] = beside[second, first] = True
     asked = near[first] | near[second] | (beside[first] & beside[second])
     if core is not None:
-        inside[[model for model in range(n) if model not in core]] = False
+        inside[list(core)] = True
         asked[np.ix_(~(inside[first] | inside[second]), ~inside)] = False
     return np.nonzero(asked.T)
