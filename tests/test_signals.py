@@ -1,5 +1,6 @@
 """Processes that are stopped, killed, optimised, or may not write: one line, the usual code, nothing left behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -256,3 +257,14 @@ def test_without_docstrings_and_asserts(tmp_path: Path) -> None:
     assert done.returncode == 0 and "mother recover" in done.stdout, done.stderr
     done = plain("recover.py", "--help")
     assert done.returncode == 0 and "--fail-on" in done.stdout, done.stderr
+
+
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    """The system says that there is no room, and not for what."""
+
+    def write(file: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left on device: .*x.json"):
+        write_atomically(tmp_path / "x.json", write)
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it had no room for
+        raise
     finally:
         with contextlib.suppress(OSError):  # it must not hide the first error
             temporary.unlink(missing_ok=True)
