@@ -20,7 +20,7 @@ from mother.collection.find import search
 from mother.collection.workspace import Recovered, recover_sources
 from mother.errors import InputError
 from mother.graph import certainty
-from mother.graph.model_graph import ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, ModelGraph, above_hidden
 from mother.heritage import typed_graph
 from mother.report.explain import explain, lineage
 from mother.report.explain_text import explain_text
@@ -28,6 +28,7 @@ from mother.report.html import report_data
 from mother.report.kept import WHOLE, Evidence, read_evidence
 from mother.report.measured import evidence_of
 from mother.report.reasons import REST, arrow_terms, reasons
+from mother.report.words import sentence
 from mother.report.write import write_outputs
 
 CPU = torch.device("cpu")
@@ -255,3 +256,12 @@ def test_a_hundred_models_within_a_second(tmp_path: Path) -> None:
     loaded += "print({'torch', 'networkx', 'scipy', 'numba'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
+def test_what_is_said_of_models_that_are_not_here() -> None:
+    """Which end of an edge is absent is told, and how sure it is."""
+    above = sentence(above_hidden(0.9, 1.0, 0.5), "root", "hidden parent of x", absent=True)
+    assert above == "hidden parent of x, which is not in this collection, seems to come from root: open (45 %)."
+    assert "root first: open (60 %)" in sentence(above_hidden(0.9, 0.6, 0.5), "root", "x", absent=True)
+    below = sentence(HIDDEN_EDGE | {"adjacency": 0.8}, "hidden parent of x", "x")
+    assert below == "x seems to come from hidden parent of x, which is not in this collection: likely (80 %)."

@@ -23,9 +23,10 @@ from mother.evidence.sketch import sketch_models
 from mother.graph.arborescence import edge_marginals
 from mother.graph.collection import open_models
 from mother.graph.manifest import Manifest
-from mother.graph.model_graph import ModelGraph
+from mother.graph.model_graph import ModelGraph, above_hidden
 from mother.graph.pictures import RIGHT, WRONG, draw_trees, through_hidden
 from mother.graph.scores import score_graph, visible_edges
+from mother.heritage.absent import chances_of
 from mother.heritage.calibration import Weights
 from mother.heritage.trace import trace
 from mother.heritage.trees import Hidden, below_first, likeliest_edges, read_tree
@@ -182,6 +183,19 @@ def test_siblings_of_an_absent_parent_hang_under_a_hidden_ancestor(tmp_path: Pat
     assert len(hidden) == 1
     assert {child for parent, child in edges(found) if parent == hidden[0]} == set(siblings)
     assert visible_edges(found) == {("s3", "grandchild")}
+    # Each edge of a graph has its probabilities, those from models that are not there, too.
+    from_it = [facts for (parent, _), facts in edges(found).items() if parent == hidden[0]]
+    assert all(0 < facts["adjacency"] <= 1 and facts["arrow"] == 1 for facts in from_it)
+    assert edges(found)["s3", "grandchild"].keys() >= {"adjacency", "arrow"}
+
+
+def test_how_sure_it_is_that_a_model_is_not_there() -> None:
+    """The first of its children has no parent whether or not one stood above it; the others tell."""
+    absent = {4: 0.99, 5: 0.6, 6: 0.7}
+    assert chances_of(Hidden((4, 5, 6), None, first=4), absent) == (0.7, {4: 0.7, 5: 0.6, 6: 0.7})
+    assert chances_of(Hidden((5,), 3, first=4), absent) == (0.6, {5: 0.6})
+    above = above_hidden(0.9, 0.7, 0.5)
+    assert above == {"kind": None, "hidden": True, "adjacency": 0.45, "arrow": 0.7, "direction": "unknown"}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -222,7 +236,7 @@ def test_the_first_of_a_tree_may_be_a_sibling_of_what_hangs_from_it(tmp_path: Pa
     children = {f"child{k}": moved(root, 2 + k, 0.15 + 0.02 * k) for k in range(6)}
     last = {"last": moved(children["child0"], 20, 0.2), "own": moved(least, 21, 0.2)}
     graph = recover(models(tmp_path, least=least, **children, **last))
-    found = {pair: facts for pair, facts in edges(graph).items() if facts.get("adjacency") is not None}
+    found = {pair: facts for pair, facts in edges(graph).items() if not facts.get("hidden")}
     assert ("child0", "last") in found and ("least", "child0") in found
     wrong = [facts for pair, facts in found.items() if pair not in {("child0", "last"), ("least", "own")}]
     assert wrong and all(facts["adjacency"] <= 0.9 for facts in wrong)

@@ -11,7 +11,7 @@ from mother.cli.commands import main
 from mother.collection.claims import place_of, read_said
 from mother.collection.licence_table import CHANGED, EUROPE, LATEST, LICENCES, NONCOMMERCIAL, same, uses
 from mother.collection.licences import UNKNOWN, licence_changes, licence_facts
-from mother.graph.model_graph import Edge, ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph, above_hidden
 from mother.report.static import licences_html
 
 NODES: dict[str, dict] = {name: {"tree": "0"} for name in ("root", "middle", "leaf", "side")}
@@ -30,6 +30,17 @@ def test_nothing_is_said_of_models_that_are_not_here() -> None:
     found = licence_changes(ModelGraph("g", nodes, EDGES), {"root": "gemma", "leaf": "mit"})
     assert {one["model"] for one in found} == {"leaf", "twin", "side"}
     assert next(one for one in found if one["model"] == "leaf")["ancestor"] == "root"
+
+
+def test_a_licence_is_no_surer_than_the_models_between_that_are_not_here() -> None:
+    edges = (
+        Edge("root", "middle", above_hidden(0.8, 1.0, 0.5)),
+        Edge("middle", "leaf", HIDDEN_EDGE | {"adjacency": 0.7}),
+    )
+    found = licence_changes(
+        ModelGraph("g", {**NODES, "middle": {"hidden": True}}, edges), {"root": "gemma", "leaf": "mit"}
+    )
+    assert [one["probability"] for one in found if one["model"] == "leaf"] == [0.4]
 
 
 def test_a_stricter_ancestor_is_named_with_what_it_asks() -> None:

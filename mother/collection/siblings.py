@@ -113,6 +113,6 @@ def join_siblings(
         nodes[hidden] = {"tree": nodes[members[0]]["tree"], "root": 1.0, "group": UNKNOWN_BASES, "hidden": True}
         for model in members:
             nodes[model] = {**nodes[model], "tree": nodes[hidden]["tree"], "root": 0.0}
-            edges.append(Edge(hidden, model, dict(HIDDEN_EDGE)))
+            edges.append(Edge(hidden, model, HIDDEN_EDGE | {"adjacency": 1 - ERROR}))
     skipped = () if len(there) <= MOST else (f"of {len(there)} adapters {MOST} were held against each other",)
     return replace(graph, nodes=nodes, edges=tuple(edges), notes=(*graph.notes, *runs_in_words(found), *skipped))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mother.errors import ManifestError
+from mother.graph.certainty import KNOWN
 from mother.io.files import write_json
 
 GRAPH_FORMAT = "mother-model-graph/1"
-PROBABILITIES = ("adjacency", "arrow", "probability", "compared")  # of an edge; all may be lacking
+PROBABILITIES = ("adjacency", "arrow", "compared")  # of an edge; all may be lacking
 GRAPH = "model_graph.json"  # its file in a folder of results
 UNKNOWN_BASES = "adapters of unknown bases"  # the group of those that nothing in a graph is related to
 
@@ -60,8 +61,18 @@ class ModelGraph:
         )
 
 
-# Attributes of an edge to or from a model that is not there.
-HIDDEN_EDGE: dict[str, Any] = {"kind": None, "direction": "known", "hidden": True}
+# Attributes of an edge from a model that is not there, but for its adjacency: by what it is it came first.
+HIDDEN_EDGE: dict[str, Any] = {"kind": None, "arrow": 1.0, "direction": "known", "hidden": True}
+
+
+def above_hidden(adjacency: float, arrow: float, there: float) -> dict[str, Any]:
+    """Attributes of an edge to a model that is not there, by those of the first of its children from the same parent.
+
+    `there` is the probability that there is such a model.
+    """
+    direction = "known" if arrow >= KNOWN else "unknown"
+    found = {"adjacency": round(adjacency * there, 4), "arrow": round(arrow, 4), "direction": direction}
+    return HIDDEN_EDGE | found
 
 
 def hidden_called(children: Sequence[str]) -> str:

@@ -27,11 +27,22 @@ class Hidden:
     parent: int | None
     quantized: bool = False  # the children are quantizations of it, see `find_absent`
     chance: float = field(default=1.0, compare=False)  # that the parent is the parent, where it is quantized
+    first: int | None = field(default=None, compare=False)  # whom the others were found beside, where none is quantized
 
 
 def hidden_name(hidden: Hidden, models: list[str]) -> str:
     """Id of a hidden ancestor: by its children, so that it is the same in every run."""
     return hidden_called([models[child] for child in hidden.children])
+
+
+def chances_of(hidden: Hidden, absent: Mapping[int, float]) -> tuple[float, dict[int, float]]:
+    """That there is such a model, and that each of its children was made from it.
+
+    `absent` is the probability that the parent of a model is not there. The first of the children would have no parent
+    that is there even if nothing stood above it: that there is one only the others say.
+    """
+    there = max(absent[child] for child in hidden.children if child != hidden.first)
+    return there, {child: min(absent[child], there) for child in hidden.children}
 
 
 def find_absent(

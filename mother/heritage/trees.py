@@ -289,5 +289,6 @@ def hang(tree: dict[int, int], below: set[int], members: list[int]) -> tuple[dic
     for first, others in sorted(families.items()):
         children = others if first in tree else [first, *others]
         above = members[tree[first]] if first in tree else None
-        hidden.append(Hidden(tuple(sorted(members[child] for child in children)), above))
+        ends = tuple(sorted(members[child] for child in children))
+        hidden.append(Hidden(ends, above, first=members[first]))
     return {members[child]: members[at] for child, at in tree.items() if child not in beside}, hidden

@@ -8,7 +8,8 @@ from mother.evidence.alignment import notes
 from mother.evidence.low_rank import is_lora
 from mother.graph.acyclic import require_acyclic
 from mother.graph.certainty import KNOWN
-from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph, above_hidden
+from mother.heritage.absent import chances_of
 from mother.heritage.quantized import described, storage_of
 from mother.heritage.trees import Cluster, Heritage
 
@@ -73,10 +74,18 @@ def _others(models: list[str], cluster: Cluster, child: int, named: set[int]) ->
     return {"or": [models[cluster.members[at]] for at in order]} if order else {}
 
 
+def _stated(cluster: Cluster, parent: int, child: int) -> tuple[float, float]:
+    """Adjacency and arrow of two members."""
+    forth, back = float(cluster.probability[parent, child]), float(cluster.probability[child, parent])
+    return min(1.0, forth + back), forth / max(forth + back, 1e-300)
+
+
 def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
     models = heritage.first_pass.models
     place = {member: at for at, member in enumerate(cluster.members)}
     under = {child: hidden for hidden in cluster.hidden for child in hidden.children}
+    roots = dict(zip(cluster.members, cluster.roots.tolist()))
+    chances = {hidden: chances_of(hidden, roots) for hidden in cluster.hidden if not hidden.quantized}
     edges = []
     for child in cluster.members:
         relation = heritage.relations.get(child)
@@ -85,28 +94,28 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
                 edges.append(Edge(models[parent], models[child], relation_facts(heritage, parent, child)))
         elif child in under and under[child].quantized:
             said = described(storage_of(heritage.first_pass.facts[child]))
-            facts = HIDDEN_EDGE | {"kind": "quantize"} | said | {"probability": 1.0}
+            facts = HIDDEN_EDGE | {"kind": "quantize", "adjacency": 1.0} | said
             edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in under:
-            facts = HIDDEN_EDGE | {"probability": _round(cluster.roots[place[child]])}
+            facts = HIDDEN_EDGE | {"adjacency": _round(chances[under[child]][1][child])}
             facts |= _others(models, cluster, place[child], set()) | packed_facts(heritage, child)
             edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in cluster.parents:
             parent = cluster.parents[child]
-            forth = float(cluster.probability[place[parent], place[child]])
-            back = float(cluster.probability[place[child], place[parent]])
-            arrow = forth / max(forth + back, 1e-300)
+            adjacency, arrow = _stated(cluster, place[parent], place[child])
             facts = pair_facts(heritage, parent, child)
-            facts |= {"adjacency": _round(min(1.0, forth + back)), "arrow": _round(arrow)}
+            facts |= {"adjacency": _round(adjacency), "arrow": _round(arrow)}
             facts["direction"] = "known" if arrow >= KNOWN else "unknown"
             facts |= _others(models, cluster, place[child], {place[parent]})
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
         if hidden.parent is not None:
-            made: dict[str, Any] = {}
             if hidden.quantized:  # nothing exact leads from one to the other: training does
-                made = {"kind": "fine-tune", "adjacency": _round(hidden.chance)}
-            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), HIDDEN_EDGE | made))
+                facts = HIDDEN_EDGE | {"kind": "fine-tune", "adjacency": _round(hidden.chance)}
+            else:
+                stated = _stated(cluster, place[hidden.parent], place[hidden.first])
+                facts = above_hidden(*stated, chances[hidden][0])
+            edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), facts))
     return edges
 
 
@@ -121,11 +130,11 @@ def build_graph(name: str, heritage: Heritage) -> ModelGraph:
       null beside a hidden ancestor
     * or: other models from which the child may have been made as well: by the same exact operation, or with a
       probability of POSSIBLE or more
-    * adjacency: probability that the two are parent and child, in either direction
+    * adjacency: probability that the two are parent and child, in either direction; from a hidden ancestor, that no
+      model that is there is the parent
     * arrow: probability that it points this way, given that they are; direction says "unknown" where it is too low
     * compared: entries that both have in common shapes, as share of all weights of the larger one but embeddings and
       heads; what has an unknown name or type counts as not compared
-    * probability: of edges from a hidden ancestor, that no model that is there is the parent
     """
     first_pass = heritage.first_pass
     aliases: dict[int, list[str]] = {}

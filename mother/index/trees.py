@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 
 from mother.graph.acyclic import Pair, find_circle, without_circles
 from mother.graph.certainty import KNOWN
-from mother.graph.model_graph import HIDDEN_EDGE, Edge
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, above_hidden
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
+from mother.heritage.absent import chances_of
 from mother.heritage.calibration import STANDS_IN
 from mother.heritage.trees import NO_PARENT, below_first, hang, hidden_name
 from mother.heritage.typed_graph import POSSIBLE
@@ -137,10 +138,12 @@ def best_edges(
     for one in hidden:
         name = hidden_name(one, ids)
         nodes[name] = {"tree": "", "group": group, "hidden": True}
+        there, each = chances_of(one, dict(enumerate(tree.absent.tolist())))
         if one.parent is not None:
-            edges.append(Edge(ids[one.parent], name, dict(HIDDEN_EDGE)))
+            stated = float(tree.adjacency[one.first]), float(tree.arrow[one.first])
+            edges.append(Edge(ids[one.parent], name, above_hidden(*stated, there)))
         for child in one.children:
-            facts = HIDDEN_EDGE | {"probability": round(float(tree.absent[child]), 4)} | others(child, -1)
+            facts = HIDDEN_EDGE | {"adjacency": round(each[child], 4)} | others(child, -1)
             edges.append(Edge(name, ids[child], facts | stored.packed.get(child, {})))
     return edges
 

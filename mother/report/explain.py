@@ -30,7 +30,7 @@ def told(
     figures: dict[str, Any] = {}
     if group is not None and edge.parent in group.place and edge.child in group.place:
         figures = group.pair(edge.parent, edge.child)
-    words = sentence(facts, edge.parent, edge.child, parents)
+    words = sentence(facts, edge.parent, edge.child, parents, bool(graph.nodes[edge.child].get("hidden")))
     by = strongest(facts, figures, edge.parent, edge.child)
     return {
         "summary": f"{words} {by}".strip(),

@@ -16,7 +16,7 @@ GLOSSARY = {
     "distance": "difference of the weights over their size: 0 for equal models, about 1.4 for unrelated ones",
     "family": "all models that are related here; its tree is the likeliest edge by edge, above 200 models as a whole",
     "copy": "a model whose tensors are all equal to another's; shown once, with the number of names",
-    "hidden": "a model that is not in this collection, from which those behind it must have come",
+    "hidden": "a model that is not in this collection, from which those behind it seem to come",
 }
 
 LIMITS = (
@@ -48,11 +48,16 @@ def operation(edge: Mapping[str, Any]) -> str:
     return "fine-tuning"
 
 
-def sentence(edge: Mapping[str, Any], parent: str, child: str, parents: Sequence[str] = ()) -> str:
-    """What an edge says, plainly, with both of its probabilities."""
-    if edge.get("kind") is None:
-        return f"{child} and its siblings share what {parent} must have had, which is not in this collection."
+def sentence(
+    edge: Mapping[str, Any], parent: str, child: str, parents: Sequence[str] = (), absent: bool = False
+) -> str:
+    """What an edge says, plainly, with both of its probabilities; `absent`: it is the child that is not there."""
     how, edge_is, arrow = operation(edge), edge.get("adjacency", 1.0), edge.get("arrow", 1.0)
+    if edge.get("kind") is None and absent:
+        first = f" {parent} first: {sure(arrow)}." if arrow < KNOWN else ""
+        return f"{child}, which is not in this collection, seems to come from {parent}: {sure(edge_is)}.{first}"
+    if edge.get("kind") is None:
+        return f"{child} seems to come from {parent}, which is not in this collection: {sure(edge_is)}."
     if edge.get("kind") in EXACT:
         tail = f"It can be read off the numbers, which makes it {sure(edge_is)}."
         if edge.get("or"):
@@ -76,7 +81,11 @@ def sentences(graph: ModelGraph) -> dict[tuple[str, str], str]:
         parents.setdefault(edge.child, []).append(escaped(edge.parent))
     return {
         (edge.parent, edge.child): sentence(
-            edge.attributes, escaped(edge.parent), escaped(edge.child), sorted(parents[edge.child])
+            edge.attributes,
+            escaped(edge.parent),
+            escaped(edge.child),
+            sorted(parents[edge.child]),
+            bool(graph.nodes[edge.child].get("hidden")),
         )
         for edge in graph.edges
     }
