@@ -49,14 +49,13 @@ def edges(found: Found) -> dict[tuple[str, str], Edge]:
 def probability(edge: Edge) -> float:
     """That an edge is there as it is drawn."""
     facts = edge.attributes
-    return facts.get("probability", facts.get("adjacency", 1.0)) * facts.get("arrow", 1.0)
+    return facts.get("adjacency", 1.0) * facts.get("arrow", 1.0)
 
 
 def is_sure(edge: Edge) -> bool:
     """Whether an edge and its arrow are SURE or more."""
     facts = edge.attributes
-    sure = facts.get("probability", facts.get("adjacency", 1.0)) >= SURE
-    return sure and facts["direction"] == "known" and not facts.get("or")
+    return facts.get("adjacency", 1.0) >= SURE and facts["direction"] == "known" and not facts.get("or")
 
 
 def compare(split: str, folder: Path, sizes: Sizes) -> tuple[list[object], list[str], bool]:

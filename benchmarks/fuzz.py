@@ -203,7 +203,7 @@ def _state() -> State:
 
 
 def _graph() -> ModelGraph:
-    edge = Edge("base", "b", {"kind": "fine-tune", "probability": 0.9})
+    edge = Edge("base", "b", {"kind": "fine-tune", "adjacency": 0.9})
     return ModelGraph("g", {"base": {"group": 0}, "b": {"group": 0}}, (edge,), {"c": "why"}, ("a note",))
 
 

@@ -23,9 +23,10 @@ from mother.evidence.sketch import sketch_models
 from mother.graph.arborescence import edge_marginals
 from mother.graph.collection import open_models
 from mother.graph.manifest import Manifest
-from mother.graph.model_graph import ModelGraph, above_hidden
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph, above_hidden
 from mother.graph.pictures import RIGHT, WRONG, draw_trees, through_hidden
 from mother.graph.scores import score_graph, visible_edges
+from mother.graph.text import graph_text
 from mother.heritage.absent import chances_of
 from mother.heritage.calibration import Weights
 from mother.heritage.trace import trace
@@ -246,7 +247,10 @@ def test_below_the_first_of_each_tree() -> None:
     """1 is a cast of 0, 3 a merge, 7 and 8 hang under a model that is not there, whose parent is 5."""
     parents = {1: 0, 2: 1, 3: 2, 4: 3, 5: 0, 6: 5, 9: 7, 12: 10}
     hidden = [Hidden((7, 8), 5), Hidden((10, 11), None)]
-    assert below_first(parents, hidden, {1: (0,), 3: (2, 6)}) == [(1, 2), (0, 5), (10, 12)]
+    exact, sure = {1: (0,), 3: (2, 6)}, dict.fromkeys(range(13), 0.8)
+    assert below_first(parents, hidden, exact, sure) == [(1, 2), (0, 5), (10, 12)]
+    # Which of 0 and 5 is the first is open, and of a merge and its parents it is not; 7 hangs where nobody doubts it.
+    assert below_first(parents, hidden, exact, sure | {2: 0.7, 3: 0.1, 5: 0.7}) == [(1, 2), (0, 5), (5, 6), (10, 12)]
 
 
 def test_models_beside_one_another_hang_from_one_that_is_not_there() -> None:
@@ -646,3 +650,11 @@ def test_few_steps_of_one_unit_are_no_lora(tmp_path: Path) -> None:
     assert not is_lora(heritage.second_pass, p)
     (facts,) = edges(build_graph("test", heritage)).values()
     assert facts["kind"] == "fine-tune"
+
+
+def test_hidden_ancestors_are_shown_with_how_sure_they_are() -> None:
+    nodes: dict[str, dict] = {name: {"tree": "0"} for name in ("root", "hidden parent of x", "x")}
+    above, below = above_hidden(0.9, 1.0, 0.8), HIDDEN_EDGE | {"adjacency": 0.8}
+    edges = (Edge("root", "hidden parent of x", above), Edge("hidden parent of x", "x", below))
+    shown = graph_text(ModelGraph("test", nodes, edges)).splitlines()
+    assert "parent and child: open (72 %)" in shown[1] and "parent and child: likely (80 %)" in shown[2]

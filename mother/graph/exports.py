@@ -41,7 +41,7 @@ def share_text(coefficient: float) -> str:
 def describe(facts: dict) -> str:
     """Kind and probabilities of an edge in a few words."""
     if facts.get("kind") is None:
-        return "hidden"
+        return f"hidden, {both(facts)}" if "adjacency" in facts else "hidden"
     words = [facts["kind"], *(f"{key} {facts[key]}" for key in ("rank", "bits", "format", "dtype") if key in facts)]
     if facts["kind"] == "adapter" and "rank" in facts:
         words[:2] = [f"adapter (rank {facts['rank']})"]

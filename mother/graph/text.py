@@ -82,7 +82,7 @@ def graph_text(graph: ModelGraph) -> str:
     def describe(edge: Edge) -> str:
         facts = edge.attributes
         if facts["kind"] is None:
-            return ""
+            return f"  ({both(facts)})" if "adjacency" in facts else ""
         words = [merge_text(incoming[edge.child]) if facts["kind"] == "merge" else facts["kind"]]
         words += [
             f"{key} {facts[key]}" for key in ("rank", "dtype", "except", "bits", "format", "zeros") if key in facts

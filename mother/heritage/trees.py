@@ -14,6 +14,7 @@ from mother.evidence.first_pass import FirstPass
 from mother.evidence.second_pass import SecondPass
 from mother.graph.acyclic import descents, find_circle, without_circles
 from mother.graph.arborescence import edge_marginals, minimum_spanning_arborescence
+from mother.graph.certainty import KNOWN
 from mother.heritage.absent import Hidden, hidden_name, under_absent
 from mother.heritage.calibration import STANDS_IN, Coefficients, Weights, log_weights
 from mother.heritage.casts import is_trained_in
@@ -114,7 +115,8 @@ def _recover_cluster(
     tree = likeliest_edges(marginals, root, tree, members, known)
     parents, hidden = read_tree(tree, weights, members)
     exact = {child: heritage.relations[child].parents for child in members if child in heritage.relations}
-    for parent, child in below_first(parents, hidden, exact):
+    stated = {child: float(probability[place[parent], place[child]]) for child, parent in parents.items()}
+    for parent, child in below_first(parents, hidden, exact, stated):
         ways = [place[parent], place[child]], [place[child], place[parent]]
         probability[ways] *= min(1.0, (1 - STANDS_IN) / max(probability[ways].sum(), 1e-300))
     chances[ABSENT_PARENT] = probability.copy()
@@ -131,19 +133,23 @@ def _recover_cluster(
 
 
 def below_first(
-    parents: Mapping[int, int], hidden: Sequence[Hidden], exact: Mapping[int, Collection[int]]
+    parents: Mapping[int, int],
+    hidden: Sequence[Hidden],
+    exact: Mapping[int, Collection[int]],
+    stated: Mapping[int, float],
 ) -> list[tuple[int, int]]:
-    """(parent, child) of the edges that training made below the first model of each tree, or below its casts.
+    """(parent, child) of the edges that training made below what may be the first model of a tree, or below its casts.
 
     The parent may be one more child of a model that is absent: it is the one that moved least, and lies among its
-    siblings much as their parent would. `exact` are the parents by exact relations.
+    siblings much as their parent would. Where it is not known to come from the model above it (`stated`: how probable
+    that is of each child), which of the two is the first is open. `exact` are the parents by exact relations.
     """
     under = {child for one in hidden if one.parent is not None for child in one.children}
 
     def is_first(place: int) -> bool:
         while len(made_from := exact.get(place, ())) == 1:
             place = next(iter(made_from))
-        return place not in parents and place not in under
+        return place not in {*under, *exact} and (place not in parents or stated[place] < KNOWN)
 
     return [(parent, child) for child, parent in parents.items() if child not in exact and is_first(parent)]
 

@@ -123,7 +123,8 @@ def best_edges(
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
     parents, hidden = hang(above, below, list(range(len(ids))))
-    tree = _doubting(tree, [child for _, child in below_first(parents, hidden, exact)])
+    stated = dict(enumerate((tree.adjacency * tree.arrow).tolist()))
+    tree = _doubting(tree, [child for _, child in below_first(parents, hidden, exact, stated)])
     others = _others(offers, tree, ids)
     edges = []
     group = nodes[ids[0]].get("group") if ids else None
