@@ -20,7 +20,7 @@ RATES = {"adamw": 1e-3, "sgd": 3e-2, "adafactor": 5e-3, "lion": 1e-4, "muon": 3e
 ROOT_STEPS = 220
 LONGER = {"bert": 2.0, "clip": 2.0, "lstm": 1.5}  # times as many steps of roots: these learn late
 # Models of a family: a plot has more, and which of its leaves are left out is drawn, so that no two families are alike.
-SIZES = {"drift": 10, "optimizers": 11, "precision": 14, "merges": 15, "gaps": 9}
+SIZES = {"drift": 10, "optimizers": 11, "precision": 14, "merges": 15, "gaps": 14}
 # What tells one kind of model from another, so that the rare ones are not left out.
 TELLING = ("grower", "method", "scheme", "share", "optimizer", "decay", "train_dtype", "keep_mask", "frozen", "experts")
 TELLING += ("vocabulary", "new_head", "prefix", "shards", "dora", "rank", "targets", "keep_vectors", "continues")
@@ -141,11 +141,12 @@ def _cast(rng: np.random.Generator, architectures: Sequence[str]) -> list[tuple[
 
 
 def _signature(node: Node, nodes: dict[str, Node]) -> tuple[Any, ...]:
-    """What kind of model a node is, roughly: the dtype counts where nothing is trained, the move where it is tiny."""
+    """What kind of model a node is, roughly: of merges dtype and number of parents count, the move where it is tiny."""
     told = tuple(str(node.recipe.get(key)) for key in TELLING)
     # Children and grandchildren of merges are trained as others are, but rare.
     merged = [nodes[name].kind == "merge" for name in _line(node, nodes)]
-    return (node.kind, *told, node.recipe["dtype"] if node.kind == "merge" else "move" in node.recipe, any(merged))
+    form = (node.recipe["dtype"], len(node.all_parents)) if node.kind == "merge" else node.recipe.get("move", 0) <= 0.002
+    return (node.kind, *told, form, any(merged))
 
 
 def _line(node: Node, nodes: dict[str, Node]) -> list[str]:

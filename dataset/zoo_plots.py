@@ -11,7 +11,7 @@ HALF, HALF16 = "bfloat16", "float16"
 def _drift(family: "Family") -> None:
     """A root that was not annealed, children that move very little and very much, and a run that goes on."""
     root = family.root(140, schedule="constant", keep_state=True)
-    family.tune(root, 1, 0.005)
+    family.tune(root, 1, 0.002)
     small = family.tune(root, 2, 0.015)
     family.tune(root, 3, 0.05, schedule="constant")
     family.tune(root, 3, 0.1)
@@ -86,6 +86,7 @@ def _merges(family: "Family", small: bool = False) -> None:
     family.lora(root, 3, 1, 0.02, targets="one")
     family.lora(root, 1, 8, 0.06, dora=True)
     family.merge("linear", (one, two, three), HALF16, coefficients=[0.5, 0.3, 0.2])
+    family.merge("linear", (one, two, three, four), HALF, coefficients=[0.2, 0.3, 0.1, 0.4])
     family.merge("linear", (one, two, three, four, stacked), "float32", coefficients=[0.2, 0.3, 0.2, 0.2, 0.1])
     family.merge("dare", (two, three), HALF, root, density=0.6)
     sum_of = family.merge("arithmetic", (one, three), "float32", root, scales=[0.8, 0.7])
@@ -104,6 +105,7 @@ def _gaps(family: "Family") -> None:
     family.tune(root, 3, 0.2, frozen="embeddings")
     again = {"vocabulary": 144} if family.has_vocabulary else {"new_head": True}
     family.tune(first, 4, 0.05, **({} if family.architecture in ("unet", "clip") else again))
+    family.tune(first, 1, 0.03)
     prefix = str(family.rng.choice(["module.", "model.", "net.", "_orig_mod."]))
     family.made(first, "copy", prefix=prefix)
     lost = family.root(120, absent=True)
