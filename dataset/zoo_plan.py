@@ -145,7 +145,8 @@ def _signature(node: Node, nodes: dict[str, Node]) -> tuple[Any, ...]:
     told = tuple(str(node.recipe.get(key)) for key in TELLING)
     # Children and grandchildren of merges are trained as others are, but rare.
     merged = [nodes[name].kind == "merge" for name in _line(node, nodes)]
-    form = (node.recipe["dtype"], len(node.all_parents)) if node.kind == "merge" else node.recipe.get("move", 0) <= 0.002
+    tiny = node.recipe.get("move", 0) <= 0.002
+    form = (node.recipe["dtype"], len(node.all_parents)) if node.kind == "merge" else tiny
     return (node.kind, *told, form, any(merged))
 
 

@@ -46,7 +46,12 @@ def test_a_plot_is_played_by_several_architectures(tmp_path: Path, seed: int) ->
     assert players.keys() == PLOTS.keys()
     assert min(map(len, players.values())) >= 4
     assert set().union(*players.values()) == set(ARCHITECTURES)
-    assert 230 <= len(plan.nodes) <= 280
+    assert 290 <= len(plan.nodes) <= 320
+    roots = {node.tree for node in plan.nodes if not node.all_parents and not node.absent}
+    assert all(8 <= size - 1 <= 14 for size in Counter(node.tree for node in plan.nodes if node.tree in roots).values())
+    assert {len(node.all_parents) for node in plan.nodes if node.kind == "merge"} == {2, 3, 4, 5}
+    moves = [node.recipe["move"] for node in plan.nodes if "move" in node.recipe]
+    assert min(moves) == 0.002 and max(moves) == 0.6
     nodes = {node.id: node for node in plan.nodes}
     of_merges = {node.id for node in plan.nodes if node.parent and nodes[node.parent].kind == "merge"}
     assert len(of_merges) >= 4
