@@ -126,15 +126,19 @@ class Left:
     nearest: float  # squared distance of the nearest parent
 
     @property
-    def accepted(self) -> bool:
-        """Whether it is no more than rounding, and much less than the distance to any parent."""
+    def level(self) -> int | None:
+        """Which row of ACCEPTED first takes it for rounding, much less than the distance to any parent; None: none."""
         if self.entries < DIFFERING * (len(self.energy) - 1):
-            return False
-        outside = (self.outside[0], self.several, 0.0)
-        return any(
-            self.energy[0] <= times * self.expected[0] and self.energy[0] <= share * self.nearest and out <= OUTSIDE
-            for (times, share, _), out in zip(ACCEPTED, outside)
-        )
+            return None
+        for level, (out, (times, share, _)) in enumerate(zip((self.outside[0], self.several, 0.0), ACCEPTED)):
+            if self.energy[0] <= min(times * self.expected[0], share * self.nearest) and out <= OUTSIDE:
+                return level
+        return None
+
+    @property
+    def noise(self) -> float:
+        """Energy in units of what rounding the model once leaves."""
+        return float(self.energy[0] / max(self.expected[0], 1e-300))
 
     @property
     def too_little(self) -> bool:

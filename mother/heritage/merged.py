@@ -17,6 +17,7 @@ from mother.evidence.sketch import Sketch
 from mother.graph.acyclic import find_circle
 from mother.heritage.relation import Relation
 
+LESS = 1.1  # by eye: times as much may be left by fewer parents than by more, which hardly fit it better by chance
 SAMPLED_LAYERS = 3  # budget: matrices that the search for parts of task vectors reads
 CHECKED_LAYERS = 16  # budget: matrices of which the entries of a combination are looked at
 NEEDED = 0.1  # share of entries that nothing explains without one of the parents: else a frozen matrix has two
@@ -53,12 +54,13 @@ def merges_of(
     yield from _by_blocks(first_pass, child, near)
     size, bits = float(first_pass.size[child]), mantissa(first_pass.facts[child])
     lines: set[tuple[int, ...]] = set()
+    rougher: list[tuple[float, Relation]] = []
     for merge in candidate_merges(second_pass.grams[child], size, bits):
         if merge.parents in lines:
             continue
         parents = tuple(near[k] for k in merge.parents)
         left = _left(sketches, first_pass, [child, *parents], merge)
-        if not left.accepted:
+        if left.level is None:
             continue
         # Of models on one line one lies between the others, but another may be the one that was rounded last.
         lines.add(merge.parents)
@@ -69,7 +71,22 @@ def merges_of(
         if not merge.convex:
             base = parents[_base(second_pass.grams[child], merge)]
             attributes |= {"method": "task arithmetic", "base": first_pass.models[base]}
-        yield Relation("merge", parents, attributes)
+        relation = Relation("merge", parents, attributes)
+        if left.level == 0:
+            yield relation
+        else:
+            rougher.append((left.noise, relation))
+    yield from _least_left(rougher)
+
+
+def _least_left(found: list[tuple[float, Relation]]) -> Iterator[Relation]:
+    """Combinations that leave more than rounding once, with what they leave: the first of those that leave least.
+
+    Another merge of some parents may stand for these, up to a little; one more parent that is none leaves as much.
+    """
+    while found:
+        least = min(noise for noise, _ in found)
+        yield found.pop(next(at for at, (noise, _) in enumerate(found) if noise <= LESS * least))[1]
 
 
 def _left(sketches: Sequence[Sketch], first_pass: FirstPass, places: Sequence[int], merge: Merge) -> Left:
