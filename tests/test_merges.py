@@ -82,6 +82,7 @@ MIXTURES = (
     {"a": 0.5, "b": 0.3, "c": 0.2},
     {"a": 0.4, "b": 0.4, "base": 0.2},
     dict.fromkeys("abcde", 0.2),
+    {"a": 0.2, "b": 0.3, "c": 0.1, "d": 0.4},
 )
 
 
@@ -101,6 +102,25 @@ def test_merges_in_the_arithmetic_of_the_type(dtype: str, shares: dict[str, floa
     models = family(dtype, 3 * LEAST[dtype])
     found = merges(recover(tmp_path, models | {"merge": mixed(models, shares, dtype, exact=False)}))
     assert found.keys() == {"merge"} and found["merge"].keys() == shares.keys()
+
+
+def spherical(one: Weights, other: Weights, t: float) -> Weights:
+    def mix(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        angle = torch.arccos((a * b).sum() / a.norm() / b.norm())
+        return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+    return {name: mix(one[name].double(), other[name].double()).float() for name in one}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shares", [MIXTURES[-1], {"a": 0.5, "b": 0.3, "c": 0.2}])
+def test_another_merge_does_not_stand_for_two_parents(dtype: str, shares: dict[str, float], tmp_path: Path) -> None:
+    """With another merge of two parents fewer models leave hardly more than the rounding of a coarse type."""
+    base = root()
+    models = {name: moved(base, 1 + k, size) for k, (name, size) in enumerate(zip("abcd", (0.04, 0.04, 0.1, 0.06)))}
+    models |= {"base": base, "slerp": spherical(models["b"], models["c"], 0.3)}
+    found = merges(recover(tmp_path, models | {"merge": mixed(models, shares, dtype)}))
+    assert found["slerp"].keys() == {"b", "c"} and found["merge"].keys() == shares.keys()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
