@@ -123,6 +123,21 @@ def test_another_merge_does_not_stand_for_two_parents(dtype: str, shares: dict[s
     assert found["slerp"].keys() == {"b", "c"} and found["merge"].keys() == shares.keys()
 
 
+@pytest.mark.parametrize("apart", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_near_a_merge_is_no_parent_of_it(dtype: str, apart: float, tmp_path: Path) -> None:
+    """It holds what rounding did to the merge, too, so that with it less seems to be left."""
+    models = family(dtype, 3 * LEAST[dtype])
+    shares = {"a": 0.7, "b": 0.3}
+    merge, ideal = mixed(models, shares, dtype, exact=False), mixed(models, shares, "float32")
+    child = {}
+    for k, (name, weight) in enumerate(merge.items()):
+        step = draw(5000 + k, WIDTH, WIDTH)
+        child[name] = weight.float() + step * apart * (weight.float() - ideal[name]).norm() / step.norm()
+    found = merges(recover(tmp_path, models | {"merge": merge, "child": child}))
+    assert found.keys() == {"merge"} and found["merge"].keys() == shares.keys()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shares", [{"a": 1.0, "b": 1.0, "base": -1.0}, {"a": 1.5, "base": -0.5}, {"base": 1.2, "a": 0.6, "b": -0.8}]

@@ -17,7 +17,9 @@ from mother.evidence.sketch import Sketch
 from mother.graph.acyclic import find_circle
 from mother.heritage.relation import Relation
 
-LESS = 1.1  # by eye: times as much may be left by fewer parents than by more, which hardly fit it better by chance
+# Times as much may be left by fewer parents than by more. Of models near the merge ACCEPTED lets none into the
+# combination that takes away more than a quarter of what rounding left.
+LESS = 1.5
 SAMPLED_LAYERS = 3  # budget: matrices that the search for parts of task vectors reads
 CHECKED_LAYERS = 16  # budget: matrices of which the entries of a combination are looked at
 NEEDED = 0.1  # share of entries that nothing explains without one of the parents: else a frozen matrix has two
@@ -82,7 +84,8 @@ def merges_of(
 def _least_left(found: list[tuple[float, Relation]]) -> Iterator[Relation]:
     """Combinations that leave more than rounding once, with what they leave: the first of those that leave least.
 
-    Another merge of some parents may stand for these, up to a little; one more parent that is none leaves as much.
+    Another merge of some parents may stand for these, up to a little; one more model that is no parent leaves nearly
+    as much.
     """
     while found:
         least = min(noise for noise, _ in found)
