@@ -265,6 +265,11 @@ def test_full_disk_names_the_file(tmp_path: Path) -> None:
     def write(file: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def stop(file: object) -> None:
+        raise ConnectionError("the server is gone")
+
     with pytest.raises(OSError, match="No space left on device: .*x.json"):
         write_atomically(tmp_path / "x.json", write)
+    with pytest.raises(ConnectionError, match="^the server is gone$"):  # what is no matter of the file says what it did
+        write_atomically(tmp_path / "x.json", stop)
     assert not list(tmp_path.iterdir())

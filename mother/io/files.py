@@ -1,6 +1,7 @@
 """Write results so that a killed run leaves either the whole file or none."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 KEPT_TAG = ".mother-kept"  # marks a folder of what was measured: it holds no models, whatever its files are called
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file system
 SEAL = "seal"  # the digest in a JSON object of all else in it
 # The names of temporary files, which a killed run leaves behind.
 TEMPORARY = re.compile(r"\..+\.(?P<process>[0-9]+)\.[0-9]+\.tmp", re.DOTALL)
@@ -29,7 +31,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it had no room for
+        if error.errno in FULL and not error.filename:  # it does not say which file there is no room for
+            error.filename = str(path)
         raise
     finally:
         with contextlib.suppress(OSError):  # it must not hide the first error
