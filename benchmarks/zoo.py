@@ -119,7 +119,7 @@ def judge(manifest: Manifest, graph: ModelGraph, into: Judged) -> None:
     names = {m: {m, *facts.get("aliases", ())} for m, facts in graph.nodes.items()}
     for edge in graph.edges:
         facts = edge.attributes
-        if facts.get("hidden") or "adjacency" not in facts or edge.child not in names or edge.parent not in names:
+        if facts.get("hidden") or edge.child not in names or edge.parent not in names:
             continue
         ways = [(p, c) for p in names[edge.parent] for c in names[edge.child]]
         right = any(way in true for way in ways)

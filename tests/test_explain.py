@@ -19,9 +19,8 @@ from mother.cli.commands import main
 from mother.collection.find import search
 from mother.collection.workspace import Recovered, recover_sources
 from mother.errors import InputError
-from mother.graph import certainty
+from mother.graph import certainty, model_graph
 from mother.graph.model_graph import HIDDEN_EDGE, ModelGraph, above_hidden
-from mother.heritage import typed_graph
 from mother.report.explain import explain, lineage
 from mother.report.explain_text import explain_text
 from mother.report.html import report_data
@@ -158,7 +157,7 @@ def test_one_wording_for_one_probability(family: Told) -> None:
         said = r"\b(certain|sure|likely|open|unlikely) \(((?:more than |less than )?\d+ %)\)"
         for word, figure in re.findall(said, text):
             assert (word, figure) in {(certainty.certainty(p), certainty.percent(p)) for p in known}
-    assert certainty.KNOWN == typed_graph.KNOWN
+    assert certainty.KNOWN == model_graph.KNOWN
     for p in (k / 2000 for k in range(2001)):  # no figure stands beside a word in whose range it is not
         figure = certainty.percent(p)
         if "than" not in figure:

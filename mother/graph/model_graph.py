@@ -65,14 +65,18 @@ class ModelGraph:
 HIDDEN_EDGE: dict[str, Any] = {"kind": None, "arrow": 1.0, "direction": "known", "hidden": True}
 
 
+def stated(adjacency: float, arrow: float) -> dict[str, Any]:
+    """The attributes of an edge that say how sure it is, and whether its direction is known."""
+    direction = "known" if arrow >= KNOWN else "unknown"
+    return {"adjacency": round(adjacency, 4), "arrow": round(arrow, 4), "direction": direction}
+
+
 def above_hidden(adjacency: float, arrow: float, there: float) -> dict[str, Any]:
     """Attributes of an edge to a model that is not there, by those of the first of its children from the same parent.
 
     `there` is the probability that there is such a model.
     """
-    direction = "known" if arrow >= KNOWN else "unknown"
-    found = {"adjacency": round(adjacency * there, 4), "arrow": round(arrow, 4), "direction": direction}
-    return HIDDEN_EDGE | found
+    return HIDDEN_EDGE | stated(adjacency * there, arrow)
 
 
 def hidden_called(children: Sequence[str]) -> str:

@@ -7,8 +7,7 @@ import numpy as np
 from mother.evidence.alignment import notes
 from mother.evidence.low_rank import is_lora
 from mother.graph.acyclic import require_acyclic
-from mother.graph.certainty import KNOWN
-from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph, above_hidden
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, ModelGraph, above_hidden, stated
 from mother.heritage.absent import chances_of
 from mother.heritage.quantized import described, storage_of
 from mother.heritage.trees import Cluster, Heritage
@@ -74,8 +73,8 @@ def _others(models: list[str], cluster: Cluster, child: int, named: set[int]) ->
     return {"or": [models[cluster.members[at]] for at in order]} if order else {}
 
 
-def _stated(cluster: Cluster, parent: int, child: int) -> tuple[float, float]:
-    """Adjacency and arrow of two members."""
+def _adjacency_and_arrow(cluster: Cluster, parent: int, child: int) -> tuple[float, float]:
+    """The probabilities of the edge between two members."""
     forth, back = float(cluster.probability[parent, child]), float(cluster.probability[child, parent])
     return min(1.0, forth + back), forth / max(forth + back, 1e-300)
 
@@ -102,10 +101,8 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             edges.append(Edge(heritage.hidden_name(under[child]), models[child], facts))
         elif child in cluster.parents:
             parent = cluster.parents[child]
-            adjacency, arrow = _stated(cluster, place[parent], place[child])
             facts = pair_facts(heritage, parent, child)
-            facts |= {"adjacency": _round(adjacency), "arrow": _round(arrow)}
-            facts["direction"] = "known" if arrow >= KNOWN else "unknown"
+            facts |= stated(*_adjacency_and_arrow(cluster, place[parent], place[child]))
             facts |= _others(models, cluster, place[child], {place[parent]})
             edges.append(Edge(models[parent], models[child], facts))
     for hidden in cluster.hidden:
@@ -113,8 +110,8 @@ def _cluster_edges(heritage: Heritage, cluster: Cluster) -> list[Edge]:
             if hidden.quantized:  # nothing exact leads from one to the other: training does
                 facts = HIDDEN_EDGE | {"kind": "fine-tune", "adjacency": _round(hidden.chance)}
             else:
-                stated = _stated(cluster, place[hidden.parent], place[hidden.first])
-                facts = above_hidden(*stated, chances[hidden][0])
+                of_first = _adjacency_and_arrow(cluster, place[hidden.parent], place[hidden.first])
+                facts = above_hidden(*of_first, chances[hidden][0])
             edges.append(Edge(models[hidden.parent], heritage.hidden_name(hidden), facts))
     return edges
 

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mother.graph.acyclic import Pair, find_circle, without_circles
-from mother.graph.certainty import KNOWN
-from mother.graph.model_graph import HIDDEN_EDGE, Edge, above_hidden
+from mother.graph.model_graph import HIDDEN_EDGE, Edge, above_hidden, stated
 from mother.graph.sparse import EXACT, Edges, edge_shares, minimum_spanning_forest, most_probable_forest
 from mother.heritage.absent import chances_of
 from mother.heritage.calibration import STANDS_IN
@@ -123,8 +122,8 @@ def best_edges(
     above = {child: int(parent) for child, parent in enumerate(tree.parent.tolist()) if parent >= 0}
     below = {child for child in above if offers.beside[tree.offer[child]] > offers.as_parent[tree.offer[child]]}
     parents, hidden = hang(above, below, list(range(len(ids))))
-    stated = dict(enumerate((tree.adjacency * tree.arrow).tolist()))
-    tree = _doubting(tree, [child for _, child in below_first(parents, hidden, exact, stated)])
+    forth = dict(enumerate((tree.adjacency * tree.arrow).tolist()))
+    tree = _doubting(tree, [child for _, child in below_first(parents, hidden, exact, forth)])
     others = _others(offers, tree, ids)
     edges = []
     group = nodes[ids[0]].get("group") if ids else None
@@ -136,13 +135,14 @@ def best_edges(
         elif at in parents:
             facts = json.loads(table["facts"][int(offers.row[tree.offer[at]])].as_py())
             edges.append(Edge(ids[parents[at]], one, _tree_facts(tree, at, how) | facts | others(at, parents[at])))
+    absent = dict(enumerate(tree.absent.tolist()))
     for one in hidden:
         name = hidden_name(one, ids)
         nodes[name] = {"tree": "", "group": group, "hidden": True}
-        there, each = chances_of(one, dict(enumerate(tree.absent.tolist())))
+        there, each = chances_of(one, absent)
         if one.parent is not None:
-            stated = float(tree.adjacency[one.first]), float(tree.arrow[one.first])
-            edges.append(Edge(ids[one.parent], name, above_hidden(*stated, there)))
+            of_first = float(tree.adjacency[one.first]), float(tree.arrow[one.first])
+            edges.append(Edge(ids[one.parent], name, above_hidden(*of_first, there)))
         for child in one.children:
             facts = HIDDEN_EDGE | {"adjacency": round(each[child], 4)} | others(child, -1)
             edges.append(Edge(name, ids[child], facts | stored.packed.get(child, {})))
@@ -160,8 +160,7 @@ def _doubting(tree: Tree, children: list[int]) -> Tree:
 def _tree_facts(tree: Tree, at: int, how: str) -> dict[str, Any]:
     """The attributes of the edge into a model that probabilities give."""
     adjacency, arrow = round(float(tree.adjacency[at]), 4), round(float(tree.arrow[at]), 4)
-    direction = "known" if arrow >= KNOWN else "unknown"
-    return {"kind": None, "adjacency": adjacency, "arrow": arrow, "direction": direction, "how": how}
+    return {"kind": None, **stated(adjacency, arrow), "how": how}
 
 
 def _others(offers: Offers, tree: Tree, ids: list[str]) -> Any:
